@@ -1,0 +1,48 @@
+.DEFAULT_GOAL := help
+SHELL := bash
+PYTHON ?= python3
+UV := $(shell command -v uv || echo .local/uv/bin/uv)
+BIN := .venv/bin
+export UV_PYTHON_DOWNLOADS := never
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: .venv/installed ## Everything on this machine: servers, workers, real text in, a search out
+	REQUIRE_GPU=0 $(BIN)/stream local demo
+
+down: .venv/installed ## Stop what `make demo` started; its data stay
+	$(BIN)/stream local down
+
+test: lint types ## Every test, the ones against the real servers included
+	$(BIN)/pytest
+
+lint: .venv/installed ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed ## Static types
+	$(BIN)/mypy
+
+docs: .venv/installed ## The generated pages of docs/
+	$(BIN)/stream settings --markdown > docs/configuration.md
+
+lock: $(UV) ## Pin the newest versions that pyproject.toml allows (UPGRADE=1 moves pins that are there)
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
+	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.txt
+
+clean: ## Remove what was installed and what the local servers keep
+	-$(BIN)/stream local down
+	rm -rf .venv .local
+
+.venv/installed: requirements.txt pyproject.toml | $(UV)
+	@test -d .venv || $(UV) venv --quiet --python '>=3.11,<3.14' .venv
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+.local/uv/bin/uv:
+	$(PYTHON) -m venv .local/uv
+	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
+
+.PHONY: help demo down test lint types docs lock clean

@@ -1,0 +1,30 @@
+"""The command line. Every error is one sentence on standard error and an exit code of `stream.errors`."""
+
+import logging
+import sys
+
+from aiokafka.errors import KafkaError
+
+from stream.cli.commands import app
+from stream.cli.dlq import dlq
+from stream.cli.local import local
+from stream.errors import Outage, StreamError
+
+app.add_typer(local)
+app.add_typer(dlq)
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it logs reaches the user as an error's sentence
+    try:
+        app()
+    except StreamError as error:
+        _end(str(error), error.exit_code)
+    except KafkaError as error:
+        _end(f"Kafka does not do its part: {error}", Outage.exit_code)
+
+
+def _end(sentence: str, code: int) -> None:
+    print(f"stream: {sentence}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)

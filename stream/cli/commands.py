@@ -1,0 +1,226 @@
+"""The commands of the flow itself."""
+
+import asyncio
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, cast
+
+import typer
+from rich.table import Table
+
+from stream import __version__, config, errors
+from stream import publish as publishing
+from stream import status as state
+from stream import topics as kafka_topics
+from stream import verify as checking
+from stream.cli.output import Json, err, out, print_json, progress_bars
+from stream.config import SearchMode, Settings, StageName
+from stream.models.embeddings import EmbeddingClient
+from stream.stores import open_stores
+from stream.stores.base import Hit
+
+app = typer.Typer(
+    name="stream",
+    help="Turns text chunks into searchable knowledge in seconds and loses none of them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+topics = typer.Typer(name="topics", help="The Kafka topics.", no_args_is_help=True)
+app.add_typer(topics)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _configure(
+    context: typer.Context,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A setting, before the environment; `stream settings` lists them."
+        ),
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    pairs = [assignment.partition("=") for assignment in assignments or []]
+    if bad := [name for name, equals, _ in pairs if not equals]:
+        raise typer.BadParameter(f"{bad[0]!r} is not NAME=VALUE", param_hint="--set")
+    context.obj = {name.lower(): value for name, _, value in pairs}
+
+
+def settings_of(context: typer.Context) -> Settings:
+    """The settings, read when a command first needs them."""
+    return config.load(**context.obj)
+
+
+@app.command()
+def worker(
+    context: typer.Context,
+    stage: Annotated[StageName, typer.Argument(help="The stage to run.", show_default=False)],
+) -> None:
+    """Run one stage until SIGTERM."""
+    from stream.worker import run  # noqa: PLC0415 - Faust takes a second to import
+
+    run(stage, settings_of(context))
+
+
+@app.command()
+def publish(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE.jsonl|-", help="One chunk a line; - is standard input.")],
+) -> None:
+    """Check chunks and publish them; bad lines are reported by number, the others go out. Exit code 1 if any is bad."""
+    with ExitStack() as stack:
+        source, size = _open(file, stack)
+        bars = stack.enter_context(progress_bars())
+        task = bars.add_task("publish", total=size)
+        published = asyncio.run(
+            publishing.publish(source, settings_of(context), lambda n: bars.update(task, advance=n))
+        )
+    for number, wrong in published.bad.items():
+        err.print(f"line {number}: {wrong}", markup=False)
+    err.print(f"published {published.sent:,} chunks" + (f", {len(published.bad):,} bad lines" if published.bad else ""))
+    if published.bad:
+        raise typer.Exit(1)
+
+
+def _open(file: str, stack: ExitStack) -> tuple[BinaryIO, int | None]:
+    if file == "-":
+        return sys.stdin.buffer, None
+    path = Path(file)
+    try:
+        return cast(BinaryIO, stack.enter_context(path.open("rb"))), path.stat().st_size
+    except OSError as error:
+        raise errors.ConfigurationError(f"cannot read {file}: {error.strerror}") from None
+
+
+@app.command()
+def status(context: typer.Context, json: Json = False) -> None:
+    """Show how far each stage lags, how many dead letters there are and what the stores hold."""
+
+    async def look() -> state.Status:
+        settings = settings_of(context)
+        async with open_stores(settings) as stores:
+            return await state.status(settings, stores)
+
+    found = asyncio.run(look())
+    if json:
+        stages = {s.stage: {"total": s.total, "lag": s.lag, "dead_letters": s.dead_letters} for s in found.stages}
+        return print_json({"stages": stages, "stores": found.stores})
+    table = Table("stage", "records", "lag", "dead letters")
+    for s in found.stages:
+        table.add_row(s.stage, f"{s.total:,}", f"{s.lag:,}", f"{s.dead_letters:,}")
+    out.print(table)
+    for name, count in found.stores.items():
+        out.print(f"{name}: {count:,} chunks")
+    return None
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    wait: Annotated[float, typer.Option(help="Seconds to look again at chunks that are still on their way.")] = 0,
+    json: Json = False,
+) -> None:
+    """Compare both stores with the topic, chunk by chunk. Exit code 1 if anything is lost or wrong."""
+
+    async def check() -> checking.Report:
+        settings = settings_of(context)
+        async with open_stores(settings) as stores:
+            with progress_bars() as bars:
+                task = bars.add_task("verify", total=None)
+                return await checking.verify(
+                    settings, stores, wait=wait, progress=lambda n, of: bars.update(task, completed=n, total=of)
+                )
+
+    report = asyncio.run(check())
+    if json:
+        print_json({**report.__dict__, "clean": report.clean})
+    else:
+        print_report(report)
+    if not report.clean:
+        raise typer.Exit(1)
+
+
+def print_report(report: checking.Report) -> None:
+    """What `verify` found, for a person."""
+    for difference in report.differences:
+        out.print(difference, markup=False)
+    if report.different > len(report.differences):
+        out.print(f"… and {report.different - len(report.differences):,} more")
+    out.print(
+        f"{report.published:,} published = {report.indexed:,} in Neo4j and OpenSearch + {report.deleted:,} deleted "
+        f"+ {report.dead_lettered:,} dead-lettered + [bold]{report.different:,} lost or wrong[/]"
+    )
+
+
+@app.command()
+def search(
+    context: typer.Context,
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    mode: Annotated[
+        SearchMode, typer.Option(help="lexical: SPLADE terms and BM25 in OpenSearch; dense: vectors in Neo4j.")
+    ] = "lexical",
+    limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=1000, help="Hits at most.")] = 10,
+    json: Json = False,
+) -> None:
+    """Search one of the stores."""
+    hits = asyncio.run(find(settings_of(context), query, mode, limit))
+    if json:
+        return print_json(hits)
+    print_hits(hits)
+    return None
+
+
+async def find(settings: Settings, query: str, mode: SearchMode, limit: int) -> list[Hit]:
+    """One search with clients of its own."""
+    from stream.search import Searcher  # noqa: PLC0415 - torch takes seconds to import
+
+    async with open_stores(settings) as stores, EmbeddingClient(settings) as embedder:
+        return await Searcher(settings, stores, embedder).search(query, mode, limit)
+
+
+def print_hits(hits: list[Hit]) -> None:
+    """Hits with their scores and the beginning of their text."""
+    table = Table("score", "chunk", "text")
+    for hit in hits:
+        table.add_row(f"{hit.score:.3f}", hit.chunk_id, " ".join(hit.text.split())[:100])
+    out.print(table if hits else "nothing found")
+
+
+@topics.command("create")
+def create_topics(context: typer.Context) -> None:
+    """Make the topics that are missing."""
+    created = asyncio.run(kafka_topics.create(settings_of(context)))
+    out.print(f"created {', '.join(created)}" if created else "all topics are there")
+
+
+@app.command("settings")
+def show_settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/configuration.md.")] = False,
+) -> None:
+    """List every setting with its default and what it means."""
+    rows = [
+        (f"STREAM_{name.upper()}", _default(field), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+    if markdown:
+        typer.echo("| variable | default | meaning |\n| --- | --- | --- |")
+        for name, default, meaning in rows:
+            typer.echo(f"| `{name}` | {f'`{default}`' if default else ''} | {meaning} |")
+        return
+    table = Table("variable", "default", "meaning")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def _default(field: Any) -> str:
+    if field.default_factory:
+        return "the host's name and -0"
+    return "" if field.default is None else str(int(field.default) if field.default is True else field.default)

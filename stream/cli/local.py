@@ -1,0 +1,135 @@
+"""`stream local`: the whole flow on one machine, with neither docker nor a GPU."""
+
+import asyncio
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from stream import config, topics
+from stream import status as state
+from stream import verify as checking
+from stream.cli.commands import find, print_hits, print_report
+from stream.cli.output import Json, err, out, print_json, progress_bars
+from stream.config import SearchMode, Settings
+from stream.local import corpus, demo
+from stream.local.profile import Profile
+from stream.local.servers import install, servers
+from stream.local.supervisor import Program
+from stream.local.supervisor import down as stop_all
+from stream.local.supervisor import status as programs_status
+from stream.local.supervisor import up as start_all
+from stream.stores import open_stores
+
+local = typer.Typer(
+    name="local",
+    help="Everything on this machine: Kafka, Neo4j, OpenSearch, a development embedder, the workers.",
+    no_args_is_help=True,
+)
+
+Home = Annotated[Path, typer.Option(help="The folder of the servers' programs, data and logs.")]
+HOME = Path(".local")
+QUERIES: tuple[tuple[SearchMode, str], ...] = (
+    ("lexical", "listen on a socket for connections"),
+    ("dense", "parse command line arguments"),
+)
+
+
+def _say(sentence: str) -> None:
+    err.print(sentence, markup=False)
+
+
+def _programs(profile: Profile) -> list[Program]:
+    return [*servers(profile), demo.embedder(profile), *demo.workers(profile, profile.write_env_file())]
+
+
+def _settings(profile: Profile) -> Settings:
+    os.environ["STREAM_ENV_FILE"] = str(profile.write_env_file())
+    return config.load()
+
+
+@local.command()
+def up(home: Home = HOME) -> None:
+    """Start the servers, the embedder and the workers; what runs already is left alone."""
+    profile = Profile.from_environment(home)
+    _start(profile)
+    _say(f"\nuse it:   export STREAM_ENV_FILE={profile.home / 'stream.env'}\nstop it:  stream local down")
+
+
+def _start(profile: Profile) -> Settings:
+    from stream.local import splade_model  # noqa: PLC0415 - torch takes seconds to import
+
+    _say("REQUIRE_GPU=0: a development profile. Vectors are hashed words (lexical, not semantic), SPLADE is a toy.")
+    install(profile, _say)
+    settings = _settings(profile)
+    splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(settings.splade_model))
+    *basis, embed, expand, index = _programs(profile)
+    start_all(profile, basis, _say)
+    asyncio.run(topics.create(settings))
+    start_all(profile, [*basis, embed, expand, index], _say)
+    return settings
+
+
+@local.command()
+def down(home: Home = HOME) -> None:
+    """Stop everything that `up` started; data stay."""
+    stop_all(Profile.from_environment(home))
+    _say("stopped")
+
+
+@local.command()
+def status(home: Home = HOME, json: Json = False) -> None:
+    """Show what runs. Exit code 1 if anything does not."""
+    profile = Profile.from_environment(home)
+    found = programs_status(profile, _programs(profile))
+    if json:
+        print_json(found)
+    else:
+        table = Table("program", "state", "pid", "up", "ready", "address")
+        for p in found:
+            up_for = str(timedelta(seconds=int(p.seconds_up))) if p.pid else ""
+            ready = {True: "yes", False: "no", None: ""}[p.ready]
+            table.add_row(p.name, p.state, str(p.pid or ""), up_for, ready, p.address)
+        out.print(table)
+    if not all(p.ready for p in found):
+        raise typer.Exit(1)
+
+
+@local.command("demo")
+def run_demo(home: Home = HOME) -> None:
+    """Start everything, publish real text, wait until it is searchable, prove that none is lost, and search."""
+    profile = Profile.from_environment(home)
+    settings = _start(profile)
+    with progress_bars() as bars:
+        reading = bars.add_task("publish", total=None)
+        published = demo.publish_corpus(settings, lambda _: bars.advance(reading))
+        bars.update(reading, total=published.sent, completed=published.sent)
+        tasks = {stage: bars.add_task(stage, total=None) for stage in config.STAGES}
+
+        def look(now: list[state.StageStatus]) -> None:
+            for found in now:
+                bars.update(tasks[found.stage], completed=found.done, total=max(found.total, now[0].total))
+
+        asyncio.run(state.caught_up(settings, look=look))
+    _say("\nIs every chunk of the topic in both stores?")
+    report = asyncio.run(_verify(settings))
+    print_report(report)
+    if not report.clean:
+        raise typer.Exit(1)
+    for mode, query in QUERIES:
+        out.print(f"\n[bold]stream search {query!r} --mode {mode}[/]")
+        print_hits(asyncio.run(find(settings, query, mode, 5)))
+    _say(
+        f"\nIt runs: Kafka at {settings.kafka_servers}, Neo4j at {settings.neo4j_uri}, "
+        f"OpenSearch at {settings.opensearch_url}, three workers."
+        f"\nuse it:   export STREAM_ENV_FILE={profile.home / 'stream.env'}; stream search 'your words'"
+        "\nstop it:  make down"
+    )
+
+
+async def _verify(settings: Settings) -> checking.Report:
+    async with open_stores(settings) as stores:
+        return await checking.verify(settings, stores)

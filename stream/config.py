@@ -1,0 +1,134 @@
+"""Every setting: a typed field with a default and a sentence.
+
+The field `kafka_servers` is `STREAM_KAFKA_SERVERS` in the environment, a line of the same name in the file that
+`STREAM_ENV_FILE` names (default `.env`), and `--set kafka_servers=…` on the command line; the later of these wins
+over the earlier in reverse order: command line, environment, file, default. Secrets are never printed.
+"""
+
+import os
+import socket
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from stream.errors import ConfigurationError
+
+StageName = Literal["embed", "expand", "index"]
+SearchMode = Literal["lexical", "dense"]
+STAGES: tuple[StageName, ...] = ("embed", "expand", "index")
+
+NAME = r"^[a-zA-Z0-9._-]+$"  # what Kafka allows in a topic
+IDENTIFIER = r"^[a-z][a-z0-9_-]*$"  # safe as an OpenSearch index and, in backticks, as a Neo4j index
+
+
+class Settings(BaseSettings):
+    """Settings of one process. Unknown names are an error only on the command line."""
+
+    model_config = SettingsConfigDict(env_prefix="STREAM_", extra="ignore", frozen=True)
+
+    # Kafka
+    kafka_servers: str = Field("localhost:9092", description="Bootstrap servers, host:port, separated by commas.")
+    topic: str = Field(
+        "chunks",
+        pattern=NAME,
+        max_length=200,
+        description="The topic of chunks; the names of the others grow from it.",
+    )
+    partitions: int = Field(6, ge=1, description="Partitions of each topic that `topics create` makes.")
+    replication_factor: int | None = Field(
+        None, ge=1, description="Replicas of each topic that `topics create` makes; default 3, or as many as brokers."
+    )
+    dlq_retention_days: float = Field(30, gt=0, description="How long dead letters are kept.")
+    max_message_bytes: int = Field(
+        32 * 2**20,
+        ge=2**20,
+        description="The largest record that the topics carry, bytes; the broker must allow it too.",
+    )
+    max_record_bytes: int = Field(
+        2**20,
+        ge=1024,
+        description="A chunk whose record is larger than this many bytes becomes a dead letter.",
+    )
+
+    # The batch loop
+    batch_size: int = Field(256, ge=1, le=10_000, description="Records of one batch at most.")
+    batch_within: float = Field(0.25, gt=0, description="Seconds to wait for a batch to fill.")
+    batch_bytes: int = Field(16 * 2**20, ge=1, description="Bytes of one batch at most (one record may exceed it).")
+    in_flight: int = Field(2, ge=1, description="Batches in the works at once in a stage that publishes to Kafka.")
+    outage_bound: float = Field(
+        300,
+        ge=0,
+        description="Seconds to retry a batch while something outside is down; then the worker exits with 75.",
+    )
+    drain_timeout: float = Field(30, gt=0, description="Seconds to finish what is in flight on SIGTERM or revocation.")
+    commit_interval: float = Field(0.5, gt=0, description="Seconds between commits of acknowledged offsets.")
+    session_timeout: float = Field(30, gt=0, description="Seconds after which Kafka gives up a silent worker.")
+    instance: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}-0",
+        pattern=NAME,
+        description="This worker's name as a static member of its group: stable over restarts, unique in the stage.",
+    )
+
+    # The dense model
+    embed_url: str = Field("http://localhost:8000", description="The vLLM server (its OpenAI-compatible API).")
+    embed_model: str = Field("Qwen/Qwen3-Embedding-8B", description="The model that the server must serve.")
+    embed_revision: str = Field("main", description="The model's revision, for the provenance of each vector.")
+    embed_dimensions: int = Field(4096, ge=1, le=4096, description="Length of a vector; Neo4j indexes 4096 at most.")
+    embed_api_key: SecretStr | None = Field(None, description="Bearer token of the server.")
+    embed_timeout: float = Field(120, gt=0, description="Seconds for one request to answer.")
+    embed_instruction: str = Field(
+        "Given a web search query, retrieve relevant passages that answer the query",
+        description="What Qwen3-Embedding is told about a query; documents go in bare.",
+    )
+
+    # The sparse model
+    splade_model: str = Field("naver/splade-v3", description="A masked language model of the SPLADE family.")
+    splade_revision: str = Field("main", description="The model's revision.")
+    splade_threshold: float = Field(0.05, ge=0, description="Weights up to this are dropped (before normalising).")
+    splade_top_k: int = Field(400, ge=1, le=1000, description="The heaviest terms of a chunk that are kept.")
+    splade_normalise: bool = Field(True, description="L2-normalise the weights that are kept; the norm is kept beside.")
+    splade_max_tokens: int = Field(512, ge=8, description="Tokens of one window; longer texts become several.")
+
+    # The stores
+    neo4j_uri: str = Field("bolt://localhost:7687", description="Neo4j's Bolt address.")
+    neo4j_user: str = Field("neo4j", description="Neo4j's user.")
+    neo4j_password: SecretStr | None = Field(None, description="Neo4j's password; none if its auth is off.")
+    neo4j_database: str = Field("neo4j", description="Neo4j's database.")
+    neo4j_index: str = Field("chunk_qwen_idx", pattern=IDENTIFIER, description="Neo4j's vector index.")
+    opensearch_url: str = Field("http://localhost:9200", description="OpenSearch's address.")
+    opensearch_user: str | None = Field(None, description="OpenSearch's user; none if its security is off.")
+    opensearch_password: SecretStr | None = Field(None, description="OpenSearch's password.")
+    opensearch_index: str = Field("chunks", pattern=IDENTIFIER, description="OpenSearch's index.")
+    store_timeout: float = Field(60, gt=0, description="Seconds for one call of a store to answer.")
+
+    # The process
+    require_gpu: bool = Field(
+        True,
+        validation_alias=AliasChoices("require_gpu", "STREAM_REQUIRE_GPU", "REQUIRE_GPU"),
+        description="Refuse to start without a GPU (exit code 99). 0 is the development profile: models on the CPU.",
+    )
+    web_host: str = Field("127.0.0.1", description="Where a worker serves /metrics, /healthz and /readyz.")
+    web_port: int | None = Field(
+        None, ge=0, le=65535, description="Its port; default 9101 for embed, 9102 for expand, 9103 for index."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much a worker logs.")
+
+    @property
+    def max_letter_bytes(self) -> int:
+        """The largest dead letter: the original record and room for its headers."""
+        return self.max_message_bytes + 2**16
+
+
+def load(**overrides: str) -> Settings:
+    """Reads the settings; raises `ConfigurationError` with one sentence for each value that does not fit."""
+    unknown = set(overrides) - set(Settings.model_fields)
+    if unknown:
+        raise ConfigurationError(
+            f"there is no setting called {', '.join(sorted(unknown))}; `stream settings` lists them"
+        )
+    try:
+        return Settings(_env_file=os.environ.get("STREAM_ENV_FILE", ".env"), **overrides)  # type: ignore[call-arg, arg-type]
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        raise ConfigurationError(f"settings that do not fit: {wrong}") from None

@@ -1,0 +1,1 @@
+"""The whole system on one machine without docker: real servers as local processes, under one folder."""

@@ -1,0 +1,254 @@
+"""The development embedder: a server that answers as vLLM does, but hashes words. Lexical, not semantic.
+
+It finds texts that share words with a query, never texts that share only the meaning: it exists so that the whole
+system runs on a machine without a GPU. The vector is a signed feature hashing (Weinberger et al. 2009, arXiv 0902.2206)
+of words and of pairs of neighbouring words. What the HTTP interface promises was read in the source of vLLM 0.32.0.
+
+    python -m stream.local.embedder --port 18000
+"""
+
+import asyncio
+import base64
+import math
+import re
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import typer
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from pydantic import BaseModel, ValidationError
+
+from stream.errors import ConfigurationError
+
+DIMENSIONS = 4096
+MAX_MODEL_LEN = 32_768  # of Qwen3-Embedding-8B
+BUCKETS = 4  # a word has one in each quarter of the vector: two words that collide once still differ three times
+PAIR_WEIGHT = 0.5
+BYTE_ORDERS = {"native": "=f4", "little": "<f4", "big": ">f4"}
+OWNER = "stream.local.embedder: hashes words, lexical not semantic"
+
+TOKEN = re.compile(r"\w+|[^\w\s]")
+WORD = re.compile(r"\w+")
+SEAM = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # of snake_case and camelCase
+
+Vector = npt.NDArray[np.float32]
+
+
+def embed(text: str) -> Vector:
+    """The vector (4096,) of a text, unit norm, the same on every machine.
+
+    A word counts 1 + log(occurrences), a pair of neighbours half of that. An identifier counts as itself and as its
+    parts. A text without words is told apart by its characters. Of a query as Qwen3-Embedding wants it ("Instruct:
+    {task}\\nQuery:{query}") only the query counts.
+    """
+    if text.startswith("Instruct: "):
+        text = text.partition("\nQuery:")[2] or text
+    words = WORD.findall(text)
+    parts = [part for word in words for part in _parts(word)]
+    identifiers = [word.lower() for word in words if len(_parts(word)) > 1]
+    features = Counter(parts + identifiers) or Counter(text) or Counter([""])
+    pairs = Counter(f"{first} {second}" for first, second in pairwise(parts))
+    weights = [_weight(n) for n in features.values()] + [PAIR_WEIGHT * _weight(n) for n in pairs.values()]
+
+    hashes = np.frombuffer(b"".join(map(_digest, [*features, *pairs])), "<u2").reshape(-1, BUCKETS)
+    buckets = hashes % (DIMENSIONS // BUCKETS) + np.arange(BUCKETS) * (DIMENSIONS // BUCKETS)
+    signed = np.where(hashes >> 15, -1.0, 1.0) * np.array(weights)[:, None]
+    vector = np.bincount(buckets.ravel(), signed.ravel(), DIMENSIONS)
+    return (vector / math.sqrt(math.fsum((vector * vector).tolist()))).astype(np.float32)
+
+
+def tokens(text: str) -> int:
+    """How many tokens a text has here: words, other characters that are not white space, and one end token."""
+    return len(TOKEN.findall(text)) + 1
+
+
+def _weight(count: int) -> float:
+    return 1 + round(math.log(count), 6)  # the last bits of a logarithm differ between machines
+
+
+@lru_cache(maxsize=2**16)
+def _parts(word: str) -> tuple[str, ...]:
+    return tuple(part.lower() for part in SEAM.split(word) if part)
+
+
+@lru_cache(maxsize=2**18)
+def _digest(feature: str) -> bytes:
+    return blake2b(feature.encode(), digest_size=2 * BUCKETS).digest()
+
+
+class EmbeddingRequest(BaseModel):
+    """The body of `POST /v1/embeddings`; fields that are not listed are ignored, as in vLLM.
+
+    vLLM also takes token ids, `bytes` formats and smaller types; they are refused here.
+    """
+
+    model: str | None = None
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+    embed_dtype: Literal["float32"] = "float32"
+    endianness: Literal["native", "little", "big"] = "native"
+    dimensions: int | None = None
+    normalize: Any = None
+
+
+class Server:
+    """The HTTP interface of one model name; `application()` is to be run once, in one event loop."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._turn = asyncio.Lock()
+        self._registry = CollectorRegistry()
+        self._waiting = self._gauge("vllm:num_requests_waiting", "Texts that wait for their turn.")
+        self._running = self._gauge("vllm:num_requests_running", "Texts that are being embedded.")
+
+    def _gauge(self, name: str, description: str) -> Gauge:
+        return Gauge(name, description, ["model_name"], registry=self._registry).labels(self._model)
+
+    def application(self) -> web.Application:
+        """The application; nothing is listening yet."""
+        application = web.Application(client_max_size=0)  # no limit: vLLM has none
+        application.router.add_get("/health", self._health)
+        application.router.add_get("/metrics", self._metrics)
+        application.router.add_get("/v1/models", self._models)
+        application.router.add_post("/v1/embeddings", self._embeddings)
+        return application
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _models(self, _: web.Request) -> web.Response:
+        card = {
+            "id": self._model,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": OWNER,
+            "max_model_len": MAX_MODEL_LEN,
+        }
+        return web.json_response({"object": "list", "data": [card]})
+
+    async def _embeddings(self, http: web.Request) -> web.Response:
+        request = self._checked(http.content_type, await http.read())
+        texts = [request.input] if isinstance(request.input, str) else request.input
+        if not texts:
+            raise _refusal(web.HTTPBadRequest, "You must pass at least one prompt")
+        self._waiting.inc(len(texts))
+        async with self._turn:
+            self._waiting.dec(len(texts))
+            self._running.inc(len(texts))
+            try:
+                body = await asyncio.to_thread(self._answer, texts, request)
+            finally:
+                self._running.dec(len(texts))
+        return web.Response(body=body, content_type="application/json")
+
+    def _checked(self, content_type: str, body: bytes) -> EmbeddingRequest:
+        if content_type != "application/json":
+            raise _refusal(web.HTTPBadRequest, "Unsupported Media Type: Only 'application/json' is allowed")
+        try:
+            request = EmbeddingRequest.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            raise _refusal(web.HTTPBadRequest, f"{field or 'body'}: {first['msg']}", field or None) from None
+        if "normalize" in request.model_fields_set:
+            raise _refusal(web.HTTPBadRequest, "Parameter `normalize` was removed", "normalize")
+        if request.model and request.model != self._model:
+            raise _refusal(web.HTTPNotFound, f"The model `{request.model}` does not exist.", "model")
+        if request.dimensions is not None:
+            raise _refusal(
+                web.HTTPBadRequest,
+                f"Model {self._model!r} does not support Matryoshka embeddings; dimensions must be unset "
+                f"(received dimensions={request.dimensions}).",
+            )
+        return request
+
+    def _answer(self, texts: Sequence[str], request: EmbeddingRequest) -> bytes:
+        lengths = [tokens(text) for text in texts]
+        if max(lengths) > MAX_MODEL_LEN:
+            raise _refusal(
+                web.HTTPBadRequest,
+                f"This model's maximum context length is {MAX_MODEL_LEN} tokens. However, your prompt contains "
+                f"{max(lengths)} input tokens. Please reduce the length of the input prompt.",
+                "input_tokens",
+            )
+        encode = _as_base64 if request.encoding_format == "base64" else _as_floats
+        answer = {
+            "id": f"embd-{uuid.uuid4().hex}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": self._model,
+            "data": [
+                {"index": index, "object": "embedding", "embedding": encode(embed(text), request.endianness)}
+                for index, text in enumerate(texts)
+            ],
+            "usage": {
+                "prompt_tokens": sum(lengths),
+                "total_tokens": sum(lengths),
+                "completion_tokens": 0,
+                "prompt_tokens_details": None,
+            },
+        }
+        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _as_floats(vector: Vector, _: str) -> Vector:
+    return vector
+
+
+def _as_base64(vector: Vector, endianness: str) -> str:
+    return base64.b64encode(vector.astype(BYTE_ORDERS[endianness]).tobytes()).decode()
+
+
+def _refusal(kind: type[web.HTTPClientError], message: str, param: str | None = None) -> web.HTTPClientError:
+    """An error with the body that vLLM gives it."""
+    name = "NotFoundError" if kind is web.HTTPNotFound else "BadRequestError"
+    error = {"message": message, "type": name, "param": param, "code": kind.status_code}
+    return kind(text=orjson.dumps({"error": error}).decode(), content_type="application/json")
+
+
+def serve(model: str, host: str, port: int) -> None:
+    """Serves until SIGTERM or SIGINT; raises `ConfigurationError` if the address cannot be had."""
+    greeting = f"{model} on http://{host}:{port} is the development embedder: it hashes words, lexical not semantic"
+    try:
+        web.run_app(
+            Server(model).application(),
+            host=host,
+            port=port,
+            print=lambda _: typer.echo(greeting),
+            access_log=None,
+            shutdown_timeout=5,
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"the embedder cannot listen on {host}:{port}: {error.strerror}; free it or choose another with --port"
+        ) from error
+
+
+def main(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where to listen.")] = 18000,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    model: Annotated[str, typer.Option(help="The model's name towards clients.")] = "Qwen/Qwen3-Embedding-8B",
+) -> None:
+    """An OpenAI-compatible embedding server for development: it hashes words, lexical not semantic."""
+    try:
+        serve(model, host, port)
+    except ConfigurationError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,111 @@
+"""Java, and the servers' jars and distributions as Maven assembles them from the POMs in `pom/`."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from stream.errors import ConfigurationError, Outage
+from stream.local.profile import Profile, locked
+
+OLDEST, NEWEST = 17, 23  # Kafka and Neo4j need 17; OpenSearch 2 needs the security manager, which 24 no longer has
+REMEDY = (
+    "install one (Debian: apt install openjdk-17-jre-headless maven), "
+    "or run the servers with `docker compose -f compose/docker-compose.yml up`"
+)
+POMS = Path(__file__).parent / "pom"
+
+Event = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Java:
+    """A Java that all three servers run on."""
+
+    executable: str
+    version: int
+    modules: frozenset[str]
+
+
+def find() -> Java:
+    """The Java of `JAVA_HOME`, else that of `PATH`; raises `ConfigurationError` where there is none that fits."""
+    home = os.environ.get("JAVA_HOME")
+    executable = shutil.which(Path(home) / "bin" / "java" if home else "java")
+    if executable is None:
+        place = f"JAVA_HOME ({home}) has no bin/java" if home else "there is no java on PATH"
+        raise ConfigurationError(f"the local servers need Java {OLDEST} to {NEWEST}, but {place}: {REMEDY}")
+    java = _inspect(executable)
+    if not OLDEST <= java.version <= NEWEST:
+        found = f"older than {OLDEST}" if java.version < OLDEST else str(java.version)
+        raise ConfigurationError(
+            f"the local servers need Java {OLDEST} to {NEWEST}, but {executable} is {found}: {REMEDY}"
+        )
+    return java
+
+
+@cache
+def _inspect(executable: str) -> Java:
+    command = [executable, "--list-modules"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (the user's own Java)
+    modules = dict(re.findall(r"^([\w.]+)@(\d+)", done.stdout, re.MULTILINE))
+    return Java(executable, int(modules.get("java.base", 8)), frozenset(modules))  # 8 has no modules to list
+
+
+def run(java: Java, arguments: Sequence[str], directory: Path, **environment: str) -> None:
+    """Runs one of a server's own tools; raises `Outage` with what it said if it fails."""
+    _run([java.executable, *arguments], " ".join(arguments[-3:]), cwd=directory, env=os.environ | environment)
+
+
+def environment(configuration: str) -> dict[str, str]:
+    """A server's environment. The digest makes a changed configuration a changed program, which `up` starts anew."""
+    return {"LC_ALL": "C.UTF-8", "CONFIGURATION": hashlib.sha256(configuration.encode()).hexdigest()}
+
+
+def distribution(profile: Profile, name: str) -> Path:
+    """Where the server's files are, or will be once they are complete."""
+    version = re.search(r"<version>(.+?)</version>", (POMS / f"{name}.xml").read_text())
+    assert version, "the POM's first version is the server's"
+    return profile.artifacts / f"{name}-{version[1]}"
+
+
+def assemble(
+    profile: Profile, name: str, on_event: Event, complete: Callable[[Path], None] = lambda folder: None
+) -> Path:
+    """The server's files: if they are not there, Maven fetches them and `complete` adds what Maven cannot.
+
+    Nothing counts until everything is there, and several processes may call it at once. Raises `ConfigurationError`
+    where there is no Maven and `Outage` where Maven fails.
+    """
+    folder = distribution(profile, name)
+    if folder.exists():
+        return folder
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise ConfigurationError(f"the local servers are assembled by Maven, but there is no mvn on PATH: {REMEDY}")
+    with locked(profile.artifacts) as lock:
+        if folder.exists():
+            return folder
+        on_event(f"{folder.name} is being assembled; the first time Maven downloads it, which takes a minute")
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        # Maven inherits the lock: should this process be killed, the next waits until Maven has ended too. The umask
+        # lets OpenSearch read its files as another user.
+        command = [maven, "-B", "-q", "-C", "-Dstyle.color=never", "-f", str(POMS / f"{name}.xml"), f"-Dhome={part}"]
+        _run([*command, "process-resources"], f"Maven's assembly of {folder.name}", pass_fds=(lock,), umask=0o022)
+        complete(part)
+        part.rename(folder)
+    return folder
+
+
+def _run(command: Sequence[str], what: str, **options: Any) -> None:
+    done = subprocess.run(  # noqa: S603 (programs that the user installed)
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options
+    )
+    if done.returncode != 0:
+        raise Outage(f"{what} failed; the end of what it said:\n" + "\n".join(done.stdout.splitlines()[-20:]))

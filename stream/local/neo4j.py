@@ -1,0 +1,112 @@
+"""Neo4j Community, with its authentication on."""
+
+from functools import partial
+from pathlib import Path
+
+from neo4j import GraphDatabase
+from neo4j.exceptions import AuthError, DriverError, Neo4jError
+
+from stream.errors import ConfigurationError
+from stream.local import java
+from stream.local.profile import HOST, Profile
+from stream.local.supervisor import Program
+
+NAME = "neo4j"
+USER = "neo4j"
+OPTIONS = [  # those of Neo4j's own start script
+    "-XX:+UseG1GC",
+    "-XX:-OmitStackTraceInFastThrow",
+    "-XX:+UnlockExperimentalVMOptions",
+    "-XX:+TrustFinalNonStaticFields",
+    "-XX:+DisableExplicitGC",
+    "-Djdk.nio.maxCachedBufferSize=1024",
+    "-Dio.netty.tryReflectionSetAccessible=true",
+    "-Dio.netty.leakDetection.level=DISABLED",
+    "--add-opens=java.base/java.nio=ALL-UNNAMED",
+    "--add-opens=java.base/java.io=ALL-UNNAMED",
+    "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
+    "--add-opens=java.base/java.util.concurrent=ALL-UNNAMED",
+    "--enable-native-access=ALL-UNNAMED",
+    "-Dlog4j2.disable.jmx=true",
+    "-Dlog4j.layout.jsonTemplate.maxStringLength=32768",
+    "-Dfile.encoding=UTF-8",
+]
+SIMD = "jdk.incubator.vector"  # what Lucene computes distances with; trimmed runtimes lack it
+
+
+def install(profile: Profile, on_event: java.Event) -> None:
+    """Assembles Neo4j, writes its configuration, sets its password before the first start."""
+    runtime = java.find()
+    folder = java.assemble(profile, NAME, on_event)
+    data, conf = _data(profile), _conf(profile)
+    conf.mkdir(parents=True, exist_ok=True)
+    data.mkdir(parents=True, exist_ok=True)
+    (conf / "neo4j.conf").write_text(_settings(profile))
+    if not any((data / "data" / known).exists() for known in ("dbms/auth.ini", "databases/system")):
+        assert profile.neo4j_password, "reading it makes it"
+        # As a file's name: a command line can be read by everybody on the machine.
+        tool = ["org.neo4j.cli.AdminTool", "dbms", "set-initial-password", f"@{profile.home / 'neo4j-password'}"]
+        options = [*OPTIONS, "-cp", f"{folder}/lib/*"]
+        java.run(runtime, [*options, *tool], profile.home, NEO4J_HOME=str(data), NEO4J_CONF=str(conf))
+
+
+def program(profile: Profile) -> Program:
+    """Neo4j as a supervised program; ready when it answers a query, which is seconds after its port opens."""
+    runtime = java.find()
+    return Program(
+        name=NAME,
+        command=[
+            runtime.executable,
+            *("-Xms256m", "-Xmx1g", *OPTIONS),
+            *((f"--add-modules={SIMD}",) if SIMD in runtime.modules else ()),
+            *("-cp", f"{java.distribution(profile, NAME)}/lib/*", "org.neo4j.server.CommunityEntryPoint"),
+            *(f"--home-dir={_data(profile)}", f"--config-dir={_conf(profile)}", "--console-mode"),
+        ],
+        log=profile.home / "logs" / "neo4j.log",
+        ready=partial(_ready, profile),
+        address=f"bolt://{HOST}:{profile.neo4j_port}",
+        directory=profile.home,
+        environment=java.environment(_settings(profile)),
+        ports=("neo4j_port",),
+        stop_seconds=60,
+    )
+
+
+def _data(profile: Profile) -> Path:
+    return profile.home / "data" / "neo4j"
+
+
+def _conf(profile: Profile) -> Path:
+    return profile.home / "conf" / "neo4j"
+
+
+def _settings(profile: Profile) -> str:
+    return f"""\
+server.default_listen_address={HOST}
+server.bolt.enabled=true
+server.bolt.listen_address={HOST}:{profile.neo4j_port}
+server.bolt.advertised_address={HOST}:{profile.neo4j_port}
+server.http.enabled=false
+server.https.enabled=false
+dbms.security.auth_enabled=true
+server.memory.pagecache.size=512m
+db.tx_log.preallocate=false
+db.tx_log.rotation.size=64m
+db.tx_log.rotation.retention_policy=256M size
+dbms.usage_report.enabled=false
+"""
+
+
+def _ready(profile: Profile) -> bool:
+    address, auth = f"bolt://{HOST}:{profile.neo4j_port}", (USER, profile.neo4j_password)
+    try:
+        with GraphDatabase.driver(address, auth=auth, connection_timeout=2) as driver, driver.session() as session:
+            session.run("RETURN 1").consume()
+    except AuthError:
+        raise ConfigurationError(
+            f"Neo4j was set up with another password than that of {profile.home / 'neo4j-password'}: "
+            f"put the old one back, or stop Neo4j and delete {_data(profile)}"
+        ) from None
+    except (DriverError, Neo4jError):
+        return False
+    return True

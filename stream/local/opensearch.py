@@ -1,0 +1,155 @@
+"""OpenSearch: one node without plugins, put together from Maven's artifacts."""
+
+import json
+import os
+import pwd
+import shutil
+from functools import partial
+from pathlib import Path
+
+import httpx
+
+from stream.errors import ConfigurationError
+from stream.local import java
+from stream.local.profile import HOST, Profile
+from stream.local.supervisor import Program
+
+NAME = "opensearch"
+NOBODY = "nobody"  # who runs it where we are root, as whom it refuses to run
+MODULES = {  # class and what it extends; the modules' jars come without descriptors
+    "mapper-extras": ("org.opensearch.index.mapper.MapperExtrasPlugin", ""),
+    "lang-painless": ("org.opensearch.painless.PainlessPlugin", ""),
+    "analysis-common": ("org.opensearch.analysis.common.CommonAnalysisPlugin", "lang-painless"),
+    "reindex": ("org.opensearch.index.reindex.ReindexPlugin", ""),
+}
+POLICIES = {  # nor are the modules' security policies in their jars
+    "lang-painless": """\
+grant {
+  permission java.lang.RuntimePermission "createClassLoader";
+  permission java.lang.RuntimePermission "getClassLoader";
+};
+""",
+    "reindex": """\
+grant { permission java.net.SocketPermission "*", "connect"; };
+grant codeBase "${codebase.opensearch-rest-client}" { permission java.net.NetPermission "getProxySelector"; };
+grant codeBase "${codebase.httpasyncclient}" { permission java.net.NetPermission "getProxySelector"; };
+""",
+}
+
+
+def install(profile: Profile, on_event: java.Event) -> None:
+    """Assembles OpenSearch and writes its configuration; as root it also gives `nobody` what the server writes to."""
+    java.find()
+    folder = java.assemble(profile, NAME, on_event, _complete)
+    data = _data(profile)
+    for part in ("config", "data", "logs", "tmp"):
+        (data / part).mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "config" / "log4j2.properties", data / "config" / "log4j2.properties")
+    (data / "config" / "opensearch.yml").write_text(_settings(profile))
+    if os.geteuid() == 0:
+        _give_to_nobody(data)
+        require_passage(folder, data)
+
+
+def program(profile: Profile) -> Program:
+    """OpenSearch as a supervised program; ready when its cluster is at least yellow."""
+    runtime = java.find()
+    data, folder = _data(profile), java.distribution(profile, NAME)
+    return Program(
+        name=NAME,
+        command=[
+            runtime.executable,
+            *("-Xms512m", "-Xmx512m", "-Xss1m", "-XX:+UseG1GC", "-XX:G1ReservePercent=25"),
+            *("-XX:InitiatingHeapOccupancyPercent=30", "-XX:-OmitStackTraceInFastThrow", "-XX:+ExitOnOutOfMemoryError"),
+            *(f"-XX:ErrorFile={data}/logs/hs_err_pid%p.log", "-Djava.awt.headless=true", "-Dfile.encoding=UTF-8"),
+            *(f"-Djava.io.tmpdir={data / 'tmp'}", f"-Djna.tmpdir={data / 'tmp'}", "-Djna.nosys=true"),
+            *("-Dio.netty.noUnsafe=true", "-Dio.netty.noKeySetOptimization=true"),
+            *("-Dio.netty.recycler.maxCapacityPerThread=0", "-Dio.netty.allocator.numDirectArenas=0"),
+            *("-Dlog4j.shutdownHookEnabled=false", "-Dlog4j2.disable.jmx=true"),
+            *("-Dopensearch.networkaddress.cache.ttl=60", "-Dopensearch.networkaddress.cache.negative.ttl=10"),
+            *(f"-Dopensearch.path.home={folder}", f"-Dopensearch.path.conf={data}/config"),
+            *("-Dopensearch.distribution.type=zip", "-Dopensearch.bundled_jdk=false"),
+            "-Djava.util.concurrent.ForkJoinPool.common.threadFactory="
+            "org.opensearch.secure_sm.SecuredForkJoinWorkerThreadFactory",
+            *(("-Djava.security.manager=allow",) if runtime.version >= 18 else ()),
+            *(("-Djava.locale.providers=SPI,COMPAT",) if runtime.version <= 22 else ()),
+            *(("--add-modules=jdk.incubator.vector",) if runtime.version >= 20 else ()),
+            *("-cp", f"{folder}/lib/*", "org.opensearch.bootstrap.OpenSearch"),
+        ],
+        log=profile.home / "logs" / "opensearch.log",
+        ready=partial(_ready, profile.opensearch_port),
+        address=f"http://{HOST}:{profile.opensearch_port}",
+        directory=data,
+        environment=java.environment(_settings(profile)),
+        ports=("opensearch_port", "opensearch_transport_port"),
+        user=NOBODY if os.geteuid() == 0 else None,
+        ready_seconds=180,
+    )
+
+
+def _data(profile: Profile) -> Path:
+    return profile.home / "data" / "opensearch"
+
+
+def _settings(profile: Profile) -> str:
+    """Indices are made on purpose only; a disk that is nearly full, as a laptop's often is, does not block writing."""
+    data = _data(profile)
+    settings = {
+        "cluster.name": "local",
+        "node.name": "local-1",
+        "path.data": str(data / "data"),
+        "path.logs": str(data / "logs"),
+        "network.host": HOST,
+        "http.port": profile.opensearch_port,
+        "transport.port": profile.opensearch_transport_port,
+        "discovery.type": "single-node",
+        "cluster.routing.allocation.disk.threshold_enabled": False,
+        "action.auto_create_index": False,
+    }
+    return json.dumps(settings, indent=2)  # JSON is YAML
+
+
+def _complete(folder: Path) -> None:
+    version = folder.name.removeprefix("opensearch-").removesuffix(".part")
+    for module, (plugin, extends) in MODULES.items():
+        descriptor = (
+            f"name={module}\ndescription={module}\nversion={version}\nopensearch.version={version}\n"
+            f"java.version=11\nclassname={plugin}\nextended.plugins={extends}\n"
+            "custom.foldername=\nhas.native.controller=false\n"
+        )
+        _write_public(folder / "modules" / module / "plugin-descriptor.properties", descriptor)
+    for module, policy in POLICIES.items():
+        _write_public(folder / "modules" / module / "plugin-security.policy", policy)
+    (folder / "plugins").mkdir(exist_ok=True)
+    (folder / "plugins").chmod(0o755)
+
+
+def _write_public(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o644)  # whatever the umask: another user may have to read it
+
+
+def _give_to_nobody(data: Path) -> None:
+    nobody = pwd.getpwnam(NOBODY)
+    for path in (data, *data.rglob("*")):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid, follow_symlinks=False)
+
+
+def require_passage(*folders: Path) -> None:
+    """Raises `ConfigurationError` for folders above these that `nobody` may not pass."""
+    above = {parent for folder in folders for parent in folder.parents}
+    closed = " ".join(str(parent) for parent in sorted(above) if not parent.stat().st_mode & 0o001)
+    if closed:
+        raise ConfigurationError(
+            f"OpenSearch does not run as root, and {NOBODY}, as whom it runs instead, may not pass {closed}: "
+            f"chmod o+x {closed}, choose a home elsewhere, or work as an ordinary user"
+        )
+
+
+def _ready(port: int) -> bool:
+    url = f"http://{HOST}:{port}/_cluster/health"
+    try:
+        answer = httpx.get(url, params={"wait_for_status": "yellow", "timeout": "1s"}, timeout=5, trust_env=False)
+    except httpx.TransportError:
+        return False
+    return answer.status_code == 200

@@ -1,0 +1,138 @@
+"""Where the local profile lives: its folder, its ports, and the settings with which the package reaches it.
+
+home/            default .local
+├── artifacts/       jars and unpacked distributions; several homes can share one
+├── conf/            what `servers.install` wrote for each server
+├── data/            what the servers keep
+├── logs/            one log a program, and supervisord's own
+├── models/          models built on the spot
+├── neo4j-password   made once, readable by its owner only
+├── stream.env       these settings as a file for STREAM_ENV_FILE
+└── supervisor/      supervisord's configuration
+"""
+
+import fcntl
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from stream.errors import ConfigurationError
+
+HOST = "127.0.0.1"  # nothing of the local profile is to be reached from another machine
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A folder and the ports of what runs in it. A relative `artifacts` is below `home`."""
+
+    home: Path = Path(".local")
+    artifacts: Path = Path("artifacts")
+    kafka_port: int = 19092
+    kafka_controller_port: int = 19093
+    neo4j_port: int = 17687
+    opensearch_port: int = 19200
+    opensearch_transport_port: int = 19300
+    embedder_port: int = 18000
+    embed_port: int = 19101
+    expand_port: int = 19102
+    index_port: int = 19103
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "home", self.home.resolve())
+        object.__setattr__(self, "artifacts", self.home / self.artifacts)
+
+    @classmethod
+    def from_environment(cls, home: Path | None = None) -> Self:
+        """A profile whose ports are those of `STREAM_LOCAL_KAFKA_PORT` and its likes, where they are set.
+
+        Raises `ConfigurationError` for a port that is none.
+        """
+        ports: dict[str, Any] = {
+            field.name: _port(variable(field.name), os.environ[variable(field.name)])
+            for field in fields(cls)
+            if field.name.endswith("_port") and variable(field.name) in os.environ
+        }
+        return cls(home or cls.home, **ports)
+
+    def make(self) -> None:
+        """Makes the home; raises `ConfigurationError` where this user may not write."""
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"{self.home} cannot be made ({error.strerror}); choose another home") from None
+        if not os.access(self.home, os.W_OK | os.X_OK):
+            raise ConfigurationError(f"{self.home} belongs to another user; choose another home")
+
+    @property
+    def neo4j_password(self) -> str:
+        """Neo4j's password: random, made when it is first asked for, kept for its owner's eyes."""
+        path = self.home / "neo4j-password"
+        if not path.exists():
+            self.make()
+            draft = self.home / f"neo4j-password.{os.getpid()}"
+            write_private(draft, secrets.token_hex(16))
+            with suppress(FileExistsError):  # a link, unlike a rename, cannot replace what another process just made
+                os.link(draft, path)
+            draft.unlink()
+        return path.read_text()
+
+    def environment(self) -> dict[str, str]:
+        """The settings (`stream.config.Settings`, as variables) with which the package reaches these servers."""
+        return {
+            "STREAM_KAFKA_SERVERS": f"{HOST}:{self.kafka_port}",
+            "STREAM_PARTITIONS": "2",
+            "STREAM_EMBED_URL": f"http://{HOST}:{self.embedder_port}",
+            "STREAM_SPLADE_MODEL": str(self.home / "models" / "splade"),
+            "STREAM_NEO4J_URI": f"bolt://{HOST}:{self.neo4j_port}",
+            "STREAM_NEO4J_USER": "neo4j",
+            "STREAM_NEO4J_PASSWORD": self.neo4j_password,
+            "STREAM_OPENSEARCH_URL": f"http://{HOST}:{self.opensearch_port}",
+            "REQUIRE_GPU": "0",
+        }
+
+    def write_env_file(self) -> Path:
+        """Writes `environment()` to `home/stream.env`, readable by its owner only, for `STREAM_ENV_FILE`."""
+        self.make()
+        path = self.home / "stream.env"
+        lines = [f"{name}='{_escaped(value)}'\n" for name, value in self.environment().items()]
+        write_private(path, "".join(lines))
+        return path
+
+
+def variable(port: str) -> str:
+    """The environment variable that sets a port of the profile: `kafka_port` is `STREAM_LOCAL_KAFKA_PORT`."""
+    return f"STREAM_LOCAL_{port.upper()}"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file of mode 0600, whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Waits until no other process holds the folder, and holds it; yields the lock's file descriptor.
+
+    A child that inherits the descriptor keeps the lock for as long as it lives.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def _port(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1024 <= int(text) < 2**16):
+        raise ConfigurationError(f"{name} is {text!r}; it must be a port, 1024 to 65535")
+    return int(text)

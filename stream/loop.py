@@ -1,0 +1,308 @@
+"""The batch loop: where no chunk is lost. Every stage runs on it, and only here is Kafka told that a record is done.
+
+Faust hands out records and commits what is acknowledged; the loop decides when that is. For each batch:
+
+    1. take up to `batch_size` records, or what came within `batch_within` seconds, at most `batch_bytes`;
+    2. decode them and hand those that keep the contract to the stage, which answers with one outcome a record;
+    3. publish every output and dead letter, and wait until Kafka has them all;
+    4. acknowledge the batch's offsets.
+
+Step 2 runs for up to `in_flight` batches at once; steps 3 and 4 run for one batch at a time, oldest first, so that a
+chunk's records stay in order and an offset is never committed before those ahead of it. The agent only starts
+batches: it never holds the outcome of one, because Faust acknowledges what an agent's body drops.
+
+At-least-once: after a crash the batches that were in flight come again, and every effect is idempotent. Whatever is not
+an outcome ends the process before anything of its batch is acknowledged (`Outage` after `outage_bound` seconds of
+retrying). A batch taken before its partition was revoked and not yet started is dropped: it will be delivered again.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import faust
+import orjson
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from stream import metrics
+from stream.config import Settings, StageName
+from stream.contracts import Contract
+from stream.deadletters import letter_headers, without_letter
+from stream.errors import Outage
+from stream.records import VERSION_HEADER, Done, Headers, Outcome, Record, Rejected, Tombstone, decode
+from stream.topics import dead_letters, source, target
+
+log = logging.getLogger(__name__)
+
+RECORD_OVERHEAD = 1024  # bytes that Kafka's format adds to a record and its batch, generously
+LONGEST_PAUSE = 30.0  # seconds between two tries during an outage
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the loop runs: a function of decoded records, without Kafka.
+
+    `process` gets chunks that keep `contract`, and returns one outcome for each, in order. It raises `Outage` when
+    nothing in the batch is at fault. With `writes_stores` its effects are its own: it gets tombstones too, and one
+    batch at a time, because two records of one version must reach the stores in the topic's order.
+    """
+
+    name: StageName
+    contract: Contract
+    process: Callable[[Sequence[Any]], Awaitable[Sequence[Outcome]]]
+    writes_stores: bool = False
+
+
+@dataclass(frozen=True)
+class _Batch:
+    stream: Any
+    events: Sequence[Any]
+    outcomes: "asyncio.Task[list[tuple[Record, Outcome]]]"
+    started: float
+
+
+class BatchLoop:
+    """Runs one stage on one Faust app. `fail` must end the process."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        producer: AIOKafkaProducer,
+        settings: Settings,
+        fail: Callable[[BaseException], NoReturn],
+    ) -> None:
+        self.stage = stage
+        self.settings = settings
+        self.waits_for: str | None = None  # what is down, while a batch waits for it
+        self.assigned = False  # whether Kafka has handed out partitions (perhaps none) since the start
+        self._producer = producer
+        self._fail = fail
+        self._room = asyncio.Semaphore(1 if stage.writes_stores else settings.in_flight)
+        self._started: asyncio.Queue[_Batch] = asyncio.Queue()
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._taking = True
+
+    def attach(self, app: faust.App) -> None:
+        """Makes the app's agent and the one task that finishes batches; drains on revocation and at the end."""
+        self._app = app
+        topic = app.topic(source(self.settings, self.stage.name), key_serializer="raw", value_serializer="raw")
+        app.agent(topic, name=self.stage.name)(self._take)
+        app.on_partitions_revoked.connect(self._on_revoked, weak=False)
+        app.on_partitions_assigned.connect(self._on_assigned, weak=False)
+        app.on_before_shutdown.connect(self._on_shutdown, weak=False)
+        self._finisher = asyncio.create_task(self._finish())
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop still turns."""
+        return not self._finisher.done()
+
+    # Step 1: take
+
+    async def _take(self, stream: Any) -> None:
+        try:
+            async for events in stream.noack_take(self.settings.batch_size, within=self.settings.batch_within):
+                for part in split_by_bytes(events, self.settings.batch_bytes):
+                    await self._room.acquire()
+                    self._start(stream, part)
+        except Exception as error:
+            self._fail(error)
+
+    def _start(self, stream: Any, events: Sequence[Any]) -> None:
+        current = [e for e in events if self._taking and e.message.generation_id == self._app.consumer_generation_id]
+        if not current:
+            self._room.release()
+            return
+        work = asyncio.create_task(self._process([as_record(e.message) for e in current]))
+        self._count(+1)
+        self._started.put_nowait(_Batch(stream, current, work, time.monotonic()))
+
+    # Step 2: process
+
+    async def _process(self, records: list[Record]) -> list[tuple[Record, Outcome]]:
+        outcomes: dict[int, Outcome] = {}
+        work: dict[int, Any] = {}
+        limit = self.settings.max_record_bytes if self.stage.contract == "chunk" else self.settings.max_message_bytes
+        for i, record in enumerate(records):
+            match decode(record, self.stage.contract, limit):
+                case Rejected() as rejected:
+                    outcomes[i] = rejected
+                case Tombstone() as tombstone if not self.stage.writes_stores:
+                    outcomes[i] = Done(tombstone)
+                case decoded:
+                    work[i] = decoded
+        if work:
+            done = await self._patiently(list(work.values()))
+            outcomes |= dict(zip(work, done, strict=True))
+        return [(record, outcomes[i]) for i, record in enumerate(records)]
+
+    async def _patiently(self, items: list[Any]) -> Sequence[Outcome]:
+        """Runs the stage's `process`, again and again while it raises `Outage`, for at most `outage_bound` seconds."""
+
+        def wait_for(state: RetryCallState) -> None:
+            assert state.outcome and state.next_action
+            self.waits_for = str(state.outcome.exception())
+            metrics.retries.labels(self.stage.name).inc()
+            metrics.outage.labels(self.stage.name).set(1)
+            log.warning("%s; trying again in %.1f s", self.waits_for, state.next_action.sleep)
+
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(Outage),
+                wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE),
+                stop=stop_after_delay(self.settings.outage_bound),
+                before_sleep=wait_for,
+                reraise=True,
+            ):
+                with attempt:
+                    outcomes = await self.stage.process(items)
+        finally:
+            self.waits_for = None
+            metrics.outage.labels(self.stage.name).set(0)
+        return outcomes
+
+    # Steps 3 and 4: publish and acknowledge, oldest batch first
+
+    async def _finish(self) -> None:
+        try:
+            while True:
+                batch = await self._started.get()
+                outcomes = await batch.outcomes
+                await self._publish(outcomes)
+                for event in batch.events:
+                    await batch.stream.ack(event)
+                self._room.release()
+                self._count(-1)
+                self._measure(batch, outcomes)
+        except Exception as error:
+            self._fail(error)
+
+    async def _publish(self, outcomes: list[tuple[Record, Outcome]]) -> None:
+        sent = []
+        for record, outcome in outcomes:
+            if isinstance(outcome, Done) and outcome.output is not None:
+                value, headers = _encode(record, outcome.output)
+                sent.append(await self._send(record, value, headers))
+            elif isinstance(outcome, Rejected):
+                sent.append(await self._send_dead_letter(record, outcome))
+        try:
+            async with asyncio.timeout(self.settings.outage_bound):
+                await asyncio.gather(*sent)
+        except (KafkaError, TimeoutError) as error:
+            raise Outage(f"Kafka did not take the outputs of a batch: {error!r}") from error
+
+    async def _send(self, record: Record, value: bytes | None, headers: Headers) -> Awaitable[Any]:
+        size = len(record.key or b"") + len(value or b"") + sum(len(k) + len(v) for k, v in headers) + RECORD_OVERHEAD
+        if size > self.settings.max_message_bytes:
+            sentence = f"the output of {self.stage.name} has {size:,} bytes, more than STREAM_MAX_MESSAGE_BYTES"
+            return await self._send_dead_letter(record, Rejected("too-large", sentence))
+        topic = target(self.settings, self.stage.name)
+        return await self._producer.send(topic, value=value, key=record.key, headers=headers)  # type: ignore[no-any-return]
+
+    async def _send_dead_letter(self, record: Record, rejected: Rejected) -> Awaitable[Any]:
+        log.warning(
+            "%s/%d@%d rejected: %s: %s",
+            record.topic, record.partition, record.offset, rejected.reason, rejected.detail,
+        )  # fmt: skip
+        metrics.dead_letters.labels(self.stage.name, rejected.reason).inc()
+        return await self._producer.send(  # type: ignore[no-any-return]
+            dead_letters(self.settings, self.stage.name),
+            value=record.value,
+            key=record.key,
+            headers=letter_headers(record, self.stage.name, rejected),
+        )
+
+    # Draining
+
+    async def drain(self) -> None:
+        """Waits until nothing is in flight, at most `drain_timeout` seconds; what is not done by then comes again."""
+        self._taking = False
+        try:
+            async with asyncio.timeout(self.settings.drain_timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning(
+                "%d batches were not done in %g s; they will come again",
+                self._in_flight,
+                self.settings.drain_timeout,
+            )
+
+    async def _on_revoked(self, app: faust.App, revoked: set[Any], **_: Any) -> None:
+        await self.drain()
+        await app.consumer.commit()
+
+    async def _on_assigned(self, app: faust.App, assigned: set[Any], **_: Any) -> None:
+        log.info("assigned %d partitions", len(assigned))
+        self.assigned = self._taking = True
+
+    async def _on_shutdown(self, app: faust.App, **_: Any) -> None:
+        await self.drain()
+
+    # Counting
+
+    def _count(self, change: int) -> None:
+        self._in_flight += change
+        metrics.in_flight.labels(self.stage.name).set(self._in_flight)
+        if self._in_flight:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    def _measure(self, batch: _Batch, outcomes: list[tuple[Record, Outcome]]) -> None:
+        stage = self.stage.name
+        seconds = time.monotonic() - batch.started
+        rejected = sum(isinstance(outcome, Rejected) for _, outcome in outcomes)
+        metrics.batch_size.labels(stage).observe(len(outcomes))
+        metrics.batch_seconds.labels(stage).observe(seconds)
+        metrics.records.labels(stage, "done").inc(len(outcomes) - rejected)
+        metrics.records.labels(stage, "rejected").inc(rejected)
+        log.info("batch of %d in %.3f s, %d rejected", len(outcomes), seconds, rejected)
+
+
+def split_by_bytes(events: Sequence[Any], limit: int) -> Iterator[list[Any]]:
+    """Cuts events into runs of at most `limit` bytes of values; a larger event stands alone."""
+    part: list[Any] = []
+    size = 0
+    for event in events:
+        length = len(event.message.value or b"")
+        if part and size + length > limit:
+            yield part
+            part, size = [], 0
+        part.append(event)
+        size += length
+    if part:
+        yield part
+
+
+def as_record(message: Any) -> Record:
+    """A message of Faust, whose timestamps are seconds, as a `Record`."""
+    return Record(
+        message.topic,
+        message.partition,
+        message.offset,
+        message.key,
+        message.value,
+        round(message.timestamp * 1000),
+        tuple(message.headers or ()),
+    )
+
+
+def _encode(record: Record, output: dict[str, Any] | Tombstone) -> tuple[bytes | None, Headers]:
+    headers = without_letter(record.headers)
+    if isinstance(output, Tombstone):
+        others = [(name, value) for name, value in headers if name != VERSION_HEADER]
+        return None, [*others, (VERSION_HEADER, str(output.version).encode())]
+    return orjson.dumps(output), headers

@@ -1,0 +1,156 @@
+"""What travels: Kafka's records as bytes, what the contracts make of them, and what a stage says of each.
+
+A chunk's record grows as it goes: `Chunk`, then + vector = `Embedded`, then + terms = `Expanded`. They are plain
+dictionaries, typed here and checked against `schemas/` by `decode`; a record with a null value is a `Tombstone`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NotRequired, TypedDict
+
+import orjson
+
+from stream.contracts import Contract, problem
+
+Scalar = str | int | float | bool | None
+Headers = Sequence[tuple[str, bytes]]
+
+VERSION_HEADER = "version"
+MAX_VERSION = 2**53 - 1  # the largest integer that every JSON reader keeps
+
+
+class Provenance(TypedDict):
+    """What made a vector: `schemas/embedded.json#/$defs/provenance`."""
+
+    model: str
+    revision: str
+    parameters: dict[str, Scalar]
+
+
+class Chunk(TypedDict):
+    """`schemas/chunk.json`, its version settled by `decode`."""
+
+    chunk_id: str
+    doc_id: str
+    text: str
+    version: int
+    facet_json: NotRequired[dict[str, Any]]
+    table_lines: NotRequired[list[str]]
+    metadata: NotRequired[dict[str, Scalar | list[Scalar]]]
+
+
+class Embedded(Chunk):
+    """`schemas/embedded.json`: `embedding_qwen` is base64 of little-endian float32, unit norm."""
+
+    text_sha256: str
+    embedding_qwen: str
+    embedding_provenance: Provenance
+
+
+class Expanded(Embedded):
+    """`schemas/expanded.json`: all that the stores hold."""
+
+    splade_terms: dict[str, float]
+    splade_norm: float
+    splade_provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """Deletes a chunk from both stores, unless they hold a higher version."""
+
+    chunk_id: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as Kafka keeps it; `timestamp` in milliseconds since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp: int
+    headers: Headers = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of key and value."""
+        return len(self.key or b"") + len(self.value or b"")
+
+
+Reason = Literal[
+    "too-large",
+    "not-json",
+    "schema",
+    "key",
+    "version",
+    "embedding",
+    "refused-by-model",
+    "refused-by-neo4j",
+    "refused-by-opensearch",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The record went through; `output` goes to the next topic, if the stage has one."""
+
+    output: dict[str, Any] | Tombstone | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The record can never go through: it alone becomes a dead letter, with a word for scripts and a sentence."""
+
+    reason: Reason
+    detail: str
+
+
+Outcome = Done | Rejected
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text as UTF-8, hexadecimal: tells whether a chunk's text has changed."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def header(headers: Headers, name: str) -> bytes | None:
+    """The last header of that name, as Kafka's own `lastHeader` does."""
+    return next((value for key, value in reversed(headers) if key == name), None)
+
+
+def decode(record: Record, contract: Contract, max_bytes: int) -> dict[str, Any] | Tombstone | Rejected:
+    """A record's bytes as what the contract says, its version settled; `Rejected` if they break it."""
+    if record.size > max_bytes:
+        return Rejected("too-large", f"the record has {record.size:,} bytes, the limit is {max_bytes:,}")
+    if record.value is None:
+        return _tombstone(record)
+    try:
+        value = orjson.loads(record.value)
+    except orjson.JSONDecodeError as error:
+        return Rejected("not-json", f"the record is not JSON: {error}")
+    if wrong := problem(value, contract):
+        return Rejected("schema", wrong)
+    if record.key != value["chunk_id"].encode():
+        return Rejected("key", "the record's key must be its chunk_id, so that a chunk's records stay in order")
+    value["version"] = int(value.get("version", record.timestamp))
+    return value  # type: ignore[no-any-return]
+
+
+def _tombstone(record: Record) -> Tombstone | Rejected:
+    try:
+        chunk_id = (record.key or b"").decode()
+    except UnicodeDecodeError:
+        return Rejected("key", "the key of a null record must be a chunk_id in UTF-8")
+    if wrong := problem({"chunk_id": chunk_id, "doc_id": "-", "text": "-"}, "chunk"):
+        return Rejected("key", f"the key of a null record must be a chunk_id: {wrong}")
+    number = header(record.headers, VERSION_HEADER)
+    if number is None:
+        return Tombstone(chunk_id, record.timestamp)
+    if not number.isdigit() or int(number) > MAX_VERSION:
+        return Rejected("version", f"the header {VERSION_HEADER!r} must be an integer from 0 to {MAX_VERSION}")
+    return Tombstone(chunk_id, int(number))

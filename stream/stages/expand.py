@@ -1,0 +1,42 @@
+"""expand: embedded chunks to chunks with weighted terms."""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stream.records import Chunk, Done, Embedded, Expanded, Outcome
+
+if TYPE_CHECKING:
+    from stream.models.splade import SparseEncoder, SparseVector
+
+
+async def expand(chunks: Sequence[Embedded], *, encoder: "SparseEncoder") -> list[Outcome]:
+    """Expands text, facets and table lines of each chunk; an empty vector is legal and travels on."""
+    texts = [encoder.join(parts(chunk)) for chunk in chunks]
+    vectors = await asyncio.to_thread(encoder.encode, texts)
+    return [Done(dict(_expanded(chunk, vector, encoder))) for chunk, vector in zip(chunks, vectors, strict=True)]
+
+
+def parts(chunk: Chunk) -> list[str]:
+    """What is expanded of a chunk: its text, its facets as "key: value" lines with sorted keys, its table lines."""
+    facets = "\n".join(f"{key}: {value}" for key, value in sorted(_flat(chunk.get("facet_json", {}))))
+    return [chunk["text"], facets, "\n".join(chunk.get("table_lines", []))]
+
+
+def _flat(facets: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in facets.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield prefix + key, ", ".join(str(item) for item in value)
+        elif value is not None:
+            yield prefix + key, str(value)
+
+
+def _expanded(chunk: Embedded, vector: "SparseVector", encoder: "SparseEncoder") -> Expanded:
+    return {
+        **chunk,
+        "splade_terms": vector.terms,
+        "splade_norm": vector.norm,
+        "splade_provenance": encoder.provenance,
+    }

@@ -1,0 +1,102 @@
+"""Where everything stands: how far each stage lags, what was rejected, what the stores hold."""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from stream import kafka, topics
+from stream.config import STAGES, Settings, StageName
+from stream.stores import Stores
+
+LOOK_AGAIN = 0.5  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """`done` of `total` records of its source are behind the stage; `lag` are ahead of it."""
+
+    stage: StageName
+    total: int
+    done: int
+    dead_letters: int
+
+    @property
+    def lag(self) -> int:
+        """Records that the stage has not committed."""
+        return self.total - self.done
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Of all stages, in the flow's order, and chunks by store."""
+
+    stages: list[StageStatus]
+    stores: Mapping[str, int]
+
+
+async def status(settings: Settings, stores: Stores) -> Status:
+    """One look at Kafka and both stores."""
+    return Status(await stages(settings), {store.name: await store.count() for store in stores.both})
+
+
+async def caught_up(
+    settings: Settings,
+    names: Collection[StageName] = STAGES,
+    look: Callable[[list[StageStatus]], None] = lambda _: None,
+) -> None:
+    """Waits until nothing lies ahead of these stages; `look` is shown each look taken meanwhile.
+
+    It takes two looks that agree: between reading a topic's end and its group's offsets the flow goes on.
+    """
+    before: list[StageStatus] = []
+    while True:
+        now = await stages(settings)
+        look(now)
+        if now == before and not any(found.lag for found in now if found.stage in names):
+            return
+        before = now
+        await asyncio.sleep(LOOK_AGAIN)
+
+
+async def stages(settings: Settings) -> list[StageStatus]:
+    """One look at Kafka: end offsets against what the groups have committed."""
+    names = [topics.source(settings, stage) for stage in STAGES]
+    names += [topics.dead_letters(settings, stage) for stage in STAGES]
+    async with kafka.consumer(settings) as client, kafka.admin(settings) as admin:
+        partitions = await kafka.partitions(admin, names)
+        starts, ends = await client.beginning_offsets(partitions), await client.end_offsets(partitions)
+        found = []
+        for stage in STAGES:
+            source, letters = topics.source(settings, stage), topics.dead_letters(settings, stage)
+            offsets = await _committed(admin, topics.group(settings, stage))
+            mine = [tp for tp in partitions if tp.topic == source]
+            found.append(
+                StageStatus(
+                    stage,
+                    total=sum(ends[tp] - starts[tp] for tp in mine),
+                    done=sum(max(offsets.get(tp, 0) - starts[tp], 0) for tp in mine),
+                    dead_letters=_records(letters, starts, ends),
+                )
+            )
+    return found
+
+
+# A broker that has never seen a group makes the topic of offsets first.
+@retry(
+    retry=retry_if_exception_type((GroupCoordinatorNotAvailableError, GroupLoadInProgressError)),
+    wait=wait_fixed(0.2),
+    stop=stop_after_delay(15),
+    reraise=True,
+)
+async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartition, int]:
+    committed = await admin.list_consumer_group_offsets(group)
+    return {tp: meta.offset for tp, meta in committed.items() if meta.offset >= 0}
+
+
+def _records(topic: str, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> int:
+    return sum(ends[tp] - starts[tp] for tp in ends if tp.topic == topic)

@@ -1,0 +1,69 @@
+"""What the two stores have in common: guarded by version, every write idempotent.
+
+The guard: a write takes effect unless the store holds a higher version of its chunk, whatever order they come in. Of
+two writes of one version the later wins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stream.records import Expanded, Rejected, Tombstone
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A chunk to be stored, its vector (dimensions,) unpacked."""
+
+    chunk: Expanded
+    vector: npt.NDArray[np.float32]
+
+    @property
+    def chunk_id(self) -> str:
+        """The chunk's name."""
+        return self.chunk["chunk_id"]
+
+    @property
+    def version(self) -> int:
+        """The chunk's version."""
+        return self.chunk["version"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a store holds of a chunk. `complete`: its share of the record (vector or terms) is there."""
+
+    version: int
+    text_sha256: str
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A search result; `score` compares only within one search."""
+
+    chunk_id: str
+    doc_id: str
+    score: float
+    text: str
+
+
+class Store(Protocol):
+    """A place where chunks can be found. Every call raises `Outage` if the store is down or overloaded."""
+
+    name: str
+
+    async def set_up(self) -> None:
+        """Makes constraints and indexes that are missing and waits until they are online."""
+
+    async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
+        """Stores and deletes, each chunk at most once a call; returns what the store refuses, by chunk_id."""
+
+    async def count(self) -> int:
+        """Chunks that the store holds, all finished writes included."""
+
+    async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
+        """What the store holds of these chunks; a missing one is left out."""

@@ -1,0 +1,183 @@
+"""Neo4j: a node `:Chunk` for each chunk, and a vector index over them.
+
+A deleted chunk leaves a node `:DeletedChunk` with its version, so that an older record cannot bring it back. A map
+cannot be a property, so `facet_json` and `metadata` are JSON strings.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import neo4j
+import numpy as np
+import orjson
+from neo4j.exceptions import DriverError, Neo4jError
+
+from stream.config import Settings
+from stream.errors import ConfigurationError, Outage, Refused
+from stream.models.embeddings import Vector
+from stream.outcomes import isolate
+from stream.records import Rejected, Tombstone
+from stream.stores.base import Hit, Put, Stored
+
+# The server's errors that a row can be guilty of; any other error is nobody's fault in the batch.
+BLAMES_INPUT = {
+    "Neo.ClientError.Statement.ArgumentError",
+    "Neo.ClientError.Statement.TypeError",
+    "Neo.ClientError.Schema.ConstraintValidationFailed",
+    "Neo.ClientError.Procedure.ProcedureCallFailed",
+}
+
+CONSTRAINTS = (
+    "CREATE CONSTRAINT chunk_id IF NOT EXISTS FOR (c:Chunk) REQUIRE c.chunk_id IS UNIQUE",
+    "CREATE CONSTRAINT deleted_chunk_id IF NOT EXISTS FOR (c:DeletedChunk) REQUIRE c.chunk_id IS UNIQUE",
+    "CREATE INDEX chunk_doc_id IF NOT EXISTS FOR (c:Chunk) ON (c.doc_id)",
+)
+
+PUT = """
+UNWIND $rows AS row
+OPTIONAL MATCH (gone:DeletedChunk {chunk_id: row.chunk_id})
+WITH row, gone WHERE gone IS NULL OR gone.version <= row.version
+MERGE (chunk:Chunk {chunk_id: row.chunk_id})
+WITH row, gone, chunk WHERE chunk.version IS NULL OR chunk.version <= row.version
+SET chunk = row.properties
+DELETE gone
+WITH row, chunk
+CALL db.create.setNodeVectorProperty(chunk, 'embedding_qwen', row.vector)
+"""
+
+DELETE = """
+UNWIND $rows AS row
+OPTIONAL MATCH (chunk:Chunk {chunk_id: row.chunk_id})
+WITH row, chunk WHERE chunk IS NULL OR chunk.version <= row.version
+MERGE (gone:DeletedChunk {chunk_id: row.chunk_id})
+SET gone.version = CASE WHEN gone.version > row.version THEN gone.version ELSE row.version END
+DETACH DELETE chunk
+"""
+
+STORED = """
+UNWIND $chunk_ids AS chunk_id
+MATCH (chunk:Chunk {chunk_id: chunk_id})
+RETURN chunk.chunk_id AS chunk_id, chunk.version AS version, chunk.text_sha256 AS text_sha256,
+       size(chunk.embedding_qwen) AS dimensions
+"""
+
+NEAREST = """
+CALL db.index.vector.queryNodes($index, $k, $vector) YIELD node, score
+RETURN node.chunk_id AS chunk_id, node.doc_id AS doc_id, node.text AS text, score
+"""
+
+
+class Neo4jStore:
+    """The dense side. Use as an async context manager."""
+
+    name = "Neo4j"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        password = settings.neo4j_password
+        self._driver = neo4j.AsyncGraphDatabase.driver(
+            settings.neo4j_uri,
+            auth=(settings.neo4j_user, password.get_secret_value()) if password else None,
+            connection_timeout=5,
+            connection_acquisition_timeout=settings.store_timeout,
+            max_transaction_retry_time=5,
+            notifications_min_severity="OFF",
+        )
+
+    async def __aenter__(self) -> "Neo4jStore":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._driver.close()
+
+    async def set_up(self) -> None:
+        """Raises `ConfigurationError` if the vector index exists with another number of dimensions."""
+        settings = self._settings
+        for constraint in CONSTRAINTS:
+            await self._run(constraint)
+        await self._run(
+            f"CREATE VECTOR INDEX `{settings.neo4j_index}` IF NOT EXISTS FOR (c:Chunk) ON (c.embedding_qwen) "
+            "OPTIONS {indexConfig: {`vector.dimensions`: $dimensions, `vector.similarity_function`: 'cosine'}}",
+            dimensions=settings.embed_dimensions,
+        )
+        await self._run("CALL db.awaitIndexes(300)")
+        rows = await self._run(
+            "SHOW VECTOR INDEXES YIELD name, options WHERE name = $name RETURN options.indexConfig AS config",
+            name=settings.neo4j_index,
+        )
+        dimensions = rows[0]["config"]["vector.dimensions"] if rows else None
+        if dimensions != settings.embed_dimensions:
+            raise ConfigurationError(
+                f"Neo4j's index {settings.neo4j_index} has {dimensions} dimensions, "
+                f"STREAM_EMBED_DIMENSIONS says {settings.embed_dimensions}; name another index with STREAM_NEO4J_INDEX"
+            )
+
+    async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
+        """Puts and deletes in two transactions; a batch that is refused is split until the culprit is alone."""
+        puts = [write for write in writes if isinstance(write, Put)]
+        outcomes = await isolate(puts, self._put, "refused-by-neo4j")
+        tombstones = [write for write in writes if isinstance(write, Tombstone)]
+        if tombstones:
+            await self._run(DELETE, rows=[{"chunk_id": t.chunk_id, "version": t.version} for t in tombstones])
+        return {
+            put.chunk_id: outcome for put, outcome in zip(puts, outcomes, strict=True) if isinstance(outcome, Rejected)
+        }
+
+    async def count(self) -> int:
+        """Nodes `:Chunk`."""
+        (row,) = await self._run("MATCH (c:Chunk) RETURN count(c) AS n")
+        return int(row["n"])
+
+    async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
+        """`complete` means that the vector has its full length."""
+        rows = await self._run(STORED, chunk_ids=list(chunk_ids))
+        wanted = self._settings.embed_dimensions
+        return {r["chunk_id"]: Stored(r["version"], r["text_sha256"], r["dimensions"] == wanted) for r in rows}
+
+    async def nearest(self, vector: Vector, k: int) -> list[Hit]:
+        """The k chunks whose vectors (dimensions,) are nearest by cosine, approximately; score is (1 + cosine) / 2."""
+        rows = await self._run(NEAREST, index=self._settings.neo4j_index, k=k, vector=vector.astype(np.float64))
+        return [Hit(r["chunk_id"], r["doc_id"], r["score"], r["text"]) for r in rows]
+
+    async def _put(self, puts: Sequence[Put]) -> Sequence[None]:
+        await self._run(PUT, rows=[_row(put) for put in puts])
+        return [None] * len(puts)
+
+    async def _run(self, query: str, **parameters: Any) -> list[neo4j.Record]:
+        statement = neo4j.Query(query, timeout=self._settings.store_timeout)
+        try:
+            result = await self._driver.execute_query(
+                statement, parameters_=parameters, database_=self._settings.neo4j_database
+            )
+        except (DriverError, Neo4jError) as error:
+            code = getattr(error, "code", None) or type(error).__name__
+            if code in BLAMES_INPUT:
+                raise Refused(f"Neo4j refuses it: {getattr(error, 'message', error)}") from error
+            raise Outage(f"Neo4j at {self._settings.neo4j_uri} is not available ({code}): {error}") from error
+        return result.records
+
+
+def _row(put: Put) -> dict[str, Any]:
+    chunk = put.chunk
+    properties = {
+        "chunk_id": chunk["chunk_id"],
+        "version": chunk["version"],
+        "doc_id": chunk["doc_id"],
+        "text": chunk["text"],
+        "table_lines": chunk.get("table_lines"),
+        "facet_json": _json(chunk.get("facet_json")),
+        "metadata": _json(chunk.get("metadata")),
+        "text_sha256": chunk["text_sha256"],
+        "embedding_provenance": _json(chunk["embedding_provenance"]),
+    }
+    # The driver packs numpy's float64 six times faster than a list, and Bolt has no float32.
+    return {
+        "chunk_id": chunk["chunk_id"],
+        "version": chunk["version"],
+        "properties": properties,
+        "vector": put.vector.astype(np.float64),
+    }
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()

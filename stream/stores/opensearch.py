@@ -1,0 +1,166 @@
+"""OpenSearch: a document for each chunk, its terms as `rank_features`, its text analysed as English.
+
+The guard is OpenSearch's own external versioning. It remembers a deleted document for `index.gc_deletes`.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from opensearchpy import AsyncOpenSearch
+from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
+from opensearchpy.exceptions import OpenSearchException, RequestError, TransportError
+
+from stream.config import Settings
+from stream.errors import ConfigurationError, Outage
+from stream.records import Expanded, Rejected, Tombstone
+from stream.stores.base import Hit, Put, Stored
+
+ID_BYTES = 512  # OpenSearch takes no longer _id
+MOST_CLAUSES = 1000  # a query may have 1,024
+
+INDEX = {
+    "settings": {"index": {"number_of_shards": 1, "number_of_replicas": 0, "gc_deletes": "1h"}},
+    "mappings": {
+        "dynamic": "strict",
+        "properties": {
+            "chunk_id": {"type": "keyword"},
+            "doc_id": {"type": "keyword"},
+            "version": {"type": "long"},
+            "text": {"type": "text", "analyzer": "english"},
+            "table_lines": {"type": "text", "analyzer": "english"},
+            "facet_json": {"type": "object", "enabled": False},
+            "metadata": {"type": "object", "enabled": False},
+            "text_sha256": {"type": "keyword"},
+            "splade_terms": {"type": "rank_features"},
+            "splade_norm": {"type": "float"},
+            "splade_provenance": {"type": "object", "enabled": False},
+        },
+    },
+}
+
+
+class OpenSearchStore:
+    """The sparse side. Use as an async context manager."""
+
+    name = "OpenSearch"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        password = settings.opensearch_password
+        self._client = AsyncOpenSearch(
+            hosts=[settings.opensearch_url],
+            http_auth=(settings.opensearch_user, password.get_secret_value()) if password else None,
+            timeout=settings.store_timeout,
+            max_retries=0,
+        )
+
+    async def __aenter__(self) -> "OpenSearchStore":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def set_up(self) -> None:
+        """Makes the index with its mapping if it is missing, and waits for its primary shard."""
+        index = self._settings.opensearch_index
+        try:
+            await self._call("PUT", f"/{index}", body=INDEX)
+        except RequestError as error:
+            if error.error != "resource_already_exists_exception":
+                raise ConfigurationError(f"OpenSearch refuses to make the index {index}: {error}") from error
+        await self._call("GET", f"/_cluster/health/{index}", wait_for_status="yellow")
+
+    async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
+        """One `_bulk` request; a document is refused alone, an overloaded or blocked index is an `Outage`."""
+        if not writes:
+            return {}
+        body = b"".join(_bulk_lines(write) for write in writes)
+        answer = await self._call("POST", f"/{self._settings.opensearch_index}/_bulk", body=body)
+        refused = {}
+        for write, item in zip(writes, answer["items"], strict=True):
+            (result,) = item.values()
+            if result["status"] in (200, 201, 409) or (result["status"] == 404 and isinstance(write, Tombstone)):
+                continue  # 409: the index holds a higher version; 404: nothing to delete
+            error = result["error"]
+            cause = error.get("caused_by", {}).get("reason", "")
+            sentence = f"{error['type']}: {error['reason']} {cause}".strip()
+            if result["status"] != 400:
+                raise Outage(f"OpenSearch does not take writes now ({result['status']} {sentence})")
+            refused[write.chunk_id] = Rejected("refused-by-opensearch", f"OpenSearch refuses it: {sentence}")
+        return refused
+
+    async def count(self) -> int:
+        """Documents, after a refresh; none if there is no index yet."""
+        index = self._settings.opensearch_index
+        await self._call("POST", f"/{index}/_refresh", ignore_unavailable="true")
+        return int((await self._call("GET", f"/{index}/_count", ignore_unavailable="true"))["count"])
+
+    async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
+        """`complete` means that `splade_terms` is there (it may be empty)."""
+        if not chunk_ids:
+            return {}
+        answer = await self._call(
+            "POST",
+            f"/{self._settings.opensearch_index}/_mget",
+            body={"ids": [document_id(chunk_id) for chunk_id in chunk_ids]},
+            _source_includes="chunk_id,version,text_sha256,splade_terms",
+        )
+        sources = [document["_source"] for document in answer["docs"] if document.get("found")]
+        return {s["chunk_id"]: Stored(s["version"], s["text_sha256"], "splade_terms" in s) for s in sources}
+
+    async def search(self, query: str, terms: Mapping[str, float], k: int) -> list[Hit]:
+        """The k best chunks by the sum of BM25 on the text and the dot product of the sparse vectors."""
+        heaviest = sorted(terms.items(), key=lambda item: -item[1])[:MOST_CLAUSES]
+        clauses: list[dict[str, Any]] = [
+            {"rank_feature": {"field": f"splade_terms.{escape(term)}", "boost": weight, "linear": {}}}
+            for term, weight in heaviest
+        ]
+        answer = await self._call(
+            "POST",
+            f"/{self._settings.opensearch_index}/_search",
+            body={
+                "size": k,
+                "_source": ["chunk_id", "doc_id", "text"],
+                "query": {"bool": {"should": [{"match": {"text": query}}, *clauses]}},
+            },
+        )
+        hits = [(hit["_source"], hit["_score"]) for hit in answer["hits"]["hits"]]
+        return [Hit(source["chunk_id"], source["doc_id"], score, source["text"]) for source, score in hits]
+
+    async def _call(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
+        try:
+            return await self._client.transport.perform_request(method, path, params=params, body=body)
+        except RequestError:
+            raise
+        except TransportError as error:
+            where = self._settings.opensearch_url
+            if isinstance(error, OpenSearchConnectionError):
+                raise Outage(f"OpenSearch at {where} does not answer: {error.error}") from error
+            raise Outage(f"OpenSearch at {where} is not available ({error.status_code} {error.error})") from error
+        except OpenSearchException as error:
+            raise Outage(f"OpenSearch's answer cannot be read: {error}") from error
+
+
+def escape(term: str) -> str:
+    """A term as a feature's name: a dot would be taken for a path and never be found, so U+2024 stands for it."""
+    return term.replace(".", "\u2024")
+
+
+def document_id(chunk_id: str) -> str:
+    """The `_id` of a chunk: its own name, or a digest of it where the name is too long."""
+    encoded = chunk_id.encode()
+    return chunk_id if len(encoded) <= ID_BYTES else f"sha256-{hashlib.sha256(encoded).hexdigest()}"
+
+
+def _bulk_lines(write: Put | Tombstone) -> bytes:
+    action = {"_id": document_id(write.chunk_id), "version": write.version, "version_type": "external_gte"}
+    if isinstance(write, Tombstone):
+        return orjson.dumps({"delete": action}) + b"\n"
+    return orjson.dumps({"index": action}) + b"\n" + orjson.dumps(_document(write.chunk)) + b"\n"
+
+
+def _document(chunk: Expanded) -> dict[str, Any]:
+    fields = {name: value for name, value in chunk.items() if name in INDEX["mappings"]["properties"]}  # type: ignore[index]
+    return fields | {"splade_terms": {escape(term): weight for term, weight in chunk["splade_terms"].items()}}

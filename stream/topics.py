@@ -1,0 +1,99 @@
+"""The topics: their names, what Kafka is told to keep of them, and who reads and writes which."""
+
+from collections.abc import Iterable, Iterator
+
+from aiokafka.admin import NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import TopicAlreadyExistsError, for_code
+
+from stream.config import STAGES, Settings, StageName
+from stream.errors import ConfigurationError
+from stream.kafka import admin
+
+DAY_MS = 86_400_000
+DLQ = ".dlq"
+
+
+def source(settings: Settings, stage: StageName) -> str:
+    """The topic that a stage consumes."""
+    return {
+        "embed": settings.topic,
+        "expand": f"{settings.topic}.embedded",
+        "index": f"{settings.topic}.expanded",
+    }[stage]
+
+
+def target(settings: Settings, stage: StageName) -> str | None:
+    """The topic that a stage publishes to; None for the last, which writes to the stores."""
+    return {"embed": source(settings, "expand"), "expand": source(settings, "index"), "index": None}[stage]
+
+
+def dead_letters(settings: Settings, stage: StageName) -> str:
+    """The topic of a stage's dead letters."""
+    return f"{settings.topic}.{stage}{DLQ}"
+
+
+def group(settings: Settings, stage: StageName) -> str:
+    """The consumer group of a stage."""
+    return f"{settings.topic}.{stage}"
+
+
+def definitions(settings: Settings, replicas: int) -> Iterator[NewTopic]:
+    """All topics of the flow, as `create` makes them.
+
+    The topics between the stages are compacted: the newest record of each chunk stays, however far a stage lags
+    behind, and that is what a replay reads. A tombstone stays for a week after compaction, so that a stage which was
+    down over a weekend still sees it. Dead letters are kept by time. An acknowledgement means two replicas, where
+    there are three.
+    """
+    durable = {"min.insync.replicas": str(max(replicas - 1, 1))}
+    compacted = durable | {
+        "cleanup.policy": "compact",
+        "delete.retention.ms": str(7 * DAY_MS),
+        "max.message.bytes": str(settings.max_message_bytes),
+    }
+    kept = durable | {
+        "cleanup.policy": "delete",
+        "retention.ms": str(int(settings.dlq_retention_days * DAY_MS)),
+        "max.message.bytes": str(settings.max_letter_bytes),
+    }
+    for stage in STAGES:
+        yield NewTopic(source(settings, stage), settings.partitions, replicas, topic_configs=compacted)
+    for stage in STAGES:
+        yield NewTopic(dead_letters(settings, stage), 1, replicas, topic_configs=kept)
+
+
+async def create(settings: Settings) -> list[str]:
+    """Makes the topics that are missing and returns their names; existing ones are left as they are."""
+    async with admin(settings) as client:
+        existing = set(await client.list_topics())
+        replicas = settings.replication_factor or min(3, len((await client.describe_cluster())["brokers"]))
+        wanted = [topic for topic in definitions(settings, replicas) if topic.name not in existing]
+        if not wanted:
+            return []
+        response = await client.create_topics(wanted)
+        for name, code, *details in response.topic_errors:
+            error = for_code(code)
+            if code and error is not TopicAlreadyExistsError:
+                raise ConfigurationError(f"Kafka refused to make the topic {name}: {(details and details[0]) or error}")
+    return [topic.name for topic in wanted]
+
+
+async def check(settings: Settings, names: Iterable[str]) -> None:
+    """Raises `ConfigurationError` if a topic is missing or carries smaller records than the settings say.
+
+    Both must be known before the first send: one to a missing topic would hang rather than fail, and a batch that the
+    broker finds too large leaves an idempotent producer out of sequence for good.
+    """
+    wanted = [ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": ""}) for name in names]
+    async with admin(settings) as client:
+        found = [answer for response in await client.describe_configs(wanted) for answer in response.resources]
+    if missing := sorted(name for code, _, _, name, _ in found if code):
+        raise ConfigurationError(f"topics are missing: {', '.join(missing)}; `stream topics create` makes them")
+    for _, _, _, name, ((_, limit, *_),) in found:
+        needed = settings.max_letter_bytes if name.endswith(DLQ) else settings.max_message_bytes
+        if int(limit) < needed:
+            raise ConfigurationError(
+                f"the topic {name} carries records of {int(limit):,} bytes at most, but {needed:,} are needed: "
+                "raise its max.message.bytes (and the broker's message.max.bytes), or lower STREAM_MAX_MESSAGE_BYTES"
+            )

@@ -1,0 +1,99 @@
+"""One process running one stage: a Faust app around the batch loop, with a web server beside it."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from typing import NoReturn
+
+import faust
+
+from stream import kafka, preflight, topics, web
+from stream.config import Settings, StageName
+from stream.errors import Outage, StreamError
+from stream.loop import BatchLoop
+from stream.stages import open_stage
+
+log = logging.getLogger(__name__)
+
+WEB_PORTS: dict[StageName, int] = {"embed": 9101, "expand": 9102, "index": 9103}
+PATIENCE_WITH_START = 120.0  # seconds until a worker without an assignment counts as hung
+
+
+def run(stage: StageName, settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT, then finishes what is in flight; raises `StreamError` if it cannot start."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
+    )
+    for chatty in ("faust", "mode", "aiokafka", "httpx", "opensearch", "neo4j"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    asyncio.run(_work(stage, settings))
+
+
+async def _work(name: StageName, settings: Settings) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await preflight.check(name, settings)
+    needed = [topics.source(settings, name), topics.target(settings, name), topics.dead_letters(settings, name)]
+    await topics.check(settings, [topic for topic in needed if topic])
+    async with open_stage(name, settings) as stage, kafka.producer(settings) as producer:
+        loop = BatchLoop(stage, producer, settings, fail)
+        app = _app(name, settings)
+        loop.attach(app)
+        started = time.monotonic()
+
+        def unhealthy() -> str | None:
+            if not loop.assigned and time.monotonic() - started > PATIENCE_WITH_START:
+                return f"Kafka has assigned nothing for {PATIENCE_WITH_START:.0f} s"
+            return None if loop.alive else "the batch loop has ended"
+
+        def unready() -> str | None:
+            return unhealthy() or loop.waits_for or (None if loop.assigned else "Kafka has assigned nothing yet")
+
+        port = WEB_PORTS[name] if settings.web_port is None else settings.web_port
+        async with web.serve(settings.web_host, port, unhealthy, unready):
+            log.info("%s: %s -> %s", name, *needed[:2])
+            await app.start()
+            ended = asyncio.create_task(app.wait_until_stopped())
+            await asyncio.wait([ended, asyncio.create_task(stopping.wait())], return_when=asyncio.FIRST_COMPLETED)
+            if not stopping.is_set():
+                fail(Outage(f"Faust has stopped: {app.crash_reason!r}"))
+            log.info("draining")
+            await app.stop()
+            log.info("stopped")
+
+
+def _app(stage: StageName, settings: Settings) -> faust.App:
+    """Faust without its tables, leader, web server and implicit topics;"""
+    return faust.App(
+        topics.group(settings, stage),
+        broker=[f"kafka://{server}" for server in settings.kafka_servers.split(",")],
+        key_serializer="raw",
+        value_serializer="raw",
+        store="memory://",
+        datadir=tempfile.mkdtemp(prefix="stream-"),
+        autodiscover=False,
+        web_enabled=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        consumer_group_instance_id=f"{stage}-{settings.instance}",
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=settings.session_timeout,
+        broker_heartbeat_interval=settings.session_timeout / 10,
+        broker_commit_interval=settings.commit_interval,
+        stream_buffer_maxsize=2 * settings.batch_size,
+        stream_wait_empty=False,
+    )
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Ends the process at once: nothing of an unfinished batch is acknowledged, and a supervisor starts it again."""
+    log.error("%s", error, exc_info=None if isinstance(error, StreamError) else error)
+    code = error.exit_code if isinstance(error, StreamError) else Outage.exit_code
+    print(f"stream: {error or repr(error)}", file=sys.stderr, flush=True)  # noqa: T201
+    logging.shutdown()
+    os._exit(code)

@@ -1,0 +1,90 @@
+"""The real servers for the whole run, and settings of its own for each test."""
+
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+
+from stream import topics
+from stream.config import Settings
+from stream.local import corpus, splade_model
+from stream.local.demo import embedder
+from stream.local.profile import Profile
+from stream.local.servers import install, servers
+from stream.local.supervisor import down, up
+from stream.stores import Stores, open_stores
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def environment() -> Iterator[dict[str, str]]:
+    """STREAM_… variables of running servers: those of STREAM_TEST_ENV_FILE, or our own on free ports."""
+    if file := os.environ.get("STREAM_TEST_ENV_FILE"):
+        yield {name: value for name, value in dotenv_values(file).items() if value is not None}
+        return
+    ports = ("kafka", "kafka_controller", "neo4j", "opensearch", "opensearch_transport", "embedder")
+    profile = Profile(
+        home=ROOT / ".local" / "test",
+        artifacts=ROOT / ".local" / "artifacts",
+        **dict(zip((f"{name}_port" for name in ports), free_ports(len(ports)), strict=True)),
+    )
+    install(profile, print)
+    variables = profile.environment()
+    splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(variables["STREAM_SPLADE_MODEL"]))
+    up(profile, [*servers(profile), embedder(profile)], print)
+    yield variables
+    down(profile)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@pytest.fixture
+def variables(environment: dict[str, str]) -> dict[str, str]:
+    """The environment of one test: topics, groups and an index that no other test has."""
+    name = f"t{uuid.uuid4().hex[:10]}"
+    return environment | {
+        "STREAM_TOPIC": name,
+        "STREAM_OPENSEARCH_INDEX": name,
+        "STREAM_PARTITIONS": "2",
+        "STREAM_BATCH_SIZE": "64",
+        "STREAM_SESSION_TIMEOUT": "6",
+        "STREAM_ENV_FILE": "/dev/null",
+    }
+
+
+@pytest.fixture
+def settings(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of one test; the environment of this process says the same."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return Settings(_env_file=None)
+
+
+@pytest.fixture
+async def flow(settings: Settings) -> Settings:
+    """Settings whose topics exist."""
+    await topics.create(settings)
+    return settings
+
+
+@pytest.fixture
+async def stores(settings: Settings) -> AsyncIterator[Stores]:
+    """Both stores, set up and empty."""
+    async with open_stores(settings) as opened:
+        await opened.set_up()
+        await opened.neo4j._run("MATCH (n) WHERE n:Chunk OR n:DeletedChunk DETACH DELETE n")
+        yield opened
+        await opened.opensearch._call("DELETE", f"/{settings.opensearch_index}")

@@ -1,0 +1,74 @@
+"""A worker with a fault, as a process: `faulty_worker.py FAULT STAGE`. The stage and the loop are the product's own."""
+
+import asyncio
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from aiokafka.errors import KafkaTimeoutError
+
+from stream import config, kafka, worker
+from stream.stages import open_stage
+
+GOOD_BATCHES = 2  # before the fault
+
+
+@asynccontextmanager
+async def raising_in_process(name, settings):
+    """The third batch meets a bug."""
+    batches = 0
+    async with open_stage(name, settings) as stage:
+
+        async def process(records):
+            nonlocal batches
+            batches += 1
+            if batches > GOOD_BATCHES:
+                raise RuntimeError("a bug in the stage")
+            return await stage.process(records)
+
+        yield replace(stage, process=process)
+
+
+@asynccontextmanager
+async def failing_to_send(settings):
+    """Kafka has the first outputs, then the acknowledgements fail."""
+    sent = 0
+    async with real_producer(settings) as producer:
+        send = producer.send
+
+        async def failing(*args, **kwargs):
+            nonlocal sent
+            sent += 1
+            if sent <= GOOD_BATCHES * settings.batch_size + settings.batch_size // 2:
+                return await send(*args, **kwargs)
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(KafkaTimeoutError())
+            return future
+
+        producer.send = failing
+        yield producer
+
+
+@asynccontextmanager
+async def never_acknowledged(settings):
+    """Kafka has the outputs, but the acknowledgements never come."""
+    async with real_producer(settings) as producer:
+        send = producer.send
+
+        async def silent(*args, **kwargs):
+            await send(*args, **kwargs)
+            return asyncio.get_running_loop().create_future()
+
+        producer.send = silent
+        yield producer
+
+
+real_producer = kafka.producer
+
+if __name__ == "__main__":
+    _, fault, stage = sys.argv
+    if fault == "raising_in_process":
+        worker.open_stage = raising_in_process
+    else:
+        kafka.producer = globals()[fault]
+    worker.run(stage, config.load())

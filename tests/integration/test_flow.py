@@ -1,0 +1,136 @@
+"""The main job on the real servers: if these fail, chunks are lost on their way to the stores."""
+
+import asyncio
+import json
+import signal
+from contextlib import AsyncExitStack
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from conftest import free_ports
+from support import Worker, read
+
+from stream import topics
+from stream.config import STAGES
+from stream.local import corpus
+from stream.models.embeddings import EmbeddingClient
+from stream.publish import publish
+from stream.search import Searcher
+from stream.status import caught_up, stages, status
+from stream.verify import verify
+
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
+
+COUNT = 1000
+FAULTY = str(Path(__file__).parent / "faulty_worker.py")
+
+
+@pytest.fixture
+def lines() -> list[bytes]:
+    return [json.dumps(chunk).encode() for chunk in islice(corpus.chunks(), COUNT)]
+
+
+async def finished(flow) -> None:
+    async with asyncio.timeout(240):
+        await caught_up(flow)
+
+
+async def test_a_thousand_chunks_end_to_end(flow, stores, lines):
+    async with AsyncExitStack() as stack:
+        workers = [Worker(stage, port=port) for stage, port in zip(STAGES, free_ports(3), strict=True)]
+        for worker in workers:
+            await stack.enter_async_context(worker)
+        assert (await publish(lines, flow)).sent == COUNT
+        await finished(flow)
+        report = await verify(flow, stores)
+        assert report.differences == []
+        assert (report.published, report.indexed, report.dead_lettered) == (COUNT, COUNT, 0)
+        assert (await status(flow, stores)).stores == {"Neo4j": COUNT, "OpenSearch": COUNT}
+        assert await searching(flow, stores)
+        for worker in workers:
+            assert await worker.end(signal.SIGTERM) == 0
+    assert all(stage.lag == 0 for stage in await stages(flow))
+
+
+async def searching(flow, stores) -> bool:
+    """Both ways of searching find a chunk by the words of its own text."""
+    async with EmbeddingClient(flow) as embedder:
+        searcher = Searcher(flow, stores, embedder)
+        chunk = next(c for c in islice(corpus.chunks(), COUNT) if len(c["text"].split()) > 20)
+        query = " ".join(chunk["text"].split()[:20])
+        found = [await searcher.search(query, mode, 3) for mode in ("lexical", "dense")]
+    return all(chunk["chunk_id"] in [hit.chunk_id for hit in hits] for hits in found)
+
+
+async def test_workers_killed_in_the_middle_of_a_batch_lose_nothing(flow, stores, lines):
+    ports = dict(zip(STAGES, free_ports(3), strict=True))
+    await publish(lines, flow)
+    async with AsyncExitStack() as stack:
+        for stage in STAGES:
+            for _ in range(2):
+                killed = await stack.enter_async_context(Worker(stage, port=ports[stage]))
+                await killed.in_the_middle()
+                assert await killed.end(signal.SIGKILL) == -signal.SIGKILL
+            await stack.enter_async_context(Worker(stage, port=ports[stage]))
+        await finished(flow)
+        report = await verify(flow, stores)
+    assert report.differences == []
+    assert report.indexed == COUNT
+    assert [stage.dead_letters for stage in await stages(flow)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_a_bug_in_a_stage_ends_the_worker_and_nothing_is_acknowledged_early(flow, stores, lines, stage):
+    ports = dict(zip(STAGES, free_ports(3), strict=True))
+    await publish(lines[:256], flow)
+    async with AsyncExitStack() as stack:
+        for other in STAGES:
+            if other != stage:
+                await stack.enter_async_context(Worker(other, port=ports[other]))
+        async with Worker(stage, FAULTY, "raising_in_process", port=ports[stage]) as faulty:
+            assert await faulty.exit_code() == 75
+        assert "a bug in the stage" in faulty.log.read_text()
+        await assert_nothing_acknowledged_early(flow, stores, stage)
+        await stack.enter_async_context(Worker(stage, port=ports[stage]))
+        await finished(flow)
+        assert (await verify(flow, stores)).differences == []
+
+
+@pytest.mark.parametrize("fault", ["failing_to_send", "never_acknowledged"])
+async def test_a_send_that_fails_ends_the_worker_and_nothing_is_acknowledged_early(flow, stores, lines, fault):
+    port, *others = free_ports(3)
+    await publish(lines[:256], flow)
+    async with Worker("embed", FAULTY, fault, port=port, STREAM_OUTAGE_BOUND="3") as faulty:
+        assert await faulty.exit_code() == 75
+    done, *_ = await stages(flow)
+    assert done.done <= (0 if fault == "never_acknowledged" else 128)
+    async with (
+        Worker("embed", port=port),
+        Worker("expand", port=others[0]),
+        Worker("index", port=others[1]),
+    ):
+        await finished(flow)
+        assert (await verify(flow, stores)).differences == []
+
+
+async def assert_nothing_acknowledged_early(flow, stores, stage):
+    """What a stage has committed is at most what it has put out: each chunk here is published once."""
+    done = next(found.done for found in await stages(flow) if found.stage == stage)
+    if target := topics.target(flow, stage):
+        outputs = len({record.key for record in await read(flow, target)})
+    else:
+        outputs = await stores.neo4j.count()
+    assert done <= outputs
+    assert done < 256
+
+
+async def test_sigterm_in_the_middle_of_a_batch_drains_it(flow, lines):
+    (port,) = free_ports(1)
+    await publish(lines, flow)
+    async with Worker("embed", port=port) as worker:
+        await worker.in_the_middle()
+        assert await worker.end(signal.SIGTERM) == 0
+    done, *_ = await stages(flow)
+    outputs = [record.key for record in await read(flow, topics.source(flow, "expand"))]
+    assert done.done == len(outputs) == len(set(outputs))

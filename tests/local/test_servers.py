@@ -1,0 +1,189 @@
+"""Kafka, Neo4j and OpenSearch come up on a bare machine, come back after a crash, and leave nothing behind."""
+
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from shutil import which
+
+import httpx
+import pytest
+import yaml
+
+from stream.errors import ConfigurationError, Outage
+from stream.local import java, opensearch, servers, supervisor
+from stream.local.profile import Profile
+
+ROOT = Path(__file__).parents[2]
+ARTIFACTS = ROOT / ".local" / "artifacts"
+COMPOSE = ROOT / "compose" / "docker-compose.yml"
+
+
+def tool(folder: Path, name: str, script: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return folder
+
+
+# What is missing is said in one sentence
+
+
+@pytest.mark.parametrize(
+    ("modules", "found"), [("java.base@11.0.2", "older than 17"), ("", "older than 17"), ("java.base@25", "is 25")]
+)
+def test_a_java_that_does_not_fit_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules: str, found: str
+) -> None:
+    tool(tmp_path / "bin", "java", f"echo {modules}")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(ConfigurationError, match=rf"Java 17 to 23.*{found}.*apt install.*docker compose"):
+        servers.servers(Profile(tmp_path))
+
+
+def test_a_missing_java_is_a_sentence_with_both_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"no java on PATH.*apt install openjdk.*docker compose"):
+        servers.install(Profile(tmp_path))
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigurationError, match=r"JAVA_HOME \(.*nowhere\) has no bin/java"):
+        servers.install(Profile(tmp_path))
+
+
+@pytest.fixture
+def java_17(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH with the system's tools, a java that fits, and room for a mvn."""
+    folder = tool(tmp_path / "bin", "java", "echo java.base@17.0.15")
+    for name in ("sh", "sleep", "mkdir"):
+        (folder / name).symlink_to(which(name) or "")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def test_a_missing_maven_is_a_sentence(tmp_path: Path, java_17: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"no mvn on PATH.*apt install.*maven"):
+        servers.install(Profile(tmp_path / "home"))
+
+
+HOME = 'for word; do case $word in -Dhome=*) home=${word#-Dhome=};; esac; done; mkdir -p "$home/lib"'
+
+
+def test_an_install_that_fails_does_not_count(tmp_path: Path, java_17: Path) -> None:
+    profile = Profile(tmp_path / "home")
+    tool(java_17, "mvn", f"{HOME}; echo half > $home/lib/half.jar; echo no route to the repository; exit 1")
+    with pytest.raises(Outage, match=r"kafka-.* failed[\s\S]*no route to the repository"):
+        java.assemble(profile, "kafka", print)
+    tool(java_17, "mvn", f"{HOME}; echo whole > $home/lib/whole.jar")
+    folder = java.assemble(profile, "kafka", print)
+    assert [jar.name for jar in (folder / "lib").iterdir()] == ["whole.jar"]
+
+
+def test_two_installs_at_once_share_one_download(tmp_path: Path, java_17: Path) -> None:
+    profile = Profile(tmp_path / "home")
+    tool(java_17, "mvn", f"echo call >> {tmp_path}/calls; sleep 0.5; {HOME}")
+    with ThreadPoolExecutor(2) as pool:
+        folders = set(pool.map(lambda _: java.assemble(profile, "kafka", print), range(2)))
+    assert [folder.exists() for folder in folders] == [True]
+    assert (tmp_path / "calls").read_text() == "call\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root hands OpenSearch over to nobody")
+def test_a_folder_that_nobody_may_not_pass_is_named(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir(mode=0o700)
+    with pytest.raises(ConfigurationError, match="chmod o"):
+        opensearch.require_passage(tmp_path / "secret" / "home")
+
+
+# Docker runs the same
+
+
+def test_docker_runs_the_same_versions_on_loopback_only() -> None:
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    for name, service in services.items():
+        version = java.distribution(Profile(), name).name.removeprefix(f"{name}-")
+        assert service["image"].split(":")[1].removesuffix("-community") == version
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+# The real servers
+
+
+@pytest.fixture(scope="module")
+def profile() -> Iterator[Profile]:
+    """A home that `nobody` may enter, unlike pytest's own folders."""
+    names = ["kafka", "kafka_controller", "neo4j", "opensearch", "opensearch_transport"]
+    sockets = {f"{name}_port": socket.create_server(("127.0.0.1", 0)) for name in names}
+    ports = {name: s.getsockname()[1] for name, s in sockets.items()}
+    for s in sockets.values():
+        s.close()
+    with tempfile.TemporaryDirectory(prefix="stream-test-") as home:
+        Path(home).chmod(0o755)
+        profile = Profile(Path(home), ARTIFACTS, **ports)
+        servers.install(profile)
+        supervisor.up(profile, servers.servers(profile))
+        yield profile
+        supervisor.down(profile)
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.1)
+
+
+def pids(profile: Profile) -> list[int | None]:
+    return [status.pid for status in supervisor.status(profile)]
+
+
+@pytest.mark.servers
+def test_all_three_are_ready_and_a_second_up_changes_nothing(profile: Profile) -> None:
+    statuses = supervisor.status(profile, servers.servers(profile))
+    assert [(s.name, s.state, s.ready) for s in statuses] == [
+        ("kafka", "RUNNING", True),
+        ("neo4j", "RUNNING", True),
+        ("opensearch", "RUNNING", True),
+    ]
+    before = pids(profile)
+    servers.install(profile)
+    supervisor.up(profile, servers.servers(profile))
+    assert pids(profile) == before
+
+
+@pytest.mark.servers
+def test_a_typo_makes_no_index(profile: Profile) -> None:
+    url = profile.environment()["STREAM_OPENSEARCH_URL"]
+    answer = httpx.put(f"{url}/chunsk/_doc/1", json={}, trust_env=False)
+    assert answer.status_code == 404
+
+
+@pytest.mark.servers
+def test_a_killed_kafka_comes_back_by_itself(profile: Profile) -> None:
+    kafka = servers.servers(profile)[0]
+    before = pids(profile)[0]
+    supervisor.kill(profile, "kafka", signal.SIGKILL)
+    until(lambda: pids(profile)[0] not in (None, before))
+    until(kafka.ready)
+
+
+@pytest.mark.servers
+def test_another_home_on_the_same_ports_is_told_which(profile: Profile, tmp_path: Path) -> None:
+    second = Profile(tmp_path, ARTIFACTS, kafka_port=profile.kafka_port)
+    with pytest.raises(ConfigurationError, match=f"port {profile.kafka_port}.*STREAM_LOCAL_KAFKA_PORT"):
+        supervisor.up(second, servers.servers(second)[:1])
+    supervisor.down(second)
+
+
+@pytest.mark.servers
+def test_down_leaves_no_process(profile: Profile) -> None:
+    running = [pid for pid in pids(profile) if pid]
+    assert len(running) == 3
+    supervisor.down(profile)
+    assert [Path(f"/proc/{pid}").exists() for pid in running] == [False, False, False]
+    supervisor.down(profile)

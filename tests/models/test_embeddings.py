@@ -1,0 +1,123 @@
+"""If these fail, a wrong or missing vector travels on, or a good one is lost to a passing fault."""
+
+import base64
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+from support import vector
+
+from stream.config import Settings
+from stream.errors import Outage, Refused
+from stream.models.embeddings import EmbeddingClient, unpack
+
+SETTINGS = Settings(_env_file=None, embed_dimensions=8)
+
+
+def answering(*answers: httpx.Response | Exception) -> tuple[EmbeddingClient, list[dict]]:
+    """A client whose server gives these answers in turn, the last again and again; and the bodies that it got."""
+    bodies: list[dict] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        bodies.append(orjson.loads(request.content))
+        answer = answers[min(len(bodies), len(answers)) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    client = EmbeddingClient(SETTINGS, httpx.MockTransport(handle))
+    client._request.retry.wait = lambda _: 0
+    return client, bodies
+
+
+def vectors(*seeds: int, dimensions: int = 8) -> httpx.Response:
+    data = [{"index": i, "embedding": vector(seed, dimensions)} for i, seed in enumerate(seeds)]
+    return httpx.Response(200, json={"data": data})
+
+
+def packed(*numbers: float) -> httpx.Response:
+    embedding = base64.b64encode(np.array(numbers, "<f4").tobytes()).decode()
+    return httpx.Response(200, json={"data": [{"index": 0, "embedding": embedding}]})
+
+
+async def test_what_is_sent_is_what_vllm_takes():
+    client, bodies = answering(vectors(1, 2))
+    await client.embed(["a", "b"])
+    assert bodies == [
+        {
+            "model": "Qwen/Qwen3-Embedding-8B",
+            "input": ["a", "b"],
+            "encoding_format": "base64",
+            "embed_dtype": "float32",
+            "endianness": "little",
+        }
+    ]
+
+
+async def test_vectors_come_back_in_the_order_of_the_texts():
+    data = [{"index": 1, "embedding": vector(2, 8)}, {"index": 0, "embedding": vector(1, 8)}]
+    client, _ = answering(httpx.Response(200, json={"data": data}))
+    assert await client.embed(["a", "b"]) == [vector(1, 8), vector(2, 8)]
+
+
+async def test_a_query_carries_the_instruction_and_is_unpacked():
+    client, bodies = answering(vectors(1))
+    found = await client.embed_query("sockets")
+    assert bodies[0]["input"] == [f"Instruct: {SETTINGS.embed_instruction}\nQuery:sockets"]
+    assert found == pytest.approx(unpack(vector(1, 8)))
+    assert found.shape == (8,)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        httpx.ConnectError("refused"),
+        httpx.ReadTimeout("slow"),
+        httpx.RemoteProtocolError("cut"),
+        httpx.Response(429),
+        httpx.Response(500),
+        httpx.Response(503, text="overloaded"),
+        httpx.Response(404, json={"error": {"message": "no such model"}}),
+        httpx.Response(401),
+        httpx.Response(200, content=b'{"data": [{"ind'),
+        httpx.Response(200, json={"data": [{"index": 0, "embedding": "!"}]}),
+        httpx.Response(200, json={"data": []}),
+        vectors(1, 2),
+        vectors(1, dimensions=4),
+        packed(*[float("nan")] * 8),
+        packed(*[float("inf")] * 8),
+        packed(*[0.0] * 8),
+        packed(*[1.0] * 8),
+    ],
+    ids=str,
+)
+async def test_a_fault_of_the_server_is_retried_three_times_and_then_an_outage(fault):
+    client, bodies = answering(fault)
+    with pytest.raises(Outage):
+        await client.embed(["a"])
+    assert len(bodies) == 4
+
+    client, bodies = answering(fault, vectors(1))
+    assert await client.embed(["a"]) == [vector(1, 8)]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_a_refusal_is_not_retried_and_says_what_the_server_said(status):
+    client, bodies = answering(httpx.Response(status, json={"error": {"message": "too long"}}))
+    with pytest.raises(Refused, match="too long"):
+        await client.embed(["a"])
+    assert len(bodies) == 1
+
+
+async def test_the_key_is_sent_as_a_bearer_token_and_never_shown():
+    settings = Settings(_env_file=None, embed_api_key="hush", embed_dimensions=8)
+    seen = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["Authorization"])
+        return vectors(1)
+
+    await EmbeddingClient(settings, httpx.MockTransport(handle)).embed(["a"])
+    assert seen == ["Bearer hush"]
+    assert "hush" not in repr(settings)

@@ -1,0 +1,99 @@
+"""If these fail, a stage loses a record of its batch or gives one the wrong outcome."""
+
+from types import SimpleNamespace
+
+import pytest
+from support import chunk, expanded
+
+from stream.errors import Outage, Refused
+from stream.models.splade import SparseVector
+from stream.records import Done, Rejected, Tombstone, text_sha256
+from stream.stages.embed import embed
+from stream.stages.expand import expand, parts
+from stream.stages.index import index
+
+PROVENANCE = {"model": "m", "revision": "r", "parameters": {}}
+
+
+async def test_embed_adds_the_vector_its_origin_and_the_hash_of_the_text():
+    async def vectors(texts):
+        if "bad" in texts:
+            raise Refused("too long")
+        return [f"vector of {text}" for text in texts]
+
+    client = SimpleNamespace(embed=vectors, provenance=PROVENANCE)
+    a, bad, b = chunk("a", "one"), chunk("b", "bad"), chunk("c", "two", metadata={"k": 1})
+    first, second, third = await embed([a, bad, b], client=client)
+    added = {"text_sha256": text_sha256("one"), "embedding_qwen": "vector of one", "embedding_provenance": PROVENANCE}
+    assert first == Done(a | added)
+    assert second == Rejected("refused-by-model", "too long")
+    assert third.output["metadata"] == {"k": 1}
+    assert third.output["embedding_qwen"] == "vector of two"
+
+
+def test_what_is_expanded_is_text_facets_and_table_lines():
+    facets = {"z": 1, "a": {"c": [1, "x"], "b": True}, "none": None}
+    assert parts(chunk(text="t", facet_json=facets, table_lines=["l1", "l2"])) == [
+        "t",
+        "a.b: True\na.c: 1, x\nz: 1",
+        "l1\nl2",
+    ]
+    assert parts(chunk(text="t")) == ["t", "", ""]
+
+
+async def test_expand_adds_terms_also_none_and_their_norm():
+    vectors = [SparseVector({"socket": 0.6, "port": 0.8}, 5.0), SparseVector({}, 0.0)]
+    encoder = SimpleNamespace(join=" | ".join, encode=lambda texts: vectors, provenance=PROVENANCE)
+    records = [expanded("a"), expanded("b")]
+    outcomes = await expand(records, encoder=encoder)
+    assert [o.output["splade_terms"] for o in outcomes] == [{"socket": 0.6, "port": 0.8}, {}]
+    assert [o.output["splade_norm"] for o in outcomes] == [5.0, 0.0]
+
+
+class FakeStore:
+    """Takes what it is given, refuses chunks of some names, or is down."""
+
+    def __init__(self, refuses=(), down=False):
+        self.name, self.refuses, self.down, self.written = "fake", refuses, down, []
+
+    async def write(self, writes):
+        if self.down:
+            raise Outage("down")
+        self.written += writes
+        return {w.chunk_id: Rejected("refused-by-neo4j", "no") for w in writes if w.chunk_id in self.refuses}
+
+
+async def run(records, *stores):
+    return await index(records, stores=stores, dimensions=4096)
+
+
+async def test_index_writes_to_all_stores_and_rejects_what_one_refuses():
+    one, other = FakeStore(refuses={"b"}), FakeStore()
+    outcomes = await run([expanded("a"), expanded("b"), Tombstone("c", 1)], one, other)
+    assert [type(o) for o in outcomes] == [Done, Rejected, Done]
+    assert [w.chunk_id for w in one.written] == [w.chunk_id for w in other.written] == ["a", "b", "c"]
+
+
+async def test_of_one_chunk_only_the_newest_is_written_and_ties_go_to_the_later():
+    store = FakeStore()
+    records = [expanded("a", "1", 1), expanded("a", "3", 3), expanded("a", "2", 2), expanded("a", "3b", 3)]
+    outcomes = await run([*records, expanded("b", version=1), Tombstone("b", 1)], store)
+    assert [w.version for w in store.written] == [3, 1]
+    assert store.written[0].chunk["text"] == "3b"
+    assert store.written[1] == Tombstone("b", 1)
+    assert outcomes == [Done()] * 6
+
+
+async def test_an_outage_of_one_store_is_an_outage_but_the_other_is_waited_for():
+    other = FakeStore()
+    with pytest.raises(Outage):
+        await run([expanded("a")], FakeStore(down=True), other)
+    assert len(other.written) == 1
+
+
+@pytest.mark.parametrize("broken", ["AAAA", "!", "AAAAwH8=", "AADAfw==" * 1])
+async def test_a_vector_of_wrong_length_or_not_finite_is_rejected_alone(broken):
+    store = FakeStore()
+    outcomes = await run([expanded("a", embedding_qwen=broken), expanded("b")], store)
+    assert outcomes[0].reason == "embedding"
+    assert [w.chunk_id for w in store.written] == ["b"]

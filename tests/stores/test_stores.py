@@ -1,0 +1,146 @@
+"""If these fail, a store loses a chunk, keeps a wrong one, or does not find it."""
+
+import itertools
+
+import pytest
+from support import expanded
+
+from stream.errors import ConfigurationError, Outage
+from stream.models.embeddings import unpack
+from stream.records import Tombstone
+from stream.stores import Stores, open_stores
+from stream.stores.base import Put, Stored
+from stream.stores.neo4j import Neo4jStore
+
+pytestmark = pytest.mark.servers
+
+
+@pytest.fixture(params=["neo4j", "opensearch"])
+def store(request, stores: Stores):
+    return getattr(stores, request.param)
+
+
+def put(chunk_id="c1", text="a text about sockets", version=1, **more):
+    chunk = expanded(chunk_id, text, version, **more)
+    return Put(chunk, unpack(chunk["embedding_qwen"]))
+
+
+def stored(write: Put) -> Stored:
+    return Stored(write.version, write.chunk["text_sha256"], complete=True)
+
+
+async def test_what_is_written_is_there_and_writing_it_again_changes_nothing(store):
+    first, second = put("a"), put("b", facet_json={"k": {"n": 1}}, table_lines=["x"], metadata={"m": [1, "a", None]})
+    for _ in range(2):
+        assert await store.write([first, second]) == {}
+        assert await store.stored(["a", "b", "missing"]) == {"a": stored(first), "b": stored(second)}
+        assert await store.count() == 2
+
+
+WRITES = {
+    "put 1": put("c", "one", 1),
+    "put 2": put("c", "two", 2),
+    "delete 3": Tombstone("c", 3),
+    "put 4": put("c", "four", 4),
+}
+
+
+@pytest.mark.parametrize("newest", [2, 3, 4])
+async def test_the_higher_version_wins_in_whatever_order_they_come(store, newest):
+    writes = list(WRITES.values())[:newest]
+    for order in itertools.permutations(writes):
+        chunk_ids = f"c{order}"
+        for write in order:
+            name = _named(write, str(hash(chunk_ids)))
+            assert await store.write([name]) == {}
+        found = (await store.stored([name.chunk_id])).get(name.chunk_id)
+        assert found == (None if newest == 3 else stored(writes[-1]))
+
+
+def _named(write, chunk_id):
+    if isinstance(write, Tombstone):
+        return Tombstone(chunk_id, write.version)
+    return Put({**write.chunk, "chunk_id": chunk_id}, write.vector)
+
+
+async def test_of_equal_versions_the_later_wins(store):
+    await store.write([put("c", "old", 5)])
+    await store.write([new := put("c", "new", 5)])
+    assert await store.stored(["c"]) == {"c": stored(new)}
+    await store.write([Tombstone("c", 5)])
+    assert await store.stored(["c"]) == {}
+    await store.write([new])
+    assert await store.stored(["c"]) == {"c": stored(new)}
+
+
+async def test_deleting_what_is_not_there_is_fine(store):
+    assert await store.write([Tombstone("never", 1)]) == {}
+    assert await store.count() == 0
+
+
+@pytest.mark.parametrize("chunk_id", ["字" * 512, "with / and % and \"quotes' and ` and 🜚", "-", "_x", "."])
+async def test_any_legal_name_works(store, chunk_id):
+    await store.write([write := put(chunk_id)])
+    assert await store.stored([chunk_id]) == {chunk_id: stored(write)}
+    await store.write([Tombstone(chunk_id, 2)])
+    assert await store.stored([chunk_id]) == {}
+
+
+async def test_a_vector_finds_its_chunk(stores):
+    writes = [put(f"c{'x' * i}", f"text {i}", i) for i in range(1, 20)]
+    await stores.neo4j.write(writes)
+    hits = await stores.neo4j.nearest(writes[7].vector, 3)
+    assert hits[0].chunk_id == writes[7].chunk_id
+    assert hits[0].score == pytest.approx(1, abs=1e-3)
+
+
+async def test_terms_find_their_chunk_also_those_with_a_dot(stores):
+    await stores.opensearch.write(
+        [put("a", "one", splade_terms={"...": 0.9}), put("b", "two", splade_terms={"x": 0.5})]
+    )
+    await stores.opensearch.count()
+    (hit,) = await stores.opensearch.search("", {"...": 2.0, "unknown": 1.0}, 10)
+    assert (hit.chunk_id, hit.score) == ("a", pytest.approx(1.8, rel=0.01))
+
+
+async def test_words_find_their_chunk_in_every_form(stores):
+    await stores.opensearch.write([put("a", "listening sockets"), put("b", "parsers", splade_terms={})])
+    await stores.opensearch.count()
+    assert [hit.chunk_id for hit in await stores.opensearch.search("socket listens", {}, 10)] == ["a"]
+
+
+async def test_a_document_that_opensearch_refuses_is_refused_alone(stores):
+    refused = await stores.opensearch.write([put("a"), put("b", splade_terms={"x": -1.0}), put("c")])
+    assert list(refused) == ["b"]
+    assert refused["b"].reason == "refused-by-opensearch"
+    assert sorted(await stores.opensearch.stored(["a", "b", "c"])) == ["a", "c"]
+
+
+async def test_an_index_that_takes_no_writes_is_an_outage_and_nobody_s_fault(stores, settings):
+    path = f"/{settings.opensearch_index}/_settings"
+    await stores.opensearch._call("PUT", path, body={"index.blocks.write": True})
+    with pytest.raises(Outage):
+        await stores.opensearch.write([put("a")])
+    await stores.opensearch._call("PUT", path, body={"index.blocks.write": False})
+    assert await stores.opensearch.write([put("a")]) == {}
+
+
+async def test_a_vector_that_neo4j_refuses_is_refused_alone(stores):
+    wrong = Put(expanded("b"), unpack(""))
+    refused = await stores.neo4j.write([put("a"), wrong, put("c")])
+    assert list(refused) == ["b"]
+    assert sorted(await stores.neo4j.stored(["a", "b", "c"])) == ["a", "c"]
+
+
+async def test_another_number_of_dimensions_is_noticed_at_the_start(stores, settings):
+    async with Neo4jStore(settings.model_copy(update={"embed_dimensions": 1024})) as store:
+        with pytest.raises(ConfigurationError, match="4096 dimensions"):
+            await store.set_up()
+
+
+async def test_a_store_that_is_down_is_an_outage(settings):
+    down = settings.model_copy(update={"neo4j_uri": "bolt://127.0.0.1:1", "opensearch_url": "http://127.0.0.1:1"})
+    async with open_stores(down) as stores:
+        for store in stores.both:
+            with pytest.raises(Outage):
+                await store.count()

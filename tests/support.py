@@ -1,0 +1,134 @@
+"""What the tests of several modules need: example records, and workers as processes of their own."""
+
+import asyncio
+import base64
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import orjson
+from prometheus_client.parser import text_string_to_metric_families
+
+from stream import kafka
+from stream.config import Settings, StageName
+from stream.records import Chunk, Expanded, Headers, Record, text_sha256
+
+LOGS = Path(__file__).parent.parent / ".local" / "test-logs"
+
+
+def chunk(chunk_id: str = "c1", text: str = "a text about sockets", version: int = 1, **more: Any) -> Chunk:
+    return {"chunk_id": chunk_id, "doc_id": "d1", "text": text, "version": version, **more}
+
+
+def vector(seed: int = 0, dimensions: int = 4096) -> str:
+    numbers = np.random.default_rng(seed).standard_normal(dimensions).astype("<f4")
+    return base64.b64encode((numbers / np.linalg.norm(numbers)).tobytes()).decode()
+
+
+def expanded(chunk_id: str = "c1", text: str = "a text about sockets", version: int = 1, **more: Any) -> Expanded:
+    provenance = {"model": "m", "revision": "r", "parameters": {}}
+    return {
+        **chunk(chunk_id, text, version),
+        "text_sha256": text_sha256(text),
+        "embedding_qwen": vector(len(chunk_id) + version),
+        "embedding_provenance": provenance,
+        "splade_terms": {"socket": 0.8, "...": 0.6},
+        "splade_norm": 5.0,
+        "splade_provenance": provenance,
+        **more,
+    }  # type: ignore[return-value]
+
+
+def record(value: Any, key: str | bytes | None = "c1", headers: Headers = (), timestamp: int = 1000) -> Record:
+    data = value if value is None or isinstance(value, bytes) else orjson.dumps(value)
+    return Record("chunks", 0, 0, key.encode() if isinstance(key, str) else key, data, timestamp, headers)
+
+
+async def send(settings: Settings, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
+    """Publishes keys and values as they are, whatever they hold."""
+    async with kafka.producer(settings) as producer:
+        sent = [await producer.send(settings.topic, key=key, value=value) for key, value in records]
+        await asyncio.gather(*sent)
+
+
+async def read(settings: Settings, topic: str) -> list[Record]:
+    return [record async for record in kafka.read_to_end(settings, topic)]
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 120, every: float = 0.2) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(every)
+
+
+class Worker:
+    """A worker as a process of its own. `script` runs it with a fault; the default is the product itself."""
+
+    def __init__(self, stage: StageName, *script: str, port: int, **variables: str) -> None:
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.stage = stage
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = LOGS / f"{os.environ['STREAM_TOPIC']}-{stage}.log"
+        command = [sys.executable, *script, stage] if script else [sys.executable, "-m", "stream", "worker", stage]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env=os.environ | variables | {"STREAM_WEB_PORT": str(port)}, stdout=log, stderr=log
+            )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            await self.end(signal.SIGKILL)
+
+    async def end(self, number: int) -> int:
+        """Sends a signal and returns the exit code."""
+        self.process.send_signal(number)
+        return await self.exit_code()
+
+    async def exit_code(self, seconds: float = 60) -> int:
+        async with asyncio.timeout(seconds):
+            return await asyncio.to_thread(self.process.wait)
+
+    async def ready(self, seconds: float = 60) -> None:
+        await until(lambda: self._answers("/readyz"), seconds)
+
+    async def in_the_middle(self, seconds: float = 60) -> None:
+        """Waits until it has done some batches and is at work on another."""
+
+        async def busy() -> bool:
+            metrics = await self.metrics()
+            return metrics.get("stream_in_flight", 0) > 0 and metrics.get("stream_batch_size_count", 0) > 0
+
+        await until(busy, seconds, every=0.005)
+
+    async def metrics(self) -> dict[str, float]:
+        """Samples by name, summed over their labels."""
+        sums: dict[str, float] = {}
+        for family in text_string_to_metric_families(await self._get("/metrics")):
+            for sample in family.samples:
+                sums[sample.name] = sums.get(sample.name, 0) + sample.value
+        return sums
+
+    async def _answers(self, path: str) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"{self.stage} ended with {self.process.returncode}:\n{self.log.read_text()[-2000:]}")
+        return bool(await self._get(path))
+
+    async def _get(self, path: str) -> str:
+        def get() -> str:
+            try:
+                with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+                    return answer.read().decode()
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                return ""
+
+        return await asyncio.to_thread(get)

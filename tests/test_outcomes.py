@@ -1,0 +1,44 @@
+"""If these fail, one bad record takes its neighbours with it or costs the model too much."""
+
+import math
+
+import pytest
+
+from stream.errors import Outage, Refused
+from stream.outcomes import isolate
+from stream.records import Rejected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 255, 256])
+async def test_the_culprit_alone_is_rejected_for_few_calls(size):
+    calls = []
+
+    async def attempt(items):
+        calls.append(len(items))
+        if 0 in items:
+            raise Refused("no zero")
+        return [-i for i in items]
+
+    for culprit in {0, size // 2, size - 1}:
+        calls.clear()
+        items = [1] * size
+        items[culprit] = 0
+        results = await isolate(items, attempt, "refused-by-model")
+        assert results[culprit] == Rejected("refused-by-model", "no zero")
+        assert [r for i, r in enumerate(results) if i != culprit] == [-1] * (size - 1)
+        assert len(calls) <= 1 + 2 * math.ceil(math.log2(size))
+
+
+async def test_an_outage_is_nobody_s_fault():
+    async def attempt(items):
+        raise Outage("down")
+
+    with pytest.raises(Outage):
+        await isolate([1, 2], attempt, "refused-by-model")
+
+
+async def test_nothing_costs_nothing():
+    async def attempt(items):
+        raise AssertionError
+
+    assert await isolate([], attempt, "refused-by-model") == []
