@@ -30,6 +30,19 @@ topics = typer.Typer(name="topics", help="The Kafka topics.", no_args_is_help=Tr
 app.add_typer(topics)
 
 
+PAGE = """\
+# Configuration
+
+Every setting, as an environment variable. The same name in lower case without the prefix works on the command line:
+`stream --set batch_size=64 …`. `STREAM_ENV_FILE` names a file with such lines (default `.env`). The command line comes
+before the environment, the environment before the file. `REQUIRE_GPU` is short for `STREAM_REQUIRE_GPU`.
+
+This page is made by `make docs`.
+
+"""
+HIT_LENGTH = 100  # characters of a hit's text that are shown
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
@@ -186,11 +199,12 @@ async def find(settings: Settings, query: str, mode: SearchMode, limit: int) -> 
 
 
 def print_hits(hits: list[Hit]) -> None:
-    """Hits with their scores and the beginning of their text."""
-    table = Table("score", "chunk", "text")
+    """Each hit with its score, and below it the beginning of its text on one line."""
     for hit in hits:
-        table.add_row(f"{hit.score:.3f}", hit.chunk_id, " ".join(hit.text.split())[:100])
-    out.print(table if hits else "nothing found")
+        out.print(f"{hit.score:8.3f}  {hit.chunk_id}", markup=False)
+        out.print(f"          {' '.join(hit.text.split())[:HIT_LENGTH]}", markup=False, style="dim")
+    if not hits:
+        out.print("nothing found")
 
 
 @topics.command("create")
@@ -202,7 +216,7 @@ def create_topics(context: typer.Context) -> None:
 
 @app.command("settings")
 def show_settings(
-    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/configuration.md.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As docs/configuration.md.")] = False,
 ) -> None:
     """List every setting with its default and what it means."""
     rows = [
@@ -210,7 +224,7 @@ def show_settings(
         for name, field in Settings.model_fields.items()
     ]
     if markdown:
-        typer.echo("| variable | default | meaning |\n| --- | --- | --- |")
+        typer.echo(PAGE + "| variable | default | meaning |\n| --- | --- | --- |")
         for name, default, meaning in rows:
             typer.echo(f"| `{name}` | {f'`{default}`' if default else ''} | {meaning} |")
         return

@@ -34,7 +34,7 @@ Home = Annotated[Path, typer.Option(help="The folder of the servers' programs, d
 HOME = Path(".local")
 QUERIES: tuple[tuple[SearchMode, str], ...] = (
     ("lexical", "listen on a socket for connections"),
-    ("dense", "parse command line arguments"),
+    ("dense", "standard deviation of a sample"),
 )
 
 
@@ -42,8 +42,9 @@ def _say(sentence: str) -> None:
     err.print(sentence, markup=False)
 
 
-def _programs(profile: Profile) -> list[Program]:
-    return [*servers(profile), demo.embedder(profile), *demo.workers(profile, profile.write_env_file())]
+def _programs(profile: Profile) -> tuple[list[Program], list[Program]]:
+    """What the workers need, and the workers."""
+    return [*servers(profile), demo.embedder(profile)], demo.workers(profile, profile.write_env_file())
 
 
 def _settings(profile: Profile) -> Settings:
@@ -66,10 +67,10 @@ def _start(profile: Profile) -> Settings:
     install(profile, _say)
     settings = _settings(profile)
     splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(settings.splade_model))
-    *basis, embed, expand, index = _programs(profile)
+    basis, workers = _programs(profile)
     start_all(profile, basis, _say)
     asyncio.run(topics.create(settings))
-    start_all(profile, [*basis, embed, expand, index], _say)
+    start_all(profile, workers, _say)
     return settings
 
 
@@ -84,7 +85,8 @@ def down(home: Home = HOME) -> None:
 def status(home: Home = HOME, json: Json = False) -> None:
     """Show what runs. Exit code 1 if anything does not."""
     profile = Profile.from_environment(home)
-    found = programs_status(profile, _programs(profile))
+    basis, workers = _programs(profile)
+    found = programs_status(profile, [*basis, *workers])
     if json:
         print_json(found)
     else:

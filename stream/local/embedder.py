@@ -34,6 +34,10 @@ DIMENSIONS = 4096
 MAX_MODEL_LEN = 32_768  # of Qwen3-Embedding-8B
 BUCKETS = 4  # a word has one in each quarter of the vector: two words that collide once still differ three times
 PAIR_WEIGHT = 0.5
+STOP_WEIGHT = 0.1  # words that are in every text would otherwise decide which texts are near
+STOP_WORDS = frozenset(
+    "a an and are as at be by for from if in into is it its of on or that the this to with".split()  # noqa: SIM905
+)
 BYTE_ORDERS = {"native": "=f4", "little": "<f4", "big": ">f4"}
 OWNER = "stream.local.embedder: hashes words, lexical not semantic"
 
@@ -47,9 +51,9 @@ Vector = npt.NDArray[np.float32]
 def embed(text: str) -> Vector:
     """The vector (4096,) of a text, unit norm, the same on every machine.
 
-    A word counts 1 + log(occurrences), a pair of neighbours half of that. An identifier counts as itself and as its
-    parts. A text without words is told apart by its characters. Of a query as Qwen3-Embedding wants it ("Instruct:
-    {task}\\nQuery:{query}") only the query counts.
+    A word counts 1 + log(occurrences), a pair of neighbours half and a stop word a tenth of that. An identifier counts
+    as itself and as its parts. A text without words is told apart by its characters. Of a query as Qwen3-Embedding
+    wants it ("Instruct: {task}\\nQuery:{query}") only the query counts.
     """
     if text.startswith("Instruct: "):
         text = text.partition("\nQuery:")[2] or text
@@ -58,7 +62,8 @@ def embed(text: str) -> Vector:
     identifiers = [word.lower() for word in words if len(_parts(word)) > 1]
     features = Counter(parts + identifiers) or Counter(text) or Counter([""])
     pairs = Counter(f"{first} {second}" for first, second in pairwise(parts))
-    weights = [_weight(n) for n in features.values()] + [PAIR_WEIGHT * _weight(n) for n in pairs.values()]
+    weights = [_weight(n) * (STOP_WEIGHT if feature in STOP_WORDS else 1) for feature, n in features.items()]
+    weights += [PAIR_WEIGHT * _weight(n) for n in pairs.values()]
 
     hashes = np.frombuffer(b"".join(map(_digest, [*features, *pairs])), "<u2").reshape(-1, BUCKETS)
     buckets = hashes % (DIMENSIONS // BUCKETS) + np.arange(BUCKETS) * (DIMENSIONS // BUCKETS)

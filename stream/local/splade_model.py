@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tokenizers.trainers import WordPieceTrainer
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from transformers.utils import logging
 
 from stream.errors import ConfigurationError
 
@@ -57,6 +58,7 @@ def build(texts: Iterable[str], path: Path) -> Path:
             raise ConfigurationError(f"{path} exists and is not a development model; remove it or name another folder")
         if (path / DIGEST).read_text() == digest:
             return path
+    logging.disable_progress_bar()
     tokenizer = _tokenizer(texts)
     model = _trunk(len(tokenizer))
     _solve_decoder(model, *_activations(tokenizer, texts))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils import logging
 
 from stream.config import Settings
 from stream.errors import ConfigurationError
@@ -34,6 +35,7 @@ class SparseEncoder:
         """Loads the model; raises `ConfigurationError` if it cannot be had."""
         self._settings = settings
         self.device = torch.device("cuda" if settings.require_gpu else "cpu")
+        logging.disable_progress_bar()
         name, revision = settings.splade_model, settings.splade_revision
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)

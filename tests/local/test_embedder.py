@@ -55,7 +55,7 @@ def test_every_text_has_a_unit_vector(text: str):
 def test_vectors_stored_on_another_machine_still_match():
     vector = embed("Open a TCP socket with socket.create_connection(); open it twice.")
     digest = hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()
-    assert digest == "dc5258c248bcde33ec5f94d41ec51d60d54b7505c98f75143988864406b56b93"
+    assert digest == "5b73637324c480c0ffaf654c298a42c1bdca8587278c732538972ff3d5a94a7f"
 
 
 def test_a_text_is_nearest_to_one_that_shares_its_words():
