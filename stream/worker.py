@@ -7,18 +7,21 @@ import signal
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import NoReturn
 
 import faust
+from filelock import FileLock, Timeout
 
 from stream import kafka, preflight, topics, web
 from stream.config import Settings, StageName
-from stream.errors import Outage, StreamError
+from stream.errors import ConfigurationError, Outage, StreamError
 from stream.loop import BatchLoop
 from stream.stages import open_stage
 
 log = logging.getLogger(__name__)
 
+_claims: list[object] = []  # held until the process ends
 WEB_PORTS: dict[StageName, int] = {"embed": 9101, "expand": 9102, "index": 9103}
 PATIENCE_WITH_START = 120.0  # seconds until a worker without an assignment counts as hung
 
@@ -37,6 +40,7 @@ async def _work(name: StageName, settings: Settings) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    _claim_name(name, settings)
     await preflight.check(name, settings)
     needed = [topics.source(settings, name), topics.target(settings, name), topics.dead_letters(settings, name)]
     await topics.check(settings, [topic for topic in needed if topic])
@@ -65,6 +69,18 @@ async def _work(name: StageName, settings: Settings) -> None:
             log.info("draining")
             await app.stop()
             log.info("stopped")
+
+
+def _claim_name(stage: StageName, settings: Settings) -> None:
+    """Kafka lets two static members of one name throw each other out for ever, so one host does not start two."""
+    name = f"stream-{os.getuid()}-{topics.group(settings, stage)}-{settings.instance}.lock"
+    try:
+        _claims.append(FileLock(Path(tempfile.gettempdir()) / name, timeout=0).acquire())
+    except Timeout:
+        raise ConfigurationError(
+            f"another {stage} worker runs here under the name {settings.instance}; "
+            "give each its own with STREAM_INSTANCE, and its own STREAM_WEB_PORT"
+        ) from None
 
 
 def _app(stage: StageName, settings: Settings) -> faust.App:

@@ -1,6 +1,7 @@
 """The real servers for the whole run, and settings of its own for each test."""
 
 import os
+import shutil
 import socket
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -34,6 +35,8 @@ def environment() -> Iterator[dict[str, str]]:
         artifacts=ROOT / ".local" / "artifacts",
         **dict(zip((f"{name}_port" for name in ports), free_ports(len(ports)), strict=True)),
     )
+    down(profile)
+    shutil.rmtree(profile.home, ignore_errors=True)
     install(profile, print)
     variables = profile.environment()
     splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(variables["STREAM_SPLADE_MODEL"]))

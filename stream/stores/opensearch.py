@@ -21,7 +21,7 @@ ID_BYTES = 512  # OpenSearch takes no longer _id
 MOST_CLAUSES = 1000  # a query may have 1,024
 
 INDEX = {
-    "settings": {"index": {"number_of_shards": 1, "number_of_replicas": 0, "gc_deletes": "1h"}},
+    "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1", "gc_deletes": "1h"}},
     "mappings": {
         "dynamic": "strict",
         "properties": {
