@@ -11,8 +11,8 @@ help: ## This list
 demo: .venv/installed ## Everything on this machine: servers, workers, real text in, a search out
 	REQUIRE_GPU=0 $(BIN)/stream local demo
 
-down: .venv/installed ## Stop what `make demo` started; its data stay
-	$(BIN)/stream local down
+down: ## Stop what `make demo` started; its data stay
+	@if test -x $(BIN)/stream; then $(BIN)/stream local down; fi
 
 test: lint types ## Every test, the ones against the real servers included
 	$(BIN)/pytest

@@ -7,10 +7,13 @@ over the earlier in reverse order: command line, environment, file, default. Sec
 
 import os
 import socket
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from stream.errors import ConfigurationError
 
@@ -18,8 +21,25 @@ StageName = Literal["embed", "expand", "index"]
 SearchMode = Literal["lexical", "dense"]
 STAGES: tuple[StageName, ...] = ("embed", "expand", "index")
 
+SERVERS = r"^(\[[^\]]+\]|[^:,\s]+):\d{1,5}(,(\[[^\]]+\]|[^:,\s]+):\d{1,5})*$"
 NAME = r"^[a-zA-Z0-9._-]+$"  # what Kafka allows in a topic
 IDENTIFIER = r"^[a-z][a-z0-9_-]*$"  # safe as an OpenSearch index and, in backticks, as a Neo4j index
+
+
+def _address(*schemes: str) -> AfterValidator:
+    def check(address: str) -> str:
+        parts = urlsplit(address)
+        if parts.scheme not in schemes or not parts.hostname or (parts.port or 1) < 1:
+            raise ValueError(f"must be {schemes[0]}://host:port")
+        if parts.username is not None:
+            raise ValueError("must not hold a user or password, which would be shown; there are settings for both")
+        return address
+
+    return AfterValidator(check)
+
+
+HttpAddress = Annotated[str, _address("http", "https")]
+BoltAddress = Annotated[str, _address("bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc")]
 
 
 class Settings(BaseSettings):
@@ -28,7 +48,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="STREAM_", extra="ignore", frozen=True)
 
     # Kafka
-    kafka_servers: str = Field("localhost:9092", description="Bootstrap servers, host:port, separated by commas.")
+    kafka_servers: str = Field(
+        "localhost:9092", pattern=SERVERS, description="Bootstrap servers, host:port, separated by commas."
+    )
     topic: str = Field(
         "chunks",
         pattern=NAME,
@@ -71,7 +93,7 @@ class Settings(BaseSettings):
     )
 
     # The dense model
-    embed_url: str = Field("http://localhost:8000", description="The vLLM server (its OpenAI-compatible API).")
+    embed_url: HttpAddress = Field("http://localhost:8000", description="The vLLM server (its OpenAI-compatible API).")
     embed_model: str = Field("Qwen/Qwen3-Embedding-8B", description="The model that the server must serve.")
     embed_revision: str = Field("main", description="The model's revision, for the provenance of each vector.")
     embed_dimensions: int = Field(4096, ge=1, le=4096, description="Length of a vector; Neo4j indexes 4096 at most.")
@@ -91,15 +113,17 @@ class Settings(BaseSettings):
     splade_max_tokens: int = Field(512, ge=8, description="Tokens of one window; longer texts become several.")
 
     # The stores
-    neo4j_uri: str = Field("bolt://localhost:7687", description="Neo4j's Bolt address.")
+    neo4j_uri: BoltAddress = Field("bolt://localhost:7687", description="Neo4j's Bolt address.")
     neo4j_user: str = Field("neo4j", description="Neo4j's user.")
     neo4j_password: SecretStr | None = Field(None, description="Neo4j's password; none if its auth is off.")
     neo4j_database: str = Field("neo4j", description="Neo4j's database.")
     neo4j_index: str = Field("chunk_qwen_idx", pattern=IDENTIFIER, description="Neo4j's vector index.")
-    opensearch_url: str = Field("http://localhost:9200", description="OpenSearch's address.")
+    opensearch_url: HttpAddress = Field("http://localhost:9200", description="OpenSearch's address.")
     opensearch_user: str | None = Field(None, description="OpenSearch's user; none if its security is off.")
     opensearch_password: SecretStr | None = Field(None, description="OpenSearch's password.")
-    opensearch_index: str = Field("chunks", pattern=IDENTIFIER, description="OpenSearch's index.")
+    opensearch_alias: str = Field(
+        "chunks", pattern=IDENTIFIER, description="OpenSearch's alias; the first index behind it has -1 at its end."
+    )
     store_timeout: float = Field(60, gt=0, description="Seconds for one call of a store to answer.")
 
     # The process
@@ -114,6 +138,12 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much a worker logs.")
 
+    @model_validator(mode="after")
+    def _user_and_password(self) -> Self:
+        if (self.opensearch_user is None) != (self.opensearch_password is None):
+            raise ValueError("opensearch_user and opensearch_password go together")
+        return self
+
     @property
     def max_letter_bytes(self) -> int:
         """The largest dead letter: the original record and room for its headers."""
@@ -127,8 +157,32 @@ def load(**overrides: str) -> Settings:
         raise ConfigurationError(
             f"there is no setting called {', '.join(sorted(unknown))}; `stream settings` lists them"
         )
+    file = os.environ.get("STREAM_ENV_FILE")
+    if file and not Path(file).exists():
+        raise ConfigurationError(f"STREAM_ENV_FILE names {file}, which does not exist")
     try:
-        return Settings(_env_file=os.environ.get("STREAM_ENV_FILE", ".env"), **overrides)  # type: ignore[call-arg, arg-type]
+        return Settings(_env_file=file or ".env", **overrides)  # type: ignore[call-arg, arg-type]
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        wrong = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'together'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors(include_input=False)
+        )
         raise ConfigurationError(f"settings that do not fit: {wrong}") from None
+
+
+class _Only(Settings):
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def only(variables: Mapping[str, str]) -> Settings:
+    """Settings of these variables and of nothing else: neither the environment nor a file is read."""
+    return _Only(**{name.removeprefix("STREAM_").lower(): value for name, value in variables.items()})  # type: ignore[arg-type]

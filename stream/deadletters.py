@@ -3,27 +3,31 @@
 `schemas/dead-letter.json` is the contract of the headers.
 """
 
+import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from stream.config import Settings, StageName
 from stream.kafka import read_to_end
-from stream.records import Headers, Record, Rejected, header
+from stream.records import Headers, Record, Rejected, header, number
 from stream.topics import dead_letters
+
+log = logging.getLogger(__name__)
 
 PREFIX = "dlq."
 DETAIL_LENGTH = 1000
+LEFT_OUT_HEADER = "dlq.left-out"  # bytes of a value that Kafka would not take a second time
 
 
-def without_letter(headers: Headers) -> list[tuple[str, bytes]]:
+def without_letter(headers: Headers) -> list[tuple[str, bytes | None]]:
     """The headers that the record had before it became a dead letter."""
     return [(name, value) for name, value in headers if not name.startswith(PREFIX)]
 
 
-def letter_headers(record: Record, stage: StageName, rejected: Rejected) -> list[tuple[str, bytes]]:
+def letter_headers(record: Record, stage: StageName, rejected: Rejected) -> list[tuple[str, bytes | None]]:
     """The headers of a record's dead letter: its own, and those of the contract."""
-    attempts = int(header(record.headers, "dlq.attempts") or 0) + 1
+    attempts = (number(header(record.headers, "dlq.attempts")) or 0) + 1
     why = {
         "stage": stage,
         "reason": rejected.reason,
@@ -78,6 +82,9 @@ class DeadLetter:
 
 
 async def read(settings: Settings, stage: StageName) -> AsyncIterator[DeadLetter]:
-    """A stage's dead letters, oldest first."""
+    """A stage's dead letters, oldest first; a record that somebody else put there is passed over with a warning."""
     async for record in read_to_end(settings, dead_letters(settings, stage)):
-        yield DeadLetter.of(record)
+        try:
+            yield DeadLetter.of(record)
+        except ValueError as error:
+            log.warning("no dead letter: %s", error)

@@ -4,7 +4,7 @@
     ├── ConfigurationError          78   a setting, a missing program, a taken port: start again after mending it
     ├── Outage                      75   the outside world is down: nothing in the batch is at fault, start me again
     ├── GpuRequired                 99   REQUIRE_GPU=1 and no usable GPU or model server
-    └── Refused                      –   a model or a store refused what it was given; splitting finds the culprit
+    └── Refused                      1   a model or a store refused what it was given; splitting finds the culprit
 
 Codes 75 and 78 are EX_TEMPFAIL and EX_CONFIG of sysexits.h; 2 is a wrong command line. What is wrong with one
 record is not an exception but an outcome: `stream.records.Rejected`.

@@ -1,12 +1,12 @@
 """Clients of Kafka as this project uses them; each raises `Outage` if no broker answers."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError, for_code
 
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
@@ -43,7 +43,21 @@ async def producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
         enable_idempotence=True,
         linger_ms=5,
         max_batch_size=2**20,
-        max_request_size=settings.max_letter_bytes,
+        max_request_size=settings.max_message_bytes,
+    )
+    async with _started(settings, client, "stop") as started:
+        yield started
+
+
+@asynccontextmanager
+async def letter_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+    """A producer for dead letters, acknowledged by all in-sync replicas.
+
+    Compressed, because what came compressed may be larger than the topic carries; and not idempotent, because the
+    broker's refusal of one record would leave an idempotent producer out of sequence.
+    """
+    client = AIOKafkaProducer(
+        bootstrap_servers=settings.kafka_servers, acks="all", compression_type="gzip", max_request_size=2**31 - 1
     )
     async with _started(settings, client, "stop") as started:
         yield started
@@ -65,19 +79,32 @@ async def consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
 async def partitions(client: AIOKafkaAdminClient, topics: Iterable[str]) -> list[TopicPartition]:
     """All partitions of the topics; raises `ConfigurationError` if a topic is missing."""
     described = await client.describe_topics(list(topics))
-    if missing := sorted(topic["topic"] for topic in described if topic["error_code"]):
-        raise ConfigurationError(f"topics are missing: {', '.join(missing)}; `stream topics create` makes them")
+    require_all((topic["topic"], topic["error_code"]) for topic in described)
     return [TopicPartition(topic["topic"], p["partition"]) for topic in described for p in topic["partitions"]]
 
 
-async def read_to_end(settings: Settings, topic: str) -> AsyncIterator[Record]:
-    """Every record of a topic from the oldest kept to the end as it is now, in order within a partition."""
+def require_all(topics: Iterable[tuple[str, int]]) -> None:
+    """Raises `ConfigurationError` if Kafka says that one of these does not exist, `Outage` for any other error."""
+    errors = {name: for_code(code) for name, code in topics if code}
+    if missing := sorted(name for name, error in errors.items() if error is UnknownTopicOrPartitionError):
+        raise ConfigurationError(f"topics are missing: {', '.join(missing)}; `stream topics create` makes them")
+    for name, error in errors.items():
+        raise Outage(f"Kafka does not say what it knows of the topic {name}: {error.__name__}")
+
+
+async def read_to_end(settings: Settings, topic: str, since: Mapping[int, int] | None = None) -> AsyncIterator[Record]:
+    """Every record of a topic to the end as it is now, in order within a partition.
+
+    `since` says at which offset to begin, by partition; the default is the oldest record kept.
+    """
     async with admin(settings) as cluster:
         assigned = await partitions(cluster, [topic])
     async with consumer(settings) as client:
         client.assign(assigned)
         ends = await client.end_offsets(assigned)
-        await client.seek_to_beginning(*assigned)
+        starts = await client.beginning_offsets(assigned)
+        for tp in assigned:
+            client.seek(tp, max(starts[tp], (since or {}).get(tp.partition, 0)))
         # The position, not the last record seen, tells the end: compaction leaves gaps, also at the end.
         while any([await client.position(tp) < end for tp, end in ends.items()]):
             for batch in (await client.getmany(timeout_ms=500)).values():

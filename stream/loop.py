@@ -19,6 +19,7 @@ retrying). A batch taken before its partition was revoked and not yet started is
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -26,7 +27,7 @@ from typing import Any, NoReturn
 import faust
 import orjson
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -38,14 +39,16 @@ from tenacity import (
 from stream import metrics
 from stream.config import Settings, StageName
 from stream.contracts import Contract
-from stream.deadletters import letter_headers, without_letter
-from stream.errors import Outage
+from stream.deadletters import LEFT_OUT_HEADER, letter_headers, without_letter
+from stream.errors import ConfigurationError, Outage
 from stream.records import VERSION_HEADER, Done, Headers, Outcome, Record, Rejected, Tombstone, decode
 from stream.topics import dead_letters, source, target
 
 log = logging.getLogger(__name__)
 
 RECORD_OVERHEAD = 1024  # bytes that Kafka's format adds to a record and its batch, generously
+PATIENCE = 120.0  # seconds without any sign of life until a worker counts as hung
+MOST_ASSIGNMENTS = 20  # within a minute; two static members of one name come to one every 0.1 session time-outs
 LONGEST_PAUSE = 30.0  # seconds between two tries during an outage
 
 
@@ -79,14 +82,18 @@ class BatchLoop:
         self,
         stage: Stage,
         producer: AIOKafkaProducer,
+        letters: AIOKafkaProducer,
         settings: Settings,
         fail: Callable[[BaseException], NoReturn],
     ) -> None:
         self.stage = stage
         self.settings = settings
-        self.waits_for: str | None = None  # what is down, while a batch waits for it
-        self.assigned = False  # whether Kafka has handed out partitions (perhaps none) since the start
+        self._waiting: dict[int, str] = {}  # what is down, by batch that waits for it
+        self._assignments: deque[float] = deque(maxlen=MOST_ASSIGNMENTS)
+        self._taken: dict[Any, int] = {}  # the last offset started, by partition
+        self._last_progress = time.monotonic()
         self._producer = producer
+        self._letters = letters
         self._fail = fail
         self._room = asyncio.Semaphore(1 if stage.writes_stores else settings.in_flight)
         self._started: asyncio.Queue[_Batch] = asyncio.Queue()
@@ -94,6 +101,7 @@ class BatchLoop:
         self._idle = asyncio.Event()
         self._idle.set()
         self._taking = True
+        self._ending = False
 
     def attach(self, app: faust.App) -> None:
         """Makes the app's agent and the one task that finishes batches; drains on revocation and at the end."""
@@ -105,10 +113,28 @@ class BatchLoop:
         app.on_before_shutdown.connect(self._on_shutdown, weak=False)
         self._finisher = asyncio.create_task(self._finish())
 
-    @property
-    def alive(self) -> bool:
-        """Whether the loop still turns."""
-        return not self._finisher.done()
+    def unhealthy(self) -> str | None:
+        """Why only a restart can help; None while the loop turns.
+
+        Faust reads ahead of the loop, so records that were read long ago, with no batch in the works, mean that the way
+        from Faust to the loop is broken.
+        """
+        if self._finisher.done():
+            return "the batch loop has ended"
+        if self._in_flight or time.monotonic() - self._last_progress < PATIENCE:
+            return None
+        if not self._assignments:
+            return f"Kafka has assigned nothing for {PATIENCE:g} s"
+        read = self._app.monitor.tp_read_offsets
+        if any(read.get(tp, -1) > self._taken.get(tp, read.get(tp, -1)) for tp in self._app.consumer.assignment()):
+            return f"records that were read have not reached the batch loop for {PATIENCE:g} s"
+        return None
+
+    def unready(self) -> str | None:
+        """Why no record is taken just now; None if one would be."""
+        if not self._assignments:
+            return "Kafka has assigned nothing yet"
+        return next(iter(self._waiting.values()), None)
 
     # Step 1: take
 
@@ -120,6 +146,9 @@ class BatchLoop:
                     self._start(stream, part)
         except Exception as error:
             self._fail(error)
+        finally:
+            if not self._ending:  # a stream that nobody takes from any more acknowledges what it still gets
+                self._fail(Outage("Faust has ended the stream"))
 
     def _start(self, stream: Any, events: Sequence[Any]) -> None:
         current = [e for e in events if self._taking and e.message.generation_id == self._app.consumer_generation_id]
@@ -128,6 +157,7 @@ class BatchLoop:
             return
         work = asyncio.create_task(self._process([as_record(e.message) for e in current]))
         self._count(+1)
+        self._taken |= {event.message.tp: event.message.offset for event in current}
         self._started.put_nowait(_Batch(stream, current, work, time.monotonic()))
 
     # Step 2: process
@@ -154,10 +184,10 @@ class BatchLoop:
 
         def wait_for(state: RetryCallState) -> None:
             assert state.outcome and state.next_action
-            self.waits_for = str(state.outcome.exception())
+            self._waiting[id(items)] = str(state.outcome.exception())
             metrics.retries.labels(self.stage.name).inc()
             metrics.outage.labels(self.stage.name).set(1)
-            log.warning("%s; trying again in %.1f s", self.waits_for, state.next_action.sleep)
+            log.warning("%s; trying again in %.1f s", state.outcome.exception(), state.next_action.sleep)
 
         try:
             async for attempt in AsyncRetrying(
@@ -170,8 +200,8 @@ class BatchLoop:
                 with attempt:
                     outcomes = await self.stage.process(items)
         finally:
-            self.waits_for = None
-            metrics.outage.labels(self.stage.name).set(0)
+            self._waiting.pop(id(items), None)
+            metrics.outage.labels(self.stage.name).set(bool(self._waiting))
         return outcomes
 
     # Steps 3 and 4: publish and acknowledge, oldest batch first
@@ -191,21 +221,22 @@ class BatchLoop:
             self._fail(error)
 
     async def _publish(self, outcomes: list[tuple[Record, Outcome]]) -> None:
-        sent = []
-        for record, outcome in outcomes:
-            if isinstance(outcome, Done) and outcome.output is not None:
-                value, headers = _encode(record, outcome.output)
-                sent.append(await self._send(record, value, headers))
-            elif isinstance(outcome, Rejected):
-                sent.append(await self._send_dead_letter(record, outcome))
         try:
             async with asyncio.timeout(self.settings.outage_bound):
+                sent = []
+                for record, outcome in outcomes:
+                    if isinstance(outcome, Done) and outcome.output is not None:
+                        value, headers = _encode(record, outcome.output)
+                        sent.append(await self._send(record, value, headers))
+                    elif isinstance(outcome, Rejected):
+                        sent.append(await self._send_dead_letter(record, outcome))
                 await asyncio.gather(*sent)
         except (KafkaError, TimeoutError) as error:
             raise Outage(f"Kafka did not take the outputs of a batch: {error!r}") from error
 
     async def _send(self, record: Record, value: bytes | None, headers: Headers) -> Awaitable[Any]:
-        size = len(record.key or b"") + len(value or b"") + sum(len(k) + len(v) for k, v in headers) + RECORD_OVERHEAD
+        size = RECORD_OVERHEAD + len(record.key or b"") + len(value or b"")
+        size += sum(len(name) + len(content or b"") for name, content in headers)
         if size > self.settings.max_message_bytes:
             sentence = f"the output of {self.stage.name} has {size:,} bytes, more than STREAM_MAX_MESSAGE_BYTES"
             return await self._send_dead_letter(record, Rejected("too-large", sentence))
@@ -218,27 +249,31 @@ class BatchLoop:
             record.topic, record.partition, record.offset, rejected.reason, rejected.detail,
         )  # fmt: skip
         metrics.dead_letters.labels(self.stage.name, rejected.reason).inc()
-        return await self._producer.send(  # type: ignore[no-any-return]
-            dead_letters(self.settings, self.stage.name),
-            value=record.value,
-            key=record.key,
-            headers=letter_headers(record, self.stage.name, rejected),
-        )
+        return asyncio.create_task(self._deliver(record, letter_headers(record, self.stage.name, rejected)))
+
+    async def _deliver(self, record: Record, headers: Headers) -> None:
+        topic = dead_letters(self.settings, self.stage.name)
+        try:
+            await self._letters.send_and_wait(topic, value=record.value, key=record.key, headers=headers)
+        except MessageSizeTooLargeError:  # it came compressed better than we can
+            left_out = (LEFT_OUT_HEADER, str(len(record.value or b"")).encode())
+            await self._letters.send_and_wait(topic, value=None, key=record.key, headers=[*headers, left_out])
 
     # Draining
 
     async def drain(self) -> None:
-        """Waits until nothing is in flight, at most `drain_timeout` seconds; what is not done by then comes again."""
+        """Waits until nothing is in flight, at most `drain_timeout` seconds; then the process ends.
+
+        It must: what a worker publishes after its partition has moved could follow what the new owner publishes, and
+        leave an older record as the newest of a compacted topic.
+        """
         self._taking = False
         try:
             async with asyncio.timeout(self.settings.drain_timeout):
                 await self._idle.wait()
         except TimeoutError:
-            log.warning(
-                "%d batches were not done in %g s; they will come again",
-                self._in_flight,
-                self.settings.drain_timeout,
-            )
+            seconds = self.settings.drain_timeout
+            self._fail(Outage(f"{self._in_flight} batches were not done within {seconds:g} s; they will come again"))
 
     async def _on_revoked(self, app: faust.App, revoked: set[Any], **_: Any) -> None:
         await self.drain()
@@ -246,15 +281,28 @@ class BatchLoop:
 
     async def _on_assigned(self, app: faust.App, assigned: set[Any], **_: Any) -> None:
         log.info("assigned %d partitions", len(assigned))
-        self.assigned = self._taking = True
+        now = time.monotonic()
+        if len(self._assignments) == MOST_ASSIGNMENTS and now - self._assignments[0] < 60:
+            self._fail(
+                ConfigurationError(
+                    f"Kafka has assigned partitions {MOST_ASSIGNMENTS} times within a minute: "
+                    f"does another {self.stage.name} worker use the same STREAM_INSTANCE?"
+                )
+            )
+        self._assignments.append(now)
+        self._taken.clear()
+        self._last_progress = now
+        self._taking = True
 
     async def _on_shutdown(self, app: faust.App, **_: Any) -> None:
+        self._ending = True
         await self.drain()
 
     # Counting
 
     def _count(self, change: int) -> None:
         self._in_flight += change
+        self._last_progress = time.monotonic()
         metrics.in_flight.labels(self.stage.name).set(self._in_flight)
         if self._in_flight:
             self._idle.clear()

@@ -14,7 +14,7 @@ import orjson
 from stream.contracts import Contract, problem
 
 Scalar = str | int | float | bool | None
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
 
 VERSION_HEADER = "version"
 MAX_VERSION = 2**53 - 1  # the largest integer that every JSON reader keeps
@@ -119,8 +119,15 @@ def text_sha256(text: str) -> str:
 
 
 def header(headers: Headers, name: str) -> bytes | None:
-    """The last header of that name, as Kafka's own `lastHeader` does."""
+    """The value of the last header of that name, as Kafka's own `lastHeader` does; None if there is none."""
     return next((value for key, value in reversed(headers) if key == name), None)
+
+
+def number(value: bytes | None) -> int | None:
+    """A header's value as an integer from 0 to `MAX_VERSION`, decimal digits only; None if it is none."""
+    if value is None or not value.isdigit() or len(value) > len(str(MAX_VERSION)) or int(value) > MAX_VERSION:
+        return None
+    return int(value)
 
 
 def decode(record: Record, contract: Contract, max_bytes: int) -> dict[str, Any] | Tombstone | Rejected:
@@ -138,6 +145,8 @@ def decode(record: Record, contract: Contract, max_bytes: int) -> dict[str, Any]
     if record.key != value["chunk_id"].encode():
         return Rejected("key", "the record's key must be its chunk_id, so that a chunk's records stay in order")
     value["version"] = int(value.get("version", record.timestamp))
+    if value["version"] < 0:
+        return Rejected("version", "the record has neither a version nor a timestamp")
     return value  # type: ignore[no-any-return]
 
 
@@ -148,9 +157,9 @@ def _tombstone(record: Record) -> Tombstone | Rejected:
         return Rejected("key", "the key of a null record must be a chunk_id in UTF-8")
     if wrong := problem({"chunk_id": chunk_id, "doc_id": "-", "text": "-"}, "chunk"):
         return Rejected("key", f"the key of a null record must be a chunk_id: {wrong}")
-    number = header(record.headers, VERSION_HEADER)
-    if number is None:
+    if all(name != VERSION_HEADER for name, _ in record.headers):
         return Tombstone(chunk_id, record.timestamp)
-    if not number.isdigit() or int(number) > MAX_VERSION:
+    version = number(header(record.headers, VERSION_HEADER))
+    if version is None:
         return Rejected("version", f"the header {VERSION_HEADER!r} must be an integer from 0 to {MAX_VERSION}")
-    return Tombstone(chunk_id, int(number))
+    return Tombstone(chunk_id, version)

@@ -35,9 +35,11 @@ class Searcher:
     async def encode(self, query: str) -> SparseVector:
         """The query's sparse vector, from the cache if it was encoded within the last minute."""
         key = hashlib.sha256(query.encode()).digest()
-        if key not in self._encoded:
-            self._encoded[key] = (await asyncio.to_thread(self._encoder.encode, [query]))[0]
-        return self._encoded[key]
+        vector = self._encoded.get(key)
+        if vector is None:
+            (vector,) = await asyncio.to_thread(self._encoder.encode, [query])
+            self._encoded[key] = vector
+        return vector
 
     @cached_property
     def _encoder(self) -> SparseEncoder:

@@ -8,7 +8,7 @@ from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from stream.config import STAGES, Settings, StageName
 from stream.errors import ConfigurationError
-from stream.kafka import admin
+from stream.kafka import admin, require_all
 
 DAY_MS = 86_400_000
 DLQ = ".dlq"
@@ -88,8 +88,7 @@ async def check(settings: Settings, names: Iterable[str]) -> None:
     wanted = [ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": ""}) for name in names]
     async with admin(settings) as client:
         found = [answer for response in await client.describe_configs(wanted) for answer in response.resources]
-    if missing := sorted(name for code, _, _, name, _ in found if code):
-        raise ConfigurationError(f"topics are missing: {', '.join(missing)}; `stream topics create` makes them")
+    require_all((name, code) for code, _, _, name, _ in found)
     for _, _, _, name, ((_, limit, *_),) in found:
         needed = settings.max_letter_bytes if name.endswith(DLQ) else settings.max_message_bytes
         if int(limit) < needed:

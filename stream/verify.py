@@ -1,11 +1,12 @@
-"""The checker: is every chunk of the topic in both stores, as it was published, or accounted for by its dead letter?
+"""The checker: is every chunk of the topic in both stores, or accounted for by its dead letter?
 
 The topic is the truth: of each chunk the record with the highest version, tombstones included (of equal versions the
-later one). Memory is one small entry a chunk; the stores are read in pages.
+later one). A store agrees if it has that version, with that text, and its vector or terms. Memory is one small entry a
+chunk; the stores are read in pages.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,9 +16,9 @@ from stream import deadletters
 from stream.config import STAGES, Settings
 from stream.deadletters import DeadLetter
 from stream.kafka import read_to_end
-from stream.records import Rejected, Tombstone, decode, text_sha256
+from stream.records import Record, Rejected, Tombstone, decode, text_sha256
 from stream.stores import Stores
-from stream.stores.base import Stored
+from stream.stores.base import Store, Stored
 
 PAGE = 500  # chunks asked of the stores at once
 RECHECK_PAUSE = 0.5  # seconds
@@ -27,10 +28,11 @@ Place = tuple[int, int]  # partition, offset
 
 
 class Truth(NamedTuple):
-    """The newest record of a chunk; no hash means deleted."""
+    """The newest record of a chunk and where it is; no hash means deleted."""
 
     version: int
     sha256: bytes | None
+    place: Place
 
 
 @dataclass
@@ -56,94 +58,142 @@ class Report:
             self.differences.append(what)
 
 
-@dataclass
-class _Topic:
-    """What the topics say: the truth of each chunk, records that are not chunks, and dead letters of either."""
-
-    truths: dict[str, Truth] = field(default_factory=dict)
-    broken: dict[Place, str] = field(default_factory=dict)
-    dead_places: set[Place] = field(default_factory=set)
-    dead_versions: set[tuple[str, int]] = field(default_factory=set)
-
-
 async def verify(
     settings: Settings, stores: Stores, *, wait: float = 0, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Report:
-    """Compares both stores with the topic as it is now.
+    """Compares both stores with the topic.
 
-    A chunk that differs is looked at again for `wait` seconds, because it may still be on its way. `progress` is
-    told how many chunks of how many were compared.
+    While anything differs, what was published since is read too and what differs is looked at again, for `wait`
+    seconds: it may be on its way. `progress` is told how many chunks of how many were compared.
     """
-    topic = await _read(settings)
+    topic = _Topic(settings)
+    changed = await topic.read_on()
+    comparison = _Comparison(topic, stores)
     deadline = asyncio.get_running_loop().time() + wait
-    pending = list(topic.truths)
-    differences = await _compare(topic, stores, pending, progress)
-    while differences and asyncio.get_running_loop().time() < deadline:
+    await comparison.compare(changed, progress)
+    while not (report := await comparison.report()).clean and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(RECHECK_PAUSE)
-        await _read_dead_letters(settings, topic)
-        differences = await _compare(topic, stores, list(differences), lambda *_: None)
-    return await _report(topic, stores, differences)
+        changed = await topic.read_on()
+        await comparison.compare(changed | comparison.differences.keys(), lambda *_: None)
+    return report
 
 
-async def _read(settings: Settings) -> _Topic:
-    topic = _Topic()
-    async for record in read_to_end(settings, settings.topic):
-        match decode(record, "chunk", settings.max_record_bytes):
+class _Topic:
+    """What the topics say: the truth of each chunk, the records that are no chunks, the dead letters of either."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.truths: dict[str, Truth] = {}
+        self.broken: dict[Place, str] = {}
+        self._settings = settings
+        self._read: dict[int, int] = {}  # the next offset, by partition
+        self._dead_places: set[Place] = set()
+        self._dead_versions: set[tuple[str, int, bytes]] = set()
+
+    async def read_on(self) -> set[str]:
+        """Reads what is new; returns the chunks whose truth it changed."""
+        changed = set()
+        async for record in read_to_end(self._settings, self._settings.topic, self._read):
+            self._read[record.partition] = record.offset + 1
+            if chunk_id := self._note(record):
+                changed.add(chunk_id)
+        for stage in STAGES:
+            async for letter in deadletters.read(self._settings, stage):
+                self._note_letter(letter)
+        return changed
+
+    def is_dead(self, chunk_id: str) -> bool:
+        """Whether the newest record of a chunk has a dead letter: by its place, or as what a later stage made of it."""
+        truth = self.truths[chunk_id]
+        return truth.place in self._dead_places or (
+            truth.sha256 is not None and (chunk_id, truth.version, truth.sha256) in self._dead_versions
+        )
+
+    def is_dead_at(self, place: Place) -> bool:
+        """Whether the record there has a dead letter."""
+        return place in self._dead_places
+
+    def _note(self, record: Record) -> str | None:
+        place = record.partition, record.offset
+        match decode(record, "chunk", self._settings.max_record_bytes):
             case Rejected(detail=detail):
-                topic.broken[record.partition, record.offset] = detail
+                self.broken[place] = detail
+                return None
             case Tombstone(chunk_id, version):
-                _keep_newest(topic.truths, chunk_id, Truth(version, None))
+                truth = Truth(version, None, place)
             case chunk:
-                truth = Truth(chunk["version"], bytes.fromhex(text_sha256(chunk["text"])))
-                _keep_newest(topic.truths, chunk["chunk_id"], truth)
-    await _read_dead_letters(settings, topic)
-    return topic
+                chunk_id = chunk["chunk_id"]
+                truth = Truth(chunk["version"], bytes.fromhex(text_sha256(chunk["text"])), place)
+        if chunk_id in self.truths and truth.version < self.truths[chunk_id].version:
+            return None
+        self.truths[chunk_id] = truth
+        return chunk_id
+
+    def _note_letter(self, letter: DeadLetter) -> None:
+        if letter.topic == self._settings.topic:
+            self._dead_places.add((letter.partition, letter.offset))
+            return
+        try:
+            chunk = orjson.loads(letter.record.value or b"")
+            chunk_id, version, sha256 = chunk["chunk_id"], chunk["version"], bytes.fromhex(text_sha256(chunk["text"]))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return  # not what a stage publishes: it accounts for no chunk
+        if isinstance(chunk_id, str) and isinstance(version, int):
+            self._dead_versions.add((chunk_id, version, sha256))
 
 
-def _keep_newest(truths: dict[str, Truth], chunk_id: str, truth: Truth) -> None:
-    if chunk_id not in truths or truth.version >= truths[chunk_id].version:
-        truths[chunk_id] = truth
+class _Comparison:
+    """What the stores say of the topic's chunks."""
 
+    def __init__(self, topic: _Topic, stores: Stores) -> None:
+        self.differences: dict[str, str] = {}
+        self._topic = topic
+        self._stores: tuple[Store, ...] = stores.both
+        self._absent: dict[str, set[str]] = {store.name: set() for store in self._stores}
 
-async def _read_dead_letters(settings: Settings, topic: _Topic) -> None:
-    for stage in STAGES:
-        async for letter in deadletters.read(settings, stage):
-            if letter.topic == settings.topic:
-                topic.dead_places.add((letter.partition, letter.offset))
-            if identity := _identity(letter):
-                topic.dead_versions.add(identity)
+    async def compare(self, chunk_ids: Iterable[str], progress: Callable[[int, int], None]) -> None:
+        ids = list(chunk_ids)
+        for start in range(0, len(ids), PAGE):
+            page = ids[start : start + PAGE]
+            found = await asyncio.gather(*(store.stored(page) for store in self._stores))
+            for chunk_id in page:
+                self._compare_one(chunk_id, [stored.get(chunk_id) for stored in found])
+            progress(start + len(page), len(ids))
 
+    def _compare_one(self, chunk_id: str, found: list[Stored | None]) -> None:
+        wrong = []
+        for store, stored in zip(self._stores, found, strict=True):
+            if stored is None:
+                self._absent[store.name].add(chunk_id)
+            else:
+                self._absent[store.name].discard(chunk_id)
+            if what := _difference(self._topic.truths[chunk_id], stored):
+                wrong.append(f"{store.name} {what}")
+        if wrong:
+            self.differences[chunk_id] = f"{chunk_id}: {', '.join(wrong)}"
+        else:
+            self.differences.pop(chunk_id, None)
 
-def _identity(letter: DeadLetter) -> tuple[str, int] | None:
-    """Chunk and version of a dead letter; None if it is not even JSON."""
-    try:
-        chunk = orjson.loads(letter.record.value or b"")
-        return chunk["chunk_id"], int(chunk.get("version", letter.timestamp))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-async def _compare(
-    topic: _Topic, stores: Stores, chunk_ids: Sequence[str], progress: Callable[[int, int], None]
-) -> dict[str, str]:
-    """What differs, by chunk_id."""
-    differences = {}
-    for start in range(0, len(chunk_ids), PAGE):
-        page = chunk_ids[start : start + PAGE]
-        found = await asyncio.gather(*(store.stored(page) for store in stores.both))
-        for chunk_id in page:
-            truth = topic.truths[chunk_id]
-            if (chunk_id, truth.version) in topic.dead_versions:
-                continue
-            wrong = [
-                f"{store.name} {what}"
-                for store, stored in zip(stores.both, found, strict=True)
-                if (what := _difference(truth, stored.get(chunk_id)))
-            ]
-            if wrong:
-                differences[chunk_id] = f"{chunk_id}: {', '.join(wrong)}"
-        progress(start + len(page), len(chunk_ids))
-    return differences
+    async def report(self) -> Report:
+        truths, broken = self._topic.truths, self._topic.broken
+        report = Report(published=len(truths) + len(broken))
+        for (partition, offset), detail in broken.items():
+            if self._topic.is_dead_at((partition, offset)):
+                report.dead_lettered += 1
+            else:
+                report.differs(f"partition {partition}, offset {offset}: has no dead letter ({detail})")
+        for chunk_id, truth in truths.items():
+            if chunk_id not in self.differences:
+                report.deleted += truth.sha256 is None
+                report.indexed += truth.sha256 is not None
+            elif self._topic.is_dead(chunk_id):
+                report.dead_lettered += 1
+            else:
+                report.differs(self.differences[chunk_id])
+        for store in self._stores:
+            strangers = await store.count() - (len(truths) - len(self._absent[store.name]))
+            if strangers > 0:
+                report.differs(f"{store.name} holds {strangers} chunks more than the topic knows")
+        return report
 
 
 def _difference(truth: Truth, stored: Stored | None) -> str | None:
@@ -156,26 +206,3 @@ def _difference(truth: Truth, stored: Stored | None) -> str | None:
     if stored.text_sha256 != truth.sha256.hex():
         return "has another text"
     return None if stored.complete else "has it without its vector or terms"
-
-
-async def _report(topic: _Topic, stores: Stores, differences: dict[str, str]) -> Report:
-    report = Report(published=len(topic.truths) + len(topic.broken))
-    for (partition, offset), detail in topic.broken.items():
-        if (partition, offset) in topic.dead_places:
-            report.dead_lettered += 1
-        else:
-            report.differs(f"partition {partition}, offset {offset}: has no dead letter ({detail})")
-    for chunk_id, truth in topic.truths.items():
-        if chunk_id in differences:
-            report.differs(differences[chunk_id])
-        elif (chunk_id, truth.version) in topic.dead_versions:
-            report.dead_lettered += 1
-        elif truth.sha256 is None:
-            report.deleted += 1
-        else:
-            report.indexed += 1
-    for store in stores.both:
-        held, most = await store.count(), report.indexed + report.dead_lettered + report.different
-        if held > most:
-            report.differs(f"{store.name} holds {held - most} chunks more than the topic knows")
-    return report

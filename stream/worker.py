@@ -1,6 +1,7 @@
 """One process running one stage: a Faust app around the batch loop, with a web server beside it."""
 
 import asyncio
+import hashlib
 import logging
 import os
 import signal
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _claims: list[object] = []  # held until the process ends
 WEB_PORTS: dict[StageName, int] = {"embed": 9101, "expand": 9102, "index": 9103}
-PATIENCE_WITH_START = 120.0  # seconds until a worker without an assignment counts as hung
+PAUSE_BEFORE_RESTART = 5.0  # seconds: a supervisor may start a worker again at once
 
 
 def run(stage: StageName, settings: Settings) -> None:
@@ -33,7 +34,11 @@ def run(stage: StageName, settings: Settings) -> None:
     )
     for chatty in ("faust", "mode", "aiokafka", "httpx", "opensearch", "neo4j"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    asyncio.run(_work(stage, settings))
+    try:
+        asyncio.run(_work(stage, settings))
+    except Outage:
+        time.sleep(PAUSE_BEFORE_RESTART)
+        raise
 
 
 async def _work(name: StageName, settings: Settings) -> None:
@@ -44,22 +49,16 @@ async def _work(name: StageName, settings: Settings) -> None:
     await preflight.check(name, settings)
     needed = [topics.source(settings, name), topics.target(settings, name), topics.dead_letters(settings, name)]
     await topics.check(settings, [topic for topic in needed if topic])
-    async with open_stage(name, settings) as stage, kafka.producer(settings) as producer:
-        loop = BatchLoop(stage, producer, settings, fail)
+    async with (
+        open_stage(name, settings) as stage,
+        kafka.producer(settings) as producer,
+        kafka.letter_producer(settings) as letters,
+    ):
+        loop = BatchLoop(stage, producer, letters, settings, fail)
         app = _app(name, settings)
         loop.attach(app)
-        started = time.monotonic()
-
-        def unhealthy() -> str | None:
-            if not loop.assigned and time.monotonic() - started > PATIENCE_WITH_START:
-                return f"Kafka has assigned nothing for {PATIENCE_WITH_START:.0f} s"
-            return None if loop.alive else "the batch loop has ended"
-
-        def unready() -> str | None:
-            return unhealthy() or loop.waits_for or (None if loop.assigned else "Kafka has assigned nothing yet")
-
         port = WEB_PORTS[name] if settings.web_port is None else settings.web_port
-        async with web.serve(settings.web_host, port, unhealthy, unready):
+        async with web.serve(settings.web_host, port, loop.unhealthy, lambda: loop.unhealthy() or loop.unready()):
             log.info("%s: %s -> %s", name, *needed[:2])
             await app.start()
             ended = asyncio.create_task(app.wait_until_stopped())
@@ -73,9 +72,10 @@ async def _work(name: StageName, settings: Settings) -> None:
 
 def _claim_name(stage: StageName, settings: Settings) -> None:
     """Kafka lets two static members of one name throw each other out for ever, so one host does not start two."""
-    name = f"stream-{os.getuid()}-{topics.group(settings, stage)}-{settings.instance}.lock"
+    name = f"{settings.kafka_servers} {topics.group(settings, stage)} {settings.instance}"
+    lock = _scratch() / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
     try:
-        _claims.append(FileLock(Path(tempfile.gettempdir()) / name, timeout=0).acquire())
+        _claims.append(FileLock(lock, timeout=0).acquire())
     except Timeout:
         raise ConfigurationError(
             f"another {stage} worker runs here under the name {settings.instance}; "
@@ -83,15 +83,22 @@ def _claim_name(stage: StageName, settings: Settings) -> None:
         ) from None
 
 
+def _scratch() -> Path:
+    """A folder of this user for what need not outlast a reboot."""
+    folder = Path(tempfile.gettempdir()) / f"stream-worker-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 def _app(stage: StageName, settings: Settings) -> faust.App:
-    """Faust without its tables, leader, web server and implicit topics;"""
+    """Faust without its tables, leader, web server and implicit topics."""
     return faust.App(
         topics.group(settings, stage),
         broker=[f"kafka://{server}" for server in settings.kafka_servers.split(",")],
         key_serializer="raw",
         value_serializer="raw",
         store="memory://",
-        datadir=tempfile.mkdtemp(prefix="stream-"),
+        datadir=_scratch() / "faust",
         autodiscover=False,
         web_enabled=False,
         topic_allow_declare=False,

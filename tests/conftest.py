@@ -60,7 +60,7 @@ def variables(environment: dict[str, str]) -> dict[str, str]:
     name = f"t{uuid.uuid4().hex[:10]}"
     return environment | {
         "STREAM_TOPIC": name,
-        "STREAM_OPENSEARCH_INDEX": name,
+        "STREAM_OPENSEARCH_ALIAS": name,
         "STREAM_PARTITIONS": "2",
         "STREAM_BATCH_SIZE": "64",
         "STREAM_SESSION_TIMEOUT": "6",
@@ -90,4 +90,4 @@ async def stores(settings: Settings) -> AsyncIterator[Stores]:
         await opened.set_up()
         await opened.neo4j._run("MATCH (n) WHERE n:Chunk OR n:DeletedChunk DETACH DELETE n")
         yield opened
-        await opened.opensearch._call("DELETE", f"/{settings.opensearch_index}")
+        await opened.opensearch._call("DELETE", f"/{settings.opensearch_alias}-1")

@@ -61,3 +61,8 @@ def test_a_dead_letter_keeps_the_record_s_own_headers_and_reads_back():
 def test_attempts_are_counted_on():
     assert DeadLetter.of(letter(b"2")).attempts == 3
     assert len(letter(b"2").headers) == len(letter().headers)
+
+
+@pytest.mark.parametrize("attempts", [b"many", b"9" * 5000])
+def test_attempts_that_somebody_else_wrote_do_no_harm(attempts):
+    assert DeadLetter.of(letter(attempts)).attempts == 1

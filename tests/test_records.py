@@ -97,7 +97,7 @@ def test_a_null_value_deletes_with_the_version_of_its_header_or_its_timestamp():
     assert decode(record(None, timestamp=1234), "chunk", LIMIT) == Tombstone("c1", 1234)
 
 
-@pytest.mark.parametrize("version", [b"", b"x", b"-1", b"1.5", b"99999999999999999999", "٣".encode()])
+@pytest.mark.parametrize("version", [b"", b"x", b"-1", b"1.5", b"9" * 20, b"9" * 5000, "٣".encode(), None])
 def test_a_tombstone_with_a_version_that_is_none_is_rejected(version):
     assert rejected(None, headers=[("version", version)]).reason == "version"
 

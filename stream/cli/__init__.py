@@ -16,7 +16,8 @@ app.add_typer(dlq)
 
 def main() -> None:
     """Runs the command line and exits."""
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it logs reaches the user as an error's sentence
+    for library in ("aiokafka", "neo4j", "opensearch"):  # what they log reaches the user as an error's sentence
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         app()
     except StreamError as error:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from stream import deadletters
@@ -13,6 +14,8 @@ from stream.cli.commands import settings_of
 from stream.cli.output import Json, out, print_json
 from stream.config import STAGES, Settings, StageName
 from stream.deadletters import DeadLetter
+
+COLUMNS = ("at", "stage", "from", "key", "reason", "detail", "attempts")
 
 dlq = typer.Typer(name="dlq", help="Dead letters: records that could not go through.", no_args_is_help=True)
 
@@ -33,12 +36,10 @@ def ls(
     letters = asyncio.run(_newest(settings_of(context), [stage] if stage else list(STAGES), limit))
     if json:
         return print_json([_plain(letter) for letter in letters])
-    table = Table("at", "stage", "from", "key", "reason", "detail", "attempts")
+    table = Table(*COLUMNS)
     for letter in letters:
         plain = _plain(letter)
-        table.add_row(
-            plain["at"], letter.stage, plain["from"], plain["key"], letter.reason, letter.detail, str(letter.attempts)
-        )
+        table.add_row(*(escape(plain[column]) for column in COLUMNS))
     out.print(table if letters else "no dead letters")
     return None
 

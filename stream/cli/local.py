@@ -1,7 +1,6 @@
 """`stream local`: the whole flow on one machine, with neither docker nor a GPU."""
 
 import asyncio
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -48,8 +47,8 @@ def _programs(profile: Profile) -> tuple[list[Program], list[Program]]:
 
 
 def _settings(profile: Profile) -> Settings:
-    os.environ["STREAM_ENV_FILE"] = str(profile.write_env_file())
-    return config.load()
+    """Those of the workers: what else the environment says is meant for other servers."""
+    return config.only(profile.environment())
 
 
 @local.command()

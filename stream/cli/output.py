@@ -21,4 +21,4 @@ def print_json(value: Any) -> None:
 def progress_bars() -> Progress:
     """Progress bars on standard error; they are not drawn where it is no terminal."""
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err)
+    return Progress(*columns, console=err, disable=not err.is_terminal)

@@ -3,7 +3,6 @@
 import json
 import os
 import pwd
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -44,8 +43,8 @@ def install(profile: Profile, on_event: java.Event) -> None:
     data = _data(profile)
     for part in ("config", "data", "logs", "tmp"):
         (data / part).mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "config" / "log4j2.properties", data / "config" / "log4j2.properties")
-    (data / "config" / "opensearch.yml").write_text(_settings(profile))
+    _write_anew(data / "config" / "log4j2.properties", (folder / "config" / "log4j2.properties").read_text())
+    _write_anew(data / "config" / "opensearch.yml", _settings(profile))
     if os.geteuid() == 0:
         _give_to_nobody(data)
         require_passage(folder, data)
@@ -122,6 +121,13 @@ def _complete(folder: Path) -> None:
         _write_public(folder / "modules" / module / "plugin-security.policy", policy)
     (folder / "plugins").mkdir(exist_ok=True)
     (folder / "plugins").chmod(0o755)
+
+
+def _write_anew(path: Path, text: str) -> None:
+    """Never through a link: as root we write into a folder of `nobody`'s."""
+    path.unlink(missing_ok=True)
+    with path.open("x") as file:
+        file.write(text)
 
 
 def _write_public(path: Path, text: str) -> None:

@@ -22,9 +22,14 @@ from stream.errors import Outage, Refused
 from stream.records import Provenance
 
 RETRIES = 3
+PROBE = "probe"
 NORM_TOLERANCE = 1e-2  # bfloat16 keeps 8 bits
 
 Vector = npt.NDArray[np.float32]
+
+
+class _NoVector(Outage):
+    """Numbers came back, but not a vector of unit norm."""
 
 
 class EmbeddingClient:
@@ -37,6 +42,7 @@ class EmbeddingClient:
             base_url=settings.embed_url,
             headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
             timeout=httpx.Timeout(settings.embed_timeout, connect=5),
+            trust_env=False,  # a proxy for the way out is none for the way to a neighbour
             transport=transport,
         )
 
@@ -60,10 +66,15 @@ class EmbeddingClient:
         """Vectors of the texts, in order: base64 of `embed_dimensions` little-endian float32 each, unit norm.
 
         Raises `Refused` if the server will never embed one of them (nobody says which: split the batch), `Outage` if
-        it does not answer, is overloaded, does not serve the model or answers nonsense; three retries first.
+        it does not answer, is overloaded, does not serve the model or answers nonsense; three retries first. Whether
+        the texts or the server are to blame for what is no vector is found out with a text that is beyond suspicion.
         """
         started = time.monotonic()
-        vectors = await self._request(list(texts))
+        try:
+            vectors = await self._request(list(texts))
+        except _NoVector as error:
+            await self._request([PROBE])
+            raise Refused(str(error)) from error
         seconds = time.monotonic() - started
         metrics.embed_latency_ms.observe(seconds * 1000)
         metrics.embed_batch_size.observe(len(texts))
@@ -80,9 +91,11 @@ class EmbeddingClient:
         try:
             response = await self._http.get("/v1/models", timeout=5)
             response.raise_for_status()
+            return {model["id"]: model.get("max_model_len") for model in response.json()["data"]}
         except httpx.HTTPError as error:
             raise Outage(f"the embedding server at {self._settings.embed_url} does not answer: {error!r}") from None
-        return {model["id"]: model.get("max_model_len") for model in response.json()["data"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise Outage(f"{self._settings.embed_url} is no embedding server: {error!r}") from None
 
     @retry(
         retry=retry_if_exception_type(Outage),
@@ -124,7 +137,7 @@ class EmbeddingClient:
             )
         norms = np.linalg.norm(np.frombuffer(packed, "<f4").reshape(count, dimensions), axis=1)
         if not np.all(np.abs(norms - 1) < NORM_TOLERANCE):  # a NaN or an infinity fails this too
-            raise Outage("the embedding server gave a vector that is not of unit norm")
+            raise _NoVector("the embedding server gave a vector that is not finite or not of unit norm")
         return vectors
 
 

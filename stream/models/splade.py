@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -40,12 +41,23 @@ class SparseEncoder:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
             model = AutoModelForMaskedLM.from_pretrained(name, revision=revision, use_safetensors=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise ConfigurationError(
                 f"the SPLADE model {name} cannot be loaded: {first_line} (naver/splade-v3 is gated: accept its terms "
                 "on its page, then log in with a token; or set STREAM_SPLADE_MODEL to a folder that holds a model)"
             ) from error
+        most = getattr(model.config, "max_position_embeddings", settings.splade_max_tokens)
+        if (
+            len(self.tokenizer) > model.config.vocab_size
+            or len(self.tokenizer) < 2
+            or settings.splade_max_tokens > most
+        ):
+            raise ConfigurationError(
+                f"the SPLADE model {name} has {len(self.tokenizer)} terms in its tokenizer, {model.config.vocab_size} "
+                f"in its weights, and reads {most} tokens at most: set STREAM_SPLADE_MODEL to a whole model and "
+                f"STREAM_SPLADE_MAX_TOKENS ({settings.splade_max_tokens}) to what it reads"
+            )
         self.model = model.eval().to(self.device)
         self.terms: list[str] = self.tokenizer.convert_ids_to_tokens(list(range(model.config.vocab_size)))
 
@@ -106,7 +118,8 @@ class SparseEncoder:
         if settings.splade_normalise and norm:
             values = values / norm
         rounded = torch.round(values, decimals=6).tolist()
-        return SparseVector(dict(zip((self.terms[i] for i in kept.tolist()), rounded, strict=True)), norm)
+        weighted = zip((self.terms[i] for i in kept.tolist()), rounded, strict=True)
+        return SparseVector({term: weight for term, weight in weighted if weight > 0}, norm)
 
 
 def _batches_by_length(lengths: Sequence[int]) -> list[list[int]]:

@@ -23,9 +23,10 @@ from stream.stores.base import Hit, Put, Stored
 BLAMES_INPUT = {
     "Neo.ClientError.Statement.ArgumentError",
     "Neo.ClientError.Statement.TypeError",
-    "Neo.ClientError.Schema.ConstraintValidationFailed",
     "Neo.ClientError.Procedure.ProcedureCallFailed",
 }
+
+BLAMES_SETTINGS = ("Neo.ClientError.Security.", "Neo.ClientError.Database.DatabaseNotFound")
 
 CONSTRAINTS = (
     "CREATE CONSTRAINT chunk_id IF NOT EXISTS FOR (c:Chunk) REQUIRE c.chunk_id IS UNIQUE",
@@ -100,7 +101,7 @@ class Neo4jStore:
             "OPTIONS {indexConfig: {`vector.dimensions`: $dimensions, `vector.similarity_function`: 'cosine'}}",
             dimensions=settings.embed_dimensions,
         )
-        await self._run("CALL db.awaitIndexes(300)")
+        await self._run("CALL db.awaitIndexes($seconds)", seconds=int(settings.store_timeout * 0.9))
         rows = await self._run(
             "SHOW VECTOR INDEXES YIELD name, options WHERE name = $name RETURN options.indexConfig AS config",
             name=settings.neo4j_index,
@@ -151,9 +152,15 @@ class Neo4jStore:
             )
         except (DriverError, Neo4jError) as error:
             code = getattr(error, "code", None) or type(error).__name__
+            sentence = f"{code}: {str(getattr(error, 'message', None) or error).splitlines()[0]}"
             if code in BLAMES_INPUT:
-                raise Refused(f"Neo4j refuses it: {getattr(error, 'message', error)}") from error
-            raise Outage(f"Neo4j at {self._settings.neo4j_uri} is not available ({code}): {error}") from error
+                raise Refused(f"Neo4j refuses it ({sentence})") from error
+            if code.startswith(BLAMES_SETTINGS):
+                raise ConfigurationError(
+                    f"Neo4j at {self._settings.neo4j_uri} does not let us in ({sentence}): "
+                    "set STREAM_NEO4J_USER, STREAM_NEO4J_PASSWORD and STREAM_NEO4J_DATABASE"
+                ) from error
+            raise Outage(f"Neo4j at {self._settings.neo4j_uri} is not available ({sentence})") from error
         return result.records
 
 

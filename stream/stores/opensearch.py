@@ -10,17 +10,18 @@ from typing import Any
 import orjson
 from opensearchpy import AsyncOpenSearch
 from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
-from opensearchpy.exceptions import OpenSearchException, RequestError, TransportError
+from opensearchpy.exceptions import OpenSearchException, TransportError
 
 from stream.config import Settings
-from stream.errors import ConfigurationError, Outage
+from stream.errors import ConfigurationError, Outage, Refused
+from stream.outcomes import isolate
 from stream.records import Expanded, Rejected, Tombstone
 from stream.stores.base import Hit, Put, Stored
 
 ID_BYTES = 512  # OpenSearch takes no longer _id
 MOST_CLAUSES = 1000  # a query may have 1,024
 
-INDEX = {
+INDEX: dict[str, Any] = {
     "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1", "gc_deletes": "1h"}},
     "mappings": {
         "dynamic": "strict",
@@ -48,6 +49,7 @@ class OpenSearchStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._alias = settings.opensearch_alias
         password = settings.opensearch_password
         self._client = AsyncOpenSearch(
             hosts=[settings.opensearch_url],
@@ -63,39 +65,47 @@ class OpenSearchStore:
         await self._client.close()
 
     async def set_up(self) -> None:
-        """Makes the index with its mapping if it is missing, and waits for its primary shard."""
-        index = self._settings.opensearch_index
-        try:
-            await self._call("PUT", f"/{index}", body=INDEX)
-        except RequestError as error:
-            if error.error != "resource_already_exists_exception":
-                raise ConfigurationError(f"OpenSearch refuses to make the index {index}: {error}") from error
-        await self._call("GET", f"/_cluster/health/{index}", wait_for_status="yellow")
+        """Makes an index and the alias of it if there is none, and waits for its primary shard.
+
+        Raises `ConfigurationError` if an index is there whose fields are others: it would refuse every document.
+        """
+        if not await self._exists():
+            try:
+                await self._call("PUT", f"/{self._alias}-1", body=INDEX | {"aliases": {self._alias: {}}})
+            except Outage:
+                if not await self._exists():  # else another worker was faster
+                    raise
+        await self._call("GET", f"/_cluster/health/{self._alias}", wait_for_status="yellow")
+        for index, found in (await self._call("GET", f"/{self._alias}/_mapping")).items():
+            fields = found["mappings"].get("properties", {})
+            for name, field in INDEX["mappings"]["properties"].items():
+                if fields.get(name, {}).get("type", "object") != field["type"]:
+                    raise ConfigurationError(
+                        f"OpenSearch's index {index} has no field {name} of type {field['type']}: it was not made by "
+                        "this program; name another with STREAM_OPENSEARCH_ALIAS"
+                    )
+
+    async def _exists(self) -> bool:
+        return bool(await self._call("HEAD", f"/{self._alias}"))
 
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
         """One `_bulk` request; a document is refused alone, an overloaded or blocked index is an `Outage`."""
-        if not writes:
-            return {}
-        body = b"".join(_bulk_lines(write) for write in writes)
-        answer = await self._call("POST", f"/{self._settings.opensearch_index}/_bulk", body=body)
-        refused = {}
-        for write, item in zip(writes, answer["items"], strict=True):
-            (result,) = item.values()
-            if result["status"] in (200, 201, 409) or (result["status"] == 404 and isinstance(write, Tombstone)):
-                continue  # 409: the index holds a higher version; 404: nothing to delete
-            error = result["error"]
-            cause = error.get("caused_by", {}).get("reason", "")
-            sentence = f"{error['type']}: {error['reason']} {cause}".strip()
-            if result["status"] != 400:
-                raise Outage(f"OpenSearch does not take writes now ({result['status']} {sentence})")
-            refused[write.chunk_id] = Rejected("refused-by-opensearch", f"OpenSearch refuses it: {sentence}")
-        return refused
+        outcomes = await isolate(writes, self._bulk, "refused-by-opensearch")
+        return {
+            write.chunk_id: outcome
+            for write, outcome in zip(writes, outcomes, strict=True)
+            if isinstance(outcome, Rejected)
+        }
+
+    async def _bulk(self, writes: Sequence[Put | Tombstone]) -> list[Rejected | None]:
+        answer = await self._call("POST", f"/{self._alias}/_bulk", body=b"".join(map(_bulk_lines, writes)))
+        results = [next(iter(item.values())) for item in answer["items"]]
+        return [_rejection(result, write) for result, write in zip(results, writes, strict=True)]
 
     async def count(self) -> int:
         """Documents, after a refresh; none if there is no index yet."""
-        index = self._settings.opensearch_index
-        await self._call("POST", f"/{index}/_refresh", ignore_unavailable="true")
-        return int((await self._call("GET", f"/{index}/_count", ignore_unavailable="true"))["count"])
+        await self._call("POST", f"/{self._alias}/_refresh", ignore_unavailable="true")
+        return int((await self._call("GET", f"/{self._alias}/_count", ignore_unavailable="true"))["count"])
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
         """`complete` means that `splade_terms` is there (it may be empty)."""
@@ -103,7 +113,7 @@ class OpenSearchStore:
             return {}
         answer = await self._call(
             "POST",
-            f"/{self._settings.opensearch_index}/_mget",
+            f"/{self._alias}/_mget",
             body={"ids": [document_id(chunk_id) for chunk_id in chunk_ids]},
             _source_includes="chunk_id,version,text_sha256,splade_terms",
         )
@@ -119,7 +129,7 @@ class OpenSearchStore:
         ]
         answer = await self._call(
             "POST",
-            f"/{self._settings.opensearch_index}/_search",
+            f"/{self._alias}/_search",
             body={
                 "size": k,
                 "_source": ["chunk_id", "doc_id", "text"],
@@ -130,17 +140,36 @@ class OpenSearchStore:
         return [Hit(source["chunk_id"], source["doc_id"], score, source["text"]) for source, score in hits]
 
     async def _call(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
+        """Raises `Refused` for a request that is too large, `Outage` for what no document is guilty of."""
+        where = self._settings.opensearch_url
         try:
             return await self._client.transport.perform_request(method, path, params=params, body=body)
-        except RequestError:
-            raise
+        except OpenSearchConnectionError as error:
+            raise Outage(f"OpenSearch at {where} does not answer: {error.error}") from error
         except TransportError as error:
-            where = self._settings.opensearch_url
-            if isinstance(error, OpenSearchConnectionError):
-                raise Outage(f"OpenSearch at {where} does not answer: {error.error}") from error
-            raise Outage(f"OpenSearch at {where} is not available ({error.status_code} {error.error})") from error
+            sentence = f"OpenSearch at {where} answers {error.status_code} {error.error}"
+            if error.status_code == 401:
+                raise ConfigurationError(f"{sentence}: set STREAM_OPENSEARCH_USER and _PASSWORD") from error
+            if error.status_code == 404 and error.error == "index_not_found_exception":
+                raise Outage(f"{sentence}: a worker of the index stage makes {self._alias} at its start") from error
+            if error.status_code == 413:
+                raise Refused(sentence) from error
+            raise Outage(sentence) from error
         except OpenSearchException as error:
-            raise Outage(f"OpenSearch's answer cannot be read: {error}") from error
+            raise Outage(f"the answer of OpenSearch at {where} cannot be read: {error}") from error
+
+
+def _rejection(result: Mapping[str, Any], write: Put | Tombstone) -> Rejected | None:
+    """What the answer to one line of a bulk request means; raises `Outage` if the line is not at fault."""
+    status = result["status"]
+    if status in (200, 201, 409) or (status == 404 and isinstance(write, Tombstone)):
+        return None  # 409: the index holds a higher version; 404: nothing to delete
+    error = result["error"]
+    cause = error.get("caused_by", {}).get("reason", "")
+    sentence = f"{error['type']}: {error['reason']} {cause}".strip()
+    if status != 400:
+        raise Outage(f"OpenSearch does not take writes now ({status} {sentence})")
+    return Rejected("refused-by-opensearch", f"OpenSearch refuses it: {sentence}")
 
 
 def escape(term: str) -> str:
@@ -162,5 +191,5 @@ def _bulk_lines(write: Put | Tombstone) -> bytes:
 
 
 def _document(chunk: Expanded) -> dict[str, Any]:
-    fields = {name: value for name, value in chunk.items() if name in INDEX["mappings"]["properties"]}  # type: ignore[index]
+    fields = {name: value for name, value in chunk.items() if name in INDEX["mappings"]["properties"]}
     return fields | {"splade_terms": {escape(term): weight for term, weight in chunk["splade_terms"].items()}}

@@ -5,6 +5,7 @@ import sys
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import faust
 from aiokafka.errors import KafkaTimeoutError
 
 from stream import config, kafka, worker
@@ -27,6 +28,32 @@ async def raising_in_process(name, settings):
             return await stage.process(records)
 
         yield replace(stage, process=process)
+
+
+@asynccontextmanager
+async def stuck_in_process(name, settings):
+    """The third batch is never done."""
+    batches = 0
+    async with open_stage(name, settings) as stage:
+
+        async def process(records):
+            nonlocal batches
+            batches += 1
+            if batches > GOOD_BATCHES:
+                await asyncio.Event().wait()
+            return await stage.process(records)
+
+        yield replace(stage, process=process)
+
+
+async def ending_stream(stream, max_, within):
+    """After two batches Faust hands out no more."""
+    batches = 0
+    async for events in noack_take(stream, max_, within):
+        yield events
+        batches += 1
+        if batches == GOOD_BATCHES:
+            return
 
 
 @asynccontextmanager
@@ -64,11 +91,14 @@ async def never_acknowledged(settings):
 
 
 real_producer = kafka.producer
+noack_take = faust.Stream.noack_take
 
 if __name__ == "__main__":
     _, fault, stage = sys.argv
-    if fault == "raising_in_process":
-        worker.open_stage = raising_in_process
+    if fault.endswith("_in_process"):
+        worker.open_stage = globals()[fault]
+    elif fault == "ending_stream":
+        faust.Stream.noack_take = ending_stream
     else:
         kafka.producer = globals()[fault]
     worker.run(stage, config.load())

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from conftest import free_ports
 from support import Worker, chunk, expanded, read, send
 
@@ -70,6 +71,39 @@ async def test_each_bad_record_alone_becomes_a_dead_letter_with_its_bytes_unchan
     report = await verify(flow, stores)
     assert report.differences == []
     assert (report.indexed, report.dead_lettered) == (len(BAD) + 1, len(BAD))
+
+
+async def test_headers_of_any_kind_travel_with_the_record_and_do_no_harm(flow):
+    headers = [("trace", b"1"), ("nothing", None), ("dlq.attempts", b"many"), ("version", b"9" * 5000)]
+    async with kafka.producer(flow) as producer:
+        for key, value in (good(1), bad("bad", text=""), (b"gone", None)):
+            await producer.send_and_wait(flow.topic, key=key, value=value, headers=headers)
+    async with Worker("embed", port=free_ports(1)[0]):
+        await caught_up(flow, ["embed"])
+    letters = {r.key: r for r in await read(flow, topics.dead_letters(flow, "embed"))}
+    assert {key: DeadLetter.of(letter).reason for key, letter in letters.items()} == {
+        b"bad": "schema",
+        b"gone": "version",
+    }
+    (passed,) = await read(flow, topics.source(flow, "expand"))
+    assert passed.key == b"good1"
+    assert list(passed.headers) == [header for header in headers if header[0] != "dlq.attempts"]
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_a_record_that_was_compressed_into_the_topic_fits_its_dead_letter(flow, codec):
+    huge = bad("huge", text="x" * 60_000_000)
+    client = AIOKafkaProducer(
+        bootstrap_servers=flow.kafka_servers, compression_type=codec, max_request_size=2**30, acks="all"
+    )
+    async with client:
+        await client.send_and_wait(flow.topic, key=huge[0], value=huge[1])
+    await send(flow, [good(1)])
+    async with Worker("embed", port=free_ports(1)[0]):
+        await caught_up(flow, ["embed"])
+    (letter,) = await read(flow, topics.dead_letters(flow, "embed"))
+    assert (letter.key, letter.value) == huge
+    assert len(await read(flow, topics.source(flow, "expand"))) == 1
 
 
 async def test_a_text_too_long_for_the_model_is_rejected_alone(flow):

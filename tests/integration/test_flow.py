@@ -114,6 +114,35 @@ async def test_a_send_that_fails_ends_the_worker_and_nothing_is_acknowledged_ear
         assert (await verify(flow, stores)).differences == []
 
 
+async def test_a_stream_that_ends_ends_the_worker_and_nothing_is_acknowledged_early(flow, lines):
+    """Faust acknowledges what a stream still gets that nobody takes from any more."""
+    (port,) = free_ports(1)
+    await publish(lines[:256], flow)
+    async with Worker("embed", FAULTY, "ending_stream", port=port) as faulty:
+        assert await faulty.exit_code() == 75
+    await everything_embedded_by_another(flow, lines[:256], port)
+
+
+async def test_a_worker_that_cannot_finish_before_its_partitions_move_ends(flow, lines):
+    """Otherwise it would publish what is older after what the new owner has published."""
+    port, other = free_ports(2)
+    await publish(lines[:256], flow)
+    async with Worker("embed", FAULTY, "stuck_in_process", port=port, STREAM_DRAIN_TIMEOUT="2") as stuck:
+        await stuck.in_the_middle()
+        async with Worker("embed", port=other, STREAM_INSTANCE="other"):
+            assert await stuck.exit_code() == 75
+    await everything_embedded_by_another(flow, lines[:256], port)
+
+
+async def everything_embedded_by_another(flow, lines, port):
+    done, *_ = await stages(flow)
+    assert done.done <= len({record.key for record in await read(flow, topics.source(flow, "expand"))})
+    async with Worker("embed", port=port), asyncio.timeout(60):
+        await caught_up(flow, ["embed"])
+    outputs = {record.key for record in await read(flow, topics.source(flow, "expand"))}
+    assert outputs == {json.loads(line)["chunk_id"].encode() for line in lines}
+
+
 async def assert_nothing_acknowledged_early(flow, stores, stage):
     """What a stage has committed is at most what it has put out: each chunk here is published once."""
     done = next(found.done for found in await stages(flow) if found.stage == stage)

@@ -85,10 +85,6 @@ async def test_a_query_carries_the_instruction_and_is_unpacked():
         httpx.Response(200, json={"data": []}),
         vectors(1, 2),
         vectors(1, dimensions=4),
-        packed(*[float("nan")] * 8),
-        packed(*[float("inf")] * 8),
-        packed(*[0.0] * 8),
-        packed(*[1.0] * 8),
     ],
     ids=str,
 )
@@ -99,6 +95,22 @@ async def test_a_fault_of_the_server_is_retried_three_times_and_then_an_outage(f
     assert len(bodies) == 4
 
     client, bodies = answering(fault, vectors(1))
+    assert await client.embed(["a"]) == [vector(1, 8)]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0, 1.0])
+async def test_what_is_no_vector_is_an_outage_only_if_the_probe_gets_none_either(number):
+    broken = packed(*[number] * 8)
+    client, _ = answering(broken)
+    with pytest.raises(Outage):
+        await client.embed(["a"])
+
+    client, bodies = answering(broken, broken, broken, broken, vectors(1))
+    with pytest.raises(Refused, match="unit norm"):
+        await client.embed(["a"])
+    assert [body["input"] for body in bodies] == [["a"]] * 4 + [["probe"]]
+
+    client, _ = answering(broken, vectors(1))
     assert await client.embed(["a"]) == [vector(1, 8)]
 
 

@@ -117,7 +117,7 @@ async def test_a_document_that_opensearch_refuses_is_refused_alone(stores):
 
 
 async def test_an_index_that_takes_no_writes_is_an_outage_and_nobody_s_fault(stores, settings):
-    path = f"/{settings.opensearch_index}/_settings"
+    path = f"/{settings.opensearch_alias}/_settings"
     await stores.opensearch._call("PUT", path, body={"index.blocks.write": True})
     with pytest.raises(Outage):
         await stores.opensearch.write([put("a")])

@@ -1,0 +1,389 @@
+"""The command line as a user meets it: if these fail, a command says the wrong thing, or the wrong exit code."""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from click.testing import Result
+from conftest import free_ports
+from support import chunk, expanded, read, record, send
+from typer.testing import CliRunner
+
+from stream import __version__, kafka, topics
+from stream.cli import app
+from stream.config import STAGES, Settings
+from stream.deadletters import letter_headers
+from stream.models.embeddings import EmbeddingClient, unpack
+from stream.publish import publish
+from stream.records import Rejected, Tombstone
+from stream.stores.base import Put
+
+pytestmark = pytest.mark.servers
+
+CLOSED = "127.0.0.1:1"  # a port that nobody listens on
+SECRETS = ("STREAM_NEO4J_PASSWORD", "STREAM_OPENSEARCH_PASSWORD", "STREAM_EMBED_API_KEY")
+PLANTED = {  # servers whose security is off do not mind
+    "STREAM_OPENSEARCH_USER": "somebody",
+    "STREAM_OPENSEARCH_PASSWORD": "planted-secret-opensearch",
+    "STREAM_EMBED_API_KEY": "planted-secret-embed",
+}
+
+
+async def stream(*arguments: str, stdin: bytes = b"") -> Result:
+    """The command in this process; an error other than an exit code is raised."""
+    return await asyncio.to_thread(CliRunner().invoke, app, arguments, stdin, catch_exceptions=False)
+
+
+def process(*arguments: str, **variables: str) -> SimpleNamespace:
+    """The command as a process of its own, where errors become sentences; secrets must not be in what it prints."""
+    environment = os.environ | PLANTED | variables
+    ended = subprocess.run(
+        [sys.executable, "-m", "stream", *arguments],
+        env=environment,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    for name in SECRETS:
+        assert environment[name] not in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    return SimpleNamespace(code=ended.returncode, out=ended.stdout, err=ended.stderr)
+
+
+def lines(*chunks: object) -> bytes:
+    return b"".join(json.dumps(one).encode() + b"\n" for one in chunks)
+
+
+# publish
+
+
+async def test_a_file_is_published_line_by_line_as_it_is(flow, tmp_path):
+    content = b'{"chunk_id": "a",  "doc_id": "d", "text": "spaces stay"}\n\n  \n' + lines(chunk("b"))
+    (tmp_path / "chunks.jsonl").write_bytes(content)
+    result = await stream("publish", str(tmp_path / "chunks.jsonl"))
+    assert (result.exit_code, result.stderr) == (0, "published 2 chunks\n")
+    values = {r.key: r.value for r in await read(flow, flow.topic)}
+    assert values == {b"a": content.splitlines()[0], b"b": lines(chunk("b")).strip()}
+
+
+async def test_bad_lines_are_named_by_number_and_the_good_ones_are_in_the_topic(flow):
+    stdin = lines(chunk("a")) + b"{not json\n\n" + lines(chunk("b", text=""), chunk("c"))
+    result = await stream("publish", "-", stdin=stdin)
+    assert result.exit_code == 1
+    first, second, summary = result.stderr.splitlines()
+    assert first.startswith("line 2: not JSON")
+    assert second.startswith("line 4: text")
+    assert summary == "published 2 chunks, 2 bad lines"
+    assert {r.key for r in await read(flow, flow.topic)} == {b"a", b"c"}
+
+
+async def test_what_is_wrong_with_a_line_is_not_taken_for_markup(flow):
+    result = await stream("publish", "-", stdin=lines(chunk("a") | {"[red]typo[/red]": 1}))
+    assert "[red]typo[/red]" in result.stderr
+
+
+async def test_nothing_at_all_is_published_without_complaint(flow):
+    result = await stream("publish", "-")
+    assert (result.exit_code, result.stderr) == (0, "published 0 chunks\n")
+
+
+# topics, status
+
+
+async def test_topics_are_created_once(settings):
+    first, second = await stream("topics", "create"), await stream("topics", "create")
+    assert first.exit_code == second.exit_code == 0
+    for stage in STAGES:
+        assert topics.source(settings, stage) in first.stdout
+        assert topics.dead_letters(settings, stage) in first.stdout
+    assert second.stdout == "all topics are there\n"
+
+
+async def test_status_counts_what_lies_ahead_of_each_stage(flow, stores):
+    await publish([lines(chunk("a")), lines(chunk("b"))], flow)
+    text = (await stream("status")).stdout
+    assert re.search(r"embed\D+2\D+2\D+0", text)
+    assert "OpenSearch: 0 chunks" in text
+    found = json.loads((await stream("status", "--json")).stdout)
+    assert found["stages"] == {
+        "embed": {"total": 2, "lag": 2, "dead_letters": 0},
+        "expand": {"total": 0, "lag": 0, "dead_letters": 0},
+        "index": {"total": 0, "lag": 0, "dead_letters": 0},
+    }
+    assert found["stores"].keys() == {"Neo4j", "OpenSearch"}
+
+
+# verify
+
+
+def put(chunk_id: str, text: str = "a text", version: int = 1) -> Put:
+    value = expanded(chunk_id, text, version)
+    return Put(value, unpack(value["embedding_qwen"]))
+
+
+async def write(stores, *writes: Put | Tombstone) -> None:
+    for store in stores.both:
+        assert await store.write(writes) == {}
+
+
+async def test_verify_says_yes_when_both_stores_have_what_the_topic_has(flow, stores):
+    await publish([lines(chunk("a", "a text")), lines(chunk("b", "a text"))], flow)
+    await send(flow, [(b"b", None)])
+    await write(stores, put("a"))
+    result = await stream("verify")
+    assert result.exit_code == 0
+    assert "2 published = 1 in Neo4j and OpenSearch + 1 deleted + 0 dead-lettered + 0 lost or wrong" in result.stdout
+    report = json.loads((await stream("verify", "--json")).stdout)
+    assert report == {
+        "published": 2,
+        "indexed": 1,
+        "deleted": 1,
+        "dead_lettered": 0,
+        "different": 0,
+        "differences": [],
+        "clean": True,
+    }
+
+
+async def test_verify_names_every_chunk_that_is_lost_or_wrong(flow, stores):
+    names = ("good", "missing", "version", "text", "deleted")
+    await publish([lines(chunk(name, "a text")) for name in names], flow)
+    await send(flow, [(b"deleted", None)])
+    await write(stores, put("good"), put("version", version=2), put("text", "another"), put("deleted"))
+    result = await stream("verify")
+    assert result.exit_code == 1
+    both = "Neo4j {0}, OpenSearch {0}"
+    *differences, summary = result.stdout.splitlines()
+    assert sorted(differences) == [
+        f"deleted: {both.format('still has it, although it was deleted')}",
+        f"missing: {both.format('does not have it')}",
+        f"text: {both.format('has another text')}",
+        f"version: {both.format('has version 2, the topic 1')}",
+    ]
+    assert summary.endswith("4 lost or wrong")
+    report = json.loads((await stream("verify", "--json")).stdout)
+    assert (report["clean"], report["different"], sorted(report["differences"])) == (False, 4, sorted(differences))
+
+
+async def test_verify_notices_a_chunk_that_the_topic_does_not_know(flow, stores):
+    await publish([lines(chunk("a", "a text"))], flow)
+    await write(stores, put("a"), put("extra"))
+    result = await stream("verify")
+    assert result.exit_code == 1
+    assert "Neo4j holds 1 chunks more than the topic knows" in result.stdout
+    assert "OpenSearch holds 1 chunks more than the topic knows" in result.stdout
+
+
+# search
+
+
+@pytest.mark.parametrize("mode", ["lexical", "dense"])
+async def test_search_finds_a_chunk_by_its_words(settings, stores, mode):
+    texts = {"sockets": "listen on a socket", "parsers": "parse the arguments of a command"}
+    async with EmbeddingClient(settings) as client:
+        vectors = dict(zip(texts, await client.embed(list(texts.values())), strict=True))
+    await write(
+        stores,
+        *(Put(expanded(name, text, splade_terms={}), unpack(vectors[name])) for name, text in texts.items()),
+    )
+    await stores.opensearch.count()
+    result = await stream("search", "socket listen", "--mode", mode, "--json", "-k", "1")
+    (hit,) = json.loads(result.stdout)
+    assert hit == {"chunk_id": "sockets", "doc_id": "d1", "score": hit["score"], "text": texts["sockets"]}
+    assert hit["score"] > 0
+
+
+async def test_a_text_with_brackets_is_shown_as_it_is(settings, stores):
+    await write(stores, put("a[/b]", "sockets [red]and[/] parsers [/b]"))
+    await stores.opensearch.count()
+    text = process("search", "sockets", COLUMNS="200").out
+    assert "a[/b]" in text
+    assert "sockets [red]and[/] parsers [/b]" in text
+
+
+async def test_search_says_when_there_is_nothing(settings, stores):
+    result = await stream("search", "nowhere")
+    assert (result.exit_code, result.stdout) == (0, "nothing found\n")
+
+
+# dlq
+
+
+@pytest.fixture
+async def letters(flow: Settings) -> Settings:
+    """Three dead letters of embed and one of index."""
+    async with kafka.producer(flow) as producer:
+        for stage, count in {"embed": 3, "index": 1}.items():
+            for n in range(count):
+                original = record(b"{not json", f"{stage}{n}")
+                await producer.send_and_wait(
+                    topics.dead_letters(flow, stage),
+                    key=original.key,
+                    value=original.value,
+                    headers=letter_headers(original, stage, Rejected("not-json", f"wrong [b]{n}[/b]")),
+                )
+    return flow
+
+
+async def keys(*arguments: str) -> list[str]:
+    return [letter["key"] for letter in json.loads((await stream("dlq", "ls", "--json", *arguments)).stdout)]
+
+
+async def test_dead_letters_are_listed_by_stage_and_the_newest_only(letters):
+    assert await keys() == ["embed0", "embed1", "embed2", "index0"]
+    assert await keys("--stage", "embed") == ["embed0", "embed1", "embed2"]
+    assert await keys("--stage", "expand") == []
+    assert await keys("--limit", "1") == ["embed2", "index0"]
+
+
+def test_a_dead_letter_says_where_it_came_from_and_why(letters):
+    (letter,) = json.loads(process("dlq", "ls", "--json", "--stage", "index").out)
+    assert letter == {
+        "at": letter["at"],
+        "stage": "index",
+        "from": "chunks/0@0",
+        "key": "index0",
+        "reason": "not-json",
+        "detail": "wrong [b]0[/b]",
+        "attempts": "1",
+        "bytes": str(len(b"index0" + b"{not json")),
+    }
+    text = process("dlq", "ls", "--stage", "index", COLUMNS="200").out
+    assert all(letter[field] in text for field in ("at", "from", "key", "reason", "detail"))
+
+
+@pytest.mark.parametrize("command", [["dlq", "ls"], ["verify"]])
+async def test_a_record_that_is_no_dead_letter_is_named_and_passed_over(flow, command):
+    async with kafka.producer(flow) as producer:
+        await producer.send_and_wait(topics.dead_letters(flow, "embed"), value=b"somebody else's")
+    ended = process(*command)
+    assert ended.code == 0
+    assert f"{topics.dead_letters(flow, 'embed')}/0@0" in ended.err
+
+
+async def test_no_dead_letters_are_said_to_be_none(flow):
+    assert (await stream("dlq", "ls")).stdout == "no dead letters\n"
+
+
+# settings
+
+
+@pytest.mark.parametrize("arguments", [["settings"], ["settings", "--markdown"]])
+def test_settings_lists_every_setting_with_its_meaning(settings, arguments):
+    text = process(*arguments, COLUMNS="300").out
+    for name, field in Settings.model_fields.items():
+        assert f"STREAM_{name.upper()}" in text
+        assert field.description in text
+
+
+async def test_set_goes_before_the_environment(settings):
+    other = f"{settings.topic}-other"
+    assert other in (await stream("--set", f"topic={other}", "topics", "create")).stdout
+
+
+async def test_the_version_is_the_package_s():
+    assert (await stream("--version")).stdout == f"{__version__}\n"
+
+
+# errors
+
+
+def assert_one_sentence(ended: SimpleNamespace, code: int, words: str) -> None:
+    assert ended.code == code, ended.err
+    (sentence,) = ended.err.splitlines()
+    assert sentence.startswith("stream: ")
+    assert words in sentence
+    assert ended.out == ""
+
+
+DOWN = {
+    "Kafka": {"STREAM_KAFKA_SERVERS": CLOSED},
+    "Neo4j": {"STREAM_NEO4J_URI": f"bolt://{CLOSED}"},
+    "OpenSearch": {"STREAM_OPENSEARCH_URL": f"http://{CLOSED}"},
+}
+
+
+@pytest.mark.parametrize("server", DOWN)
+@pytest.mark.parametrize("command", ["status", "verify"])
+async def test_a_server_that_is_down_is_named(flow, server, command):
+    await publish([lines(chunk("a"))], flow)
+    assert_one_sentence(process(command, **DOWN[server]), 75, f"{server} ")
+
+
+@pytest.mark.parametrize("arguments", [["topics", "create"], ["dlq", "ls"], ["publish", "-"], ["worker", "index"]])
+def test_without_kafka_nothing_hangs(settings, arguments):
+    ended = process(*arguments, **DOWN["Kafka"])
+    assert ended.code == 75
+    assert CLOSED in ended.err.splitlines()[-1]
+
+
+def test_the_embedding_server_that_is_down_is_named(settings):
+    ended = process("search", "words", "--mode", "dense", STREAM_EMBED_URL=f"http://{CLOSED}")
+    assert_one_sentence(ended, 75, f"the embedding server at http://{CLOSED}")
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["verify"], ["dlq", "ls"], ["publish", "-"], ["worker", "embed"]])
+def test_missing_topics_are_named_and_what_makes_them(settings, arguments):
+    ended = process(*arguments)
+    assert_one_sentence(ended, 78, settings.topic)
+    assert "`stream topics create`" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("partitions=few", "partitions: "),
+        ("partitions=0", "partitions: "),
+        ("topic=a b", "topic: "),
+        ("no_such=1", "no setting called no_such"),
+        ("kafka_servers=localhost:port", "kafka"),
+        ("neo4j_uri=nonsense", "neo4j"),
+    ],
+)
+async def test_a_setting_that_does_not_fit_is_named(flow, assignment, words):
+    assert_one_sentence(process("--set", assignment, "status"), 78, words)
+
+
+def test_a_wrong_password_is_named_and_not_shown(flow):
+    ended = process("status", STREAM_NEO4J_PASSWORD="planted-secret-neo4j")
+    assert_one_sentence(ended, 78, "STREAM_NEO4J_PASSWORD")
+
+
+def test_a_password_without_its_user_is_named(flow, monkeypatch):
+    monkeypatch.delitem(PLANTED, "STREAM_OPENSEARCH_USER")
+    assert_one_sentence(process("status"), 78, "opensearch_user")
+
+
+def test_a_file_that_is_not_there_is_named(settings):
+    assert_one_sentence(process("publish", "nowhere.jsonl"), 78, "nowhere.jsonl")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["--set", "partitions", "status"], ["search", "x", "--mode", "x"], ["worker", "x"]]
+)
+def test_a_wrong_command_line_is_2(settings, arguments):
+    assert process(*arguments).code == 2
+
+
+def test_expand_refuses_to_start_without_a_gpu(flow):
+    assert_one_sentence(process("worker", "expand", REQUIRE_GPU="1", CUDA_VISIBLE_DEVICES=""), 99, "nvidia-smi")
+
+
+def test_embed_refuses_to_start_without_its_server(flow):
+    ended = process("worker", "embed", REQUIRE_GPU="1", STREAM_EMBED_URL=f"http://{CLOSED}")
+    assert_one_sentence(ended, 99, "STREAM_EMBED_URL")
+
+
+def test_a_web_port_that_is_taken_is_named(flow):
+    with socket.create_server(("127.0.0.1", free_ports(1)[0])) as taken:
+        port = str(taken.getsockname()[1])
+        ended = process("worker", "embed", STREAM_WEB_PORT=port)
+    assert_one_sentence(ended, 78, port)
+    assert "STREAM_WEB_PORT" in ended.err

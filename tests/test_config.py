@@ -1,0 +1,109 @@
+"""If these fail, a worker runs with other settings than its user wrote down, or shows a secret."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stream import config
+from stream.cli import app
+from stream.config import Settings
+from stream.errors import ConfigurationError
+
+CONFIGURATION = Path(__file__).parent.parent / "docs" / "configuration.md"
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The settings file of this test, empty; nothing is set elsewhere."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"STREAM_{name.upper()}", raising=False)
+    monkeypatch.delenv("REQUIRE_GPU", raising=False)
+    path = tmp_path / "settings.env"
+    path.touch()
+    monkeypatch.setenv("STREAM_ENV_FILE", str(path))
+    return path
+
+
+@pytest.mark.parametrize("name", ["STREAM_PARTITIONS", "stream_partitions"])
+def test_command_line_before_environment_before_file_before_default(file, monkeypatch, name):
+    assert config.load().partitions == Settings.model_fields["partitions"].default
+    file.write_text(f"{name}=11\n")
+    assert config.load().partitions == 11
+    monkeypatch.setenv(name, "12")
+    assert config.load().partitions == 12
+    assert config.load(partitions="13").partitions == 13
+
+
+@pytest.mark.parametrize("name", ["STREAM_REQUIRE_GPU", "REQUIRE_GPU"])
+@pytest.mark.parametrize("other", ["STREAM_REQUIRE_GPU", "REQUIRE_GPU"])
+def test_a_gpu_is_required_unless_somebody_says_otherwise(file, monkeypatch, name, other):
+    assert config.load().require_gpu
+    file.write_text(f"{name}=0\n")
+    assert not config.load().require_gpu
+    monkeypatch.setenv(other, "1")
+    assert config.load().require_gpu
+    assert not config.load(require_gpu="0").require_gpu
+
+
+def test_what_the_file_says_of_others_is_none_of_our_business(file):
+    file.write_text("PARTITIONS=11\nSTREAM_SOMETHING_ELSE=1\n")
+    assert config.load().partitions == Settings.model_fields["partitions"].default
+
+
+def test_a_file_that_is_named_but_not_there_is_named(file):
+    file.unlink()
+    with pytest.raises(ConfigurationError, match="STREAM_ENV_FILE"):
+        config.load()
+
+
+def test_an_unknown_name_on_the_command_line_is_named(file):
+    with pytest.raises(ConfigurationError, match="partition;"):
+        config.load(partition="1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("partitions", "0"),
+        ("partitions", ""),
+        ("topic", "with space"),
+        ("topic", "x" * 201),
+        ("instance", "a/b"),
+        ("embed_dimensions", "4097"),
+        ("neo4j_index", "a`b"),
+        ("opensearch_alias", "_all"),
+        ("opensearch_alias", "a,b"),
+        ("log_level", "loud"),
+        ("web_port", "65536"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_name(file, name, value):
+    with pytest.raises(ConfigurationError, match=f"{name}: ") as error:
+        config.load(**{name: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["neo4j_password", "opensearch_password", "embed_api_key"])
+def test_a_secret_is_never_printed(file, name):
+    user = {"opensearch_user": "admin"} if name == "opensearch_password" else {}
+    settings = config.load(**{name: "hush"}, **user)
+    for shown in (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())):
+        assert "hush" not in shown
+    assert getattr(settings, name).get_secret_value() == "hush"
+
+
+def test_whatever_sounds_secret_is_one():
+    secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+    assert secret == {name for name in Settings.model_fields if re.search("password|key$|token$|secret", name)}
+
+
+def test_every_setting_has_a_sentence():
+    assert not [name for name, field in Settings.model_fields.items() if not (field.description or "").endswith(".")]
+
+
+def test_the_page_lists_the_settings_as_they_are(file, monkeypatch):
+    monkeypatch.setenv("STREAM_PARTITIONS", "11")  # the page says the defaults
+    printed = CliRunner().invoke(app, ["settings", "--markdown"]).stdout
+    assert CONFIGURATION.read_text() == printed

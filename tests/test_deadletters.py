@@ -1,0 +1,69 @@
+"""If these fail, a rejected record cannot be found, understood or put back as it was."""
+
+import time
+
+import pytest
+from support import record
+
+from stream import deadletters, kafka, topics
+from stream.config import STAGES
+from stream.deadletters import DETAIL_LENGTH, DeadLetter, letter_headers, without_letter
+from stream.records import Record, Rejected
+
+WRONG = Rejected("schema", "text: must hold more than white space")
+OWN = [("traceparent", b"00-1"), ("version", b"7")]
+
+
+def letter(original: Record, rejected: Rejected = WRONG) -> Record:
+    """The record's dead letter of embed, as the loop publishes it."""
+    return record(original.value, original.key, headers=letter_headers(original, "embed", rejected))
+
+
+def test_a_letter_says_where_its_record_came_from_when_and_why():
+    before = int(time.time() * 1000)
+    original = Record("chunks", 3, 1234, b"c1", b"\xff", 1767225600000)
+    read = DeadLetter.of(letter(original))
+    assert (read.stage, read.reason, read.detail) == ("embed", WRONG.reason, WRONG.detail)
+    assert (read.topic, read.partition, read.offset, read.timestamp) == ("chunks", 3, 1234, 1767225600000)
+    assert (read.record.key, read.record.value) == (original.key, original.value)
+    assert before <= read.at <= time.time() * 1000
+    assert read.attempts == 1
+
+
+def test_a_record_rejected_again_gets_back_its_own_headers_and_counts_on():
+    again = letter(letter(record(b"\xff", headers=OWN)))
+    assert without_letter(again.headers) == OWN
+    assert DeadLetter.of(again).attempts == 2
+    assert len({name for name, _ in again.headers}) == len(again.headers)
+
+
+def test_a_long_story_is_cut():
+    assert len(DeadLetter.of(letter(record(b""), Rejected("schema", "字" * 5000))).detail) == DETAIL_LENGTH
+
+
+@pytest.mark.parametrize("attempts", [b"many", b"", b"\xff", "٣".encode(), None])
+def test_a_header_of_somebody_else_s_making_does_not_stop_the_stage(attempts):
+    original = record(b"\xff", headers=[("dlq.attempts", attempts)])
+    assert DeadLetter.of(letter(original)).attempts == 1
+
+
+def test_a_record_that_is_no_letter_is_named():
+    with pytest.raises(ValueError, match=r"chunks/0@0 lacks the header dlq\.stage"):
+        DeadLetter.of(record(b"\xff"))
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("stage", STAGES)
+async def test_a_stage_s_letters_are_read_oldest_first_with_their_bytes(flow, stage):
+    originals = [record(value, key, headers=OWN) for key, value in [("a", b"\xff\x00"), (None, b"{"), ("b", None)]]
+    async with kafka.producer(flow) as producer:
+        for original in originals:
+            await producer.send_and_wait(
+                topics.dead_letters(flow, stage),
+                key=original.key,
+                value=original.value,
+                headers=letter_headers(original, stage, WRONG),
+            )
+    read = [letter async for letter in deadletters.read(flow, stage)]
+    assert [(r.record.key, r.record.value) for r in read] == [(o.key, o.value) for o in originals]
+    assert all(without_letter(r.record.headers) == OWN for r in read)

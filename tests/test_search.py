@@ -1,0 +1,95 @@
+"""If these fail, a search misses what the stores hold, or pays for a query that it has just encoded."""
+
+import itertools
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from cachetools import TTLCache
+
+from stream import search
+from stream.config import Settings
+from stream.models.splade import SparseVector
+from stream.stores.base import Hit
+
+VECTOR = SparseVector({"socket": 0.8, "port": 0.6}, 5.0)
+HIT = Hit("a", "d", 1.0, "text")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The time that the cache sees."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(search, "TTLCache", partial(TTLCache, timer=lambda: clock.now))
+    return clock
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The queries that the model was asked for."""
+    queries: list[str] = []
+
+    class Encoder:
+        def __init__(self, settings: Settings) -> None: ...
+
+        def encode(self, texts: list[str]) -> list[SparseVector]:
+            queries.extend(texts)
+            return [VECTOR for _ in texts]
+
+    monkeypatch.setattr(search, "SparseEncoder", Encoder)
+    return queries
+
+
+@pytest.fixture
+def calls() -> list[tuple]:
+    return []
+
+
+@pytest.fixture
+def searcher(clock, encoded, calls) -> search.Searcher:
+    async def nearest(*arguments):
+        calls.append(("neo4j", *arguments))
+        return [HIT]
+
+    async def terms(*arguments):
+        calls.append(("opensearch", *arguments))
+        return [HIT]
+
+    async def embed_query(query):
+        return np.array([len(query)])
+
+    stores = SimpleNamespace(neo4j=SimpleNamespace(nearest=nearest), opensearch=SimpleNamespace(search=terms))
+    return search.Searcher(Settings(_env_file=None), stores, SimpleNamespace(embed_query=embed_query))
+
+
+async def test_lexical_asks_opensearch_with_the_words_and_their_terms(searcher, calls):
+    assert await searcher.search("a socket", "lexical", 7) == [HIT]
+    assert calls == [("opensearch", "a socket", VECTOR.terms, 7)]
+
+
+async def test_dense_asks_neo4j_with_the_query_s_vector_and_needs_no_sparse_model(searcher, calls, encoded):
+    assert await searcher.search("a socket", "dense", 7) == [HIT]
+    assert calls == [("neo4j", np.array([len("a socket")]), 7)]
+    assert encoded == []
+
+
+async def test_a_query_is_encoded_once_a_minute(searcher, clock, encoded):
+    for now in (0, 59.9, 60.1):
+        clock.now = now
+        assert await searcher.encode("a socket") == VECTOR
+    assert encoded == ["a socket", "a socket"]
+
+
+async def test_other_words_are_another_query(searcher, encoded):
+    for query in ("a socket", "A socket", "a socket "):
+        await searcher.encode(query)
+    assert encoded == ["a socket", "A socket", "a socket "]
+
+
+async def test_a_query_that_expires_while_it_is_looked_up_is_found_all_the_same(monkeypatch, encoded):
+    seconds = itertools.count(0, 25)
+    monkeypatch.setattr(search, "TTLCache", partial(TTLCache, timer=lambda: next(seconds)))
+    searcher = search.Searcher(Settings(_env_file=None), None, None)
+    for _ in range(5):
+        assert await searcher.encode("a socket") == VECTOR

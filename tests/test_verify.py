@@ -1,0 +1,261 @@
+"""If these fail, a lost or wrong chunk goes unnoticed, or a good one is called lost."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support import chunk, read, record, send
+
+from stream import kafka, topics
+from stream import verify as checking
+from stream.config import Settings, StageName
+from stream.deadletters import letter_headers
+from stream.records import Headers, Record, Rejected, text_sha256
+from stream.stores.base import Stored
+from stream.verify import Report, verify
+
+pytestmark = pytest.mark.servers
+
+
+class Store:
+    """What a store holds, by chunk_id."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.held: dict[str, Stored] = {}
+        self.looked: Callable[[], object] = lambda: None
+
+    async def stored(self, chunk_ids: list[str]) -> dict[str, Stored]:
+        self.looked()
+        return {chunk_id: self.held[chunk_id] for chunk_id in chunk_ids if chunk_id in self.held}
+
+    async def count(self) -> int:
+        return len(self.held)
+
+
+class Stores(SimpleNamespace):
+    """Two stores that hold the same until a test says otherwise."""
+
+    def __init__(self) -> None:
+        self.both = Store("Neo4j"), Store("OpenSearch")
+
+    def hold(self, chunk_id: str, text: str = "a text about sockets", version: int = 1, complete: bool = True) -> None:
+        for store in self.both:
+            store.held[chunk_id] = Stored(version, text_sha256(text), complete)
+
+
+@pytest.fixture
+def both() -> Stores:
+    return Stores()
+
+
+def line(*arguments: Any, **fields: Any) -> tuple[bytes, bytes]:
+    value = chunk(*arguments, **fields)
+    return value["chunk_id"].encode(), json.dumps(value).encode()
+
+
+async def delete(settings: Settings, chunk_id: str, headers: Headers = ()) -> None:
+    async with kafka.producer(settings) as producer:
+        await producer.send_and_wait(settings.topic, key=chunk_id.encode(), headers=headers)
+
+
+async def reject(settings: Settings, original: Record, stage: StageName = "embed") -> None:
+    """The record's dead letter."""
+    async with kafka.producer(settings) as producer:
+        await producer.send_and_wait(
+            topics.dead_letters(settings, stage),
+            key=original.key,
+            value=original.value,
+            headers=letter_headers(original, stage, Rejected("schema", "it is wrong")),
+        )
+
+
+def counts(report: Report) -> tuple[int, int, int, int, int]:
+    return report.published, report.indexed, report.deleted, report.dead_lettered, report.different
+
+
+# What the topic says
+
+
+async def test_nothing_published_is_nothing_lost(flow, both):
+    assert counts(await verify(flow, both)) == (0, 0, 0, 0, 0)
+
+
+async def test_the_highest_version_is_the_truth_whatever_its_place(flow, both):
+    await send(flow, [line("a", "first", 1), line("a", "third", 3), line("a", "second", 2)])
+    both.hold("a", "third", 3)
+    assert counts(await verify(flow, both)) == (1, 1, 0, 0, 0)
+
+
+async def test_of_equal_versions_the_later_is_the_truth(flow, both):
+    await send(flow, [line("a", "old", 1), line("a", "new", 1)])
+    both.hold("a", "old", 1)
+    assert (await verify(flow, both)).differences == ["a: Neo4j has another text, OpenSearch has another text"]
+
+
+async def test_a_chunk_without_version_has_the_timestamp_of_its_record(flow, both):
+    await send(flow, [(b"a", b'{"chunk_id": "a", "doc_id": "d", "text": "t"}')])
+    (published,) = await read(flow, flow.topic)
+    both.hold("a", "t", published.timestamp)
+    assert (await verify(flow, both)).clean
+
+
+async def test_a_tombstone_counts_by_its_version(flow, both):
+    await send(flow, [line("kept", version=5), line("gone", version=5)])
+    await delete(flow, "kept", [("version", b"4")])
+    await delete(flow, "gone", [("version", b"6")])
+    both.hold("kept", version=5)
+    assert counts(await verify(flow, both)) == (2, 1, 1, 0, 0)
+
+
+# What a store gets wrong
+
+
+@pytest.mark.parametrize("store", [0, 1], ids=["Neo4j", "OpenSearch"])
+@pytest.mark.parametrize(
+    ("held", "sentence"),
+    [
+        (None, "does not have it"),
+        (Stored(3, text_sha256("t"), True), "has version 3, the topic 2"),
+        (Stored(1, text_sha256("t"), True), "has version 1, the topic 2"),
+        (Stored(2, text_sha256("another"), True), "has another text"),
+        (Stored(2, text_sha256("t"), False), "has it without its vector or terms"),
+    ],
+)
+async def test_what_one_store_has_wrong_is_said_of_it_alone(flow, both, store, held, sentence):
+    await send(flow, [line("a", "t", 2)])
+    both.hold("a", "t", 2)
+    if held:
+        both.both[store].held["a"] = held
+    else:
+        del both.both[store].held["a"]
+    report = await verify(flow, both)
+    assert report.differences == [f"a: {both.both[store].name} {sentence}"]
+    assert counts(report) == (1, 0, 0, 0, 1)
+
+
+async def test_a_deleted_chunk_that_is_still_there_is_named(flow, both):
+    await send(flow, [line("a")])
+    await delete(flow, "a")
+    both.hold("a")
+    (difference,) = (await verify(flow, both)).differences
+    assert difference.count("still has it, although it was deleted") == 2
+
+
+EXTRA = [
+    "Neo4j holds 1 chunks more than the topic knows",
+    "OpenSearch holds 1 chunks more than the topic knows",
+]
+
+
+async def test_a_chunk_that_was_never_published_is_noticed(flow, both):
+    await send(flow, [line("a")])
+    both.hold("a")
+    both.hold("extra")
+    assert (await verify(flow, both)).differences == EXTRA
+
+
+async def test_a_chunk_that_is_missing_does_not_hide_one_too_many(flow, both):
+    await send(flow, [line("a")])
+    both.hold("extra")
+    _, *others = (await verify(flow, both)).differences
+    assert others == EXTRA
+
+
+async def test_a_dead_letter_does_not_hide_a_chunk_too_many(flow, both):
+    await send(flow, [(b"broken", b"{")])
+    await reject(flow, (await read(flow, flow.topic))[0])
+    both.hold("extra")
+    assert (await verify(flow, both)).differences == EXTRA
+
+
+async def test_the_first_differences_are_named_and_all_are_counted(flow, both, monkeypatch):
+    monkeypatch.setattr(checking, "NAMED", 3)
+    await send(flow, [line(f"c{n}") for n in range(7)])
+    report = await verify(flow, both)
+    assert (len(report.differences), report.different) == (3, 7)
+
+
+async def test_more_chunks_than_a_page_are_all_compared(flow, both, monkeypatch):
+    monkeypatch.setattr(checking, "PAGE", 3)
+    names = [f"c{n}" for n in range(7)]
+    await send(flow, [line(name) for name in names])
+    for name in names[:-1]:
+        both.hold(name)
+    told: list[tuple[int, int]] = []
+    report = await verify(flow, both, progress=lambda *now: told.append(now))
+    assert counts(report) == (7, 6, 0, 0, 1)
+    assert told == [(3, 7), (6, 7), (7, 7)]
+
+
+# Dead letters
+
+
+async def test_a_broken_record_without_a_dead_letter_is_named_by_its_place(flow, both):
+    await send(flow, [(b"broken", b"{")])
+    (broken,) = await read(flow, flow.topic)
+    (difference,) = (await verify(flow, both)).differences
+    assert difference.startswith(f"partition {broken.partition}, offset {broken.offset}: has no dead letter")
+
+
+async def test_a_broken_record_is_accounted_for_by_its_own_dead_letter_only(flow, both):
+    await send(flow, [(b"same key", b"{"), (b"same key", b"{")])
+    first, second = await read(flow, flow.topic)
+    await reject(flow, first)
+    assert counts(await verify(flow, both)) == (2, 0, 0, 1, 1)
+    await reject(flow, second)
+    assert counts(await verify(flow, both)) == (2, 0, 0, 2, 0)
+
+
+@pytest.mark.parametrize("stage", ["expand", "index"])
+async def test_a_chunk_that_a_later_stage_rejected_is_accounted_for(flow, both, stage):
+    await send(flow, [line("a")])
+    value = json.dumps(chunk("a") | {"embedding_qwen": "AAAA"})
+    await reject(flow, record(value.encode(), "a"), stage)
+    assert counts(await verify(flow, both)) == (1, 0, 0, 1, 0)
+
+
+async def test_the_dead_letter_of_an_old_version_does_not_excuse_the_new_one(flow, both):
+    await send(flow, [line("a", version=1), line("a", version=2)])
+    await reject(flow, (await read(flow, flow.topic))[0])
+    assert counts(await verify(flow, both)) == (1, 0, 0, 0, 1)
+
+
+async def test_the_dead_letter_of_a_broken_record_does_not_excuse_the_one_that_mends_it(flow, both):
+    await send(flow, [line("a", typo=1), line("a")])
+    await reject(flow, (await read(flow, flow.topic))[0])
+    assert counts(await verify(flow, both)) == (2, 0, 0, 1, 1)
+    both.hold("a")
+    assert counts(await verify(flow, both)) == (2, 1, 0, 1, 0)
+
+
+# Waiting
+
+
+async def test_a_chunk_that_arrives_while_it_waits_is_not_lost(flow, both):
+    await send(flow, [line("a"), line("b")])
+    both.hold("a")
+    looks = iter(range(100))
+    both.both[0].looked = lambda: both.hold("b") if next(looks) == 2 else None
+    async with asyncio.timeout(30):
+        assert counts(await verify(flow, both, wait=1000)) == (2, 2, 0, 0, 0)
+
+
+async def test_a_dead_letter_that_arrives_while_it_waits_is_seen(flow, both):
+    await send(flow, [line("a")])
+    (original,) = await read(flow, flow.topic)
+    looked = asyncio.Event()
+    both.both[0].looked = looked.set
+    async with asyncio.timeout(30):
+        waiting = asyncio.create_task(verify(flow, both, wait=1000))
+        await looked.wait()
+        await reject(flow, original)
+        assert counts(await waiting) == (1, 0, 0, 1, 0)
+
+
+async def test_it_does_not_wait_for_ever(flow, both):
+    await send(flow, [line("a")])
+    assert counts(await verify(flow, both, wait=0.1)) == (1, 0, 0, 0, 1)
