@@ -40,7 +40,7 @@ from stream import metrics
 from stream.config import Settings, StageName
 from stream.contracts import Contract
 from stream.deadletters import LEFT_OUT_HEADER, letter_headers, without_letter
-from stream.errors import ConfigurationError, Outage
+from stream.errors import Outage
 from stream.records import VERSION_HEADER, Done, Headers, Outcome, Record, Rejected, Tombstone, decode
 from stream.topics import dead_letters, source, target
 
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 RECORD_OVERHEAD = 1024  # bytes that Kafka's format adds to a record and its batch, generously
 PATIENCE = 120.0  # seconds without any sign of life until a worker counts as hung
-MOST_ASSIGNMENTS = 20  # within a minute; two static members of one name come to one every 0.1 session time-outs
+MOST_ASSIGNMENTS = 20  # within a minute; two static members of one name throw each other out at every heartbeat
 LONGEST_PAUSE = 30.0  # seconds between two tries during an outage
 
 
@@ -126,7 +126,7 @@ class BatchLoop:
         if not self._assignments:
             return f"Kafka has assigned nothing for {PATIENCE:g} s"
         read = self._app.monitor.tp_read_offsets
-        if any(read.get(tp, -1) > self._taken.get(tp, read.get(tp, -1)) for tp in self._app.consumer.assignment()):
+        if any(read.get(tp, -1) > self._taken.get(tp, -1) for tp in self._app.consumer.assignment()):
             return f"records that were read have not reached the batch loop for {PATIENCE:g} s"
         return None
 
@@ -134,6 +134,11 @@ class BatchLoop:
         """Why no record is taken just now; None if one would be."""
         if not self._assignments:
             return "Kafka has assigned nothing yet"
+        if len(self._assignments) == MOST_ASSIGNMENTS and time.monotonic() - self._assignments[0] < 60:
+            return (
+                f"Kafka has assigned partitions {MOST_ASSIGNMENTS} times within a minute: "
+                f"does another {self.stage.name} worker use the same STREAM_INSTANCE?"
+            )
         return next(iter(self._waiting.values()), None)
 
     # Step 1: take
@@ -281,17 +286,9 @@ class BatchLoop:
 
     async def _on_assigned(self, app: faust.App, assigned: set[Any], **_: Any) -> None:
         log.info("assigned %d partitions", len(assigned))
-        now = time.monotonic()
-        if len(self._assignments) == MOST_ASSIGNMENTS and now - self._assignments[0] < 60:
-            self._fail(
-                ConfigurationError(
-                    f"Kafka has assigned partitions {MOST_ASSIGNMENTS} times within a minute: "
-                    f"does another {self.stage.name} worker use the same STREAM_INSTANCE?"
-                )
-            )
-        self._assignments.append(now)
-        self._taken.clear()
-        self._last_progress = now
+        self._assignments.append(time.monotonic())
+        self._last_progress = time.monotonic()
+        self._taken = dict(app.monitor.tp_read_offsets)  # what was read before comes again or went elsewhere
         self._taking = True
 
     async def _on_shutdown(self, app: faust.App, **_: Any) -> None:

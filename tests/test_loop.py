@@ -1,11 +1,20 @@
 """If these fail, a batch is larger than it may be, or a record is left out of it."""
 
+import asyncio
+import json
+import time
 from types import SimpleNamespace
 
 import pytest
+from aiokafka.errors import MessageSizeTooLargeError
+from support import chunk, until
 
-from stream.loop import as_record, split_by_bytes
-from stream.records import Record
+from stream import loop as batch_loop
+from stream.config import Settings
+from stream.deadletters import LEFT_OUT_HEADER
+from stream.errors import Outage
+from stream.loop import BatchLoop, Stage, as_record, split_by_bytes
+from stream.records import Done, Record, header
 
 
 def events(*sizes: int | None) -> list[SimpleNamespace]:
@@ -38,3 +47,175 @@ def test_a_message_s_time_is_kept_to_the_millisecond_and_its_headers_with_it(hea
         topic="t", partition=1, offset=2, key=b"k", value=None, timestamp=1767225600.123, headers=headers
     )
     assert as_record(message) == Record("t", 1, 2, b"k", None, 1767225600123, tuple(headers or ()))
+
+
+# The loop itself, with stand-ins for Faust and the producers that only note what they are told.
+
+
+class Ended(BaseException):
+    """Stands for the end of the process."""
+
+
+class Producer:
+    def __init__(self, too_large: bool = False):
+        self.sent, self.too_large = [], too_large
+
+    async def send(self, topic, *, value, key, headers):
+        self.sent.append((topic, key, value, headers))
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    async def send_and_wait(self, topic, *, value, key, headers):
+        if self.too_large and value is not None:
+            raise MessageSizeTooLargeError
+        await self.send(topic, value=value, key=key, headers=headers)
+
+
+class Run:
+    """A loop on one stage; `take` hands it a batch, `acknowledged` notes offsets in the order of their ack."""
+
+    def __init__(self, process, **settings):
+        self.acknowledged, self.failed, self.letters, self.producer = [], [], Producer(), Producer()
+        stage = Stage("embed", "chunk", process)
+        self.loop = BatchLoop(stage, self.producer, self.letters, Settings(_env_file=None, **settings), self.fail)
+        signal = SimpleNamespace(connect=lambda *_, **__: None)
+        self.app = SimpleNamespace(
+            topic=lambda *_, **__: None,
+            agent=lambda *_, **__: lambda function: function,
+            on_partitions_revoked=signal,
+            on_partitions_assigned=signal,
+            on_before_shutdown=signal,
+            consumer_generation_id=1,
+            monitor=SimpleNamespace(tp_read_offsets={}),
+            consumer=SimpleNamespace(assignment=lambda: {"tp"}),
+        )
+        self.loop.attach(self.app)
+
+    def fail(self, error):
+        self.failed.append(error)
+        raise Ended
+
+    async def ack(self, event):
+        self.acknowledged.append(event.message.offset)
+
+    def event(self, offset, value=None, generation=1):
+        key = f"c{offset}"
+        data = json.dumps(chunk(key)).encode() if value is None else value
+        message = SimpleNamespace(
+            topic="chunks", partition=0, offset=offset, key=key.encode(), value=data, timestamp=1.0, headers=[],
+            generation_id=generation, tp="tp",
+        )  # fmt: skip
+        return SimpleNamespace(message=message)
+
+    async def take(self, *events):
+        await self.loop._room.acquire()
+        self.loop._start(SimpleNamespace(ack=self.ack), events)
+
+    async def acknowledges(self, *offsets):
+        async def done():
+            return self.acknowledged == list(offsets)
+
+        await until(done, 5, every=0.01)
+
+
+async def test_a_batch_that_is_done_first_waits_for_those_ahead_of_it():
+    gates = {"c1": asyncio.Event(), "c2": asyncio.Event()}
+
+    async def process(chunks):
+        await gates[chunks[0]["chunk_id"]].wait()
+        return [Done(dict(c)) for c in chunks]
+
+    run = Run(process)
+    await run.take(run.event(1))
+    await run.take(run.event(2))
+    gates["c2"].set()
+    second = run.loop._started
+    await until(lambda: asyncio.sleep(0, second.qsize() <= 1), 5, every=0.01)
+    assert (run.acknowledged, run.producer.sent) == ([], [])
+    gates["c1"].set()
+    await run.acknowledges(1, 2)
+    assert [key for _, key, *_ in run.producer.sent] == [b"c1", b"c2"]
+
+
+async def test_an_outage_is_retried_says_what_it_waits_for_and_ends_the_process_at_its_bound(monkeypatch):
+    seen = []
+
+    async def down(chunks):
+        seen.append(run.loop.unready())
+        raise Outage("the model is away")
+
+    run = Run(down, outage_bound=0.5)
+    run.loop._assignments.append(time.monotonic())
+    await run.take(run.event(1))
+    with pytest.raises(Ended):
+        await run.loop._finisher
+    assert str(run.failed[0]) == "the model is away"
+    assert (seen[0], seen[-1]) == (None, "the model is away")
+    assert (run.acknowledged, run.letters.sent) == ([], [])
+
+
+async def test_an_outage_that_ends_costs_nothing():
+    answers = [Outage("away"), Outage("away"), None]
+
+    async def process(chunks):
+        if error := answers.pop(0):
+            raise error
+        return [Done(dict(c)) for c in chunks]
+
+    run = Run(process)
+    await run.take(run.event(1), run.event(2))
+    await run.acknowledges(1, 2)
+    assert run.loop._waiting == {}
+
+
+async def everything(chunks):
+    return [Done(dict(c)) for c in chunks]
+
+
+async def test_records_of_a_generation_that_has_passed_are_left_to_come_again():
+    run = Run(everything)
+    await run.take(run.event(1, generation=0), run.event(2))
+    await run.acknowledges(2)
+
+
+async def test_nothing_is_started_after_a_drain_and_what_is_never_done_ends_the_process():
+    run = Run(lambda chunks: asyncio.Event().wait(), drain_timeout=0.1)
+    await run.loop.drain()
+    await run.take(run.event(1))
+    assert run.loop._in_flight == 0
+    run.loop._taking = True
+    await run.take(run.event(2))
+    with pytest.raises(Ended):
+        await run.loop.drain()
+
+
+async def test_a_value_that_kafka_takes_no_second_time_leaves_a_dead_letter_without_it():
+    run = Run(everything)
+    run.letters.too_large = True
+    await run.take(run.event(1, value=b"not json"))
+    await run.acknowledges(1)
+    ((_, key, value, headers),) = run.letters.sent
+    assert (key, value, header(headers, LEFT_OUT_HEADER)) == (b"c1", None, b"8")
+
+
+async def test_records_that_were_read_but_never_reach_the_loop_are_noticed(monkeypatch):
+    monkeypatch.setattr(batch_loop, "PATIENCE", 0)
+    run = Run(everything)
+    run.app.monitor.tp_read_offsets["tp"] = 7
+    await run.loop._on_assigned(run.app, {"tp"})
+    assert run.loop.unhealthy() is None
+    await run.take(run.event(8))
+    await run.acknowledges(8)
+    run.app.monitor.tp_read_offsets["tp"] = 8
+    assert run.loop.unhealthy() is None
+    run.app.monitor.tp_read_offsets["tp"] = 9
+    assert "have not reached" in run.loop.unhealthy()
+
+
+async def test_a_worker_that_is_assigned_its_partitions_again_and_again_is_not_ready():
+    run = Run(everything)
+    for _ in range(batch_loop.MOST_ASSIGNMENTS):
+        assert "STREAM_INSTANCE" not in (run.loop.unready() or "")
+        await run.loop._on_assigned(run.app, {"tp"})
+    assert "STREAM_INSTANCE" in run.loop.unready()
