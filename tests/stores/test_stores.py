@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from pydantic import SecretStr
 from support import expanded
 
 from stream.errors import ConfigurationError, Outage
@@ -11,6 +12,7 @@ from stream.records import Tombstone
 from stream.stores import Stores, open_stores
 from stream.stores.base import Put, Stored
 from stream.stores.neo4j import Neo4jStore
+from stream.stores.opensearch import OpenSearchStore
 
 pytestmark = pytest.mark.servers
 
@@ -136,6 +138,30 @@ async def test_another_number_of_dimensions_is_noticed_at_the_start(stores, sett
     async with Neo4jStore(settings.model_copy(update={"embed_dimensions": 1024})) as store:
         with pytest.raises(ConfigurationError, match="4096 dimensions"):
             await store.set_up()
+
+
+async def test_the_index_stands_behind_an_alias_so_that_another_can_take_its_place(stores, settings):
+    alias = settings.opensearch_alias
+    assert list(await stores.opensearch._call("GET", f"/_alias/{alias}")) == [f"{alias}-1"]
+    await stores.opensearch.set_up()
+    assert list(await stores.opensearch._call("GET", f"/_alias/{alias}")) == [f"{alias}-1"]
+
+
+async def test_an_index_with_other_fields_is_noticed_at_the_start_and_not_by_dead_letters(stores, settings):
+    other = f"{settings.opensearch_alias}-foreign"
+    mappings = {"dynamic": "strict", "properties": {"chunk_id": {"type": "keyword"}}}
+    await stores.opensearch._call("PUT", f"/{other}", body={"mappings": mappings})
+    async with OpenSearchStore(settings.model_copy(update={"opensearch_alias": other})) as store:
+        with pytest.raises(ConfigurationError, match="STREAM_OPENSEARCH_ALIAS"):
+            await store.set_up()
+    await stores.opensearch._call("DELETE", f"/{other}")
+
+
+async def test_a_wrong_password_is_a_matter_of_settings(settings):
+    async with Neo4jStore(settings.model_copy(update={"neo4j_password": SecretStr("wrong")})) as store:
+        with pytest.raises(ConfigurationError, match="STREAM_NEO4J_PASSWORD") as error:
+            await store.count()
+    assert "wrong" not in str(error.value)
 
 
 async def test_a_store_that_is_down_is_an_outage(settings):
