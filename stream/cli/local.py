@@ -43,7 +43,7 @@ def _say(sentence: str) -> None:
 
 def _programs(profile: Profile) -> tuple[list[Program], list[Program]]:
     """What the workers need, and the workers."""
-    return [*servers(profile), demo.embedder(profile)], demo.workers(profile, profile.write_env_file())
+    return [*servers(profile), demo.embedder(profile)], demo.workers(profile, profile.env_file)
 
 
 def _settings(profile: Profile) -> Settings:
@@ -56,7 +56,7 @@ def up(home: Home = HOME) -> None:
     """Start the servers, the embedder and the workers; what runs already is left alone."""
     profile = Profile.from_environment(home)
     _start(profile)
-    _say(f"\nuse it:   export STREAM_ENV_FILE={profile.home / 'stream.env'}\nstop it:  stream local down")
+    _say(f"\nuse it:   export STREAM_ENV_FILE={profile.env_file}\nstop it:  stream local down")
 
 
 def _start(profile: Profile) -> Settings:
@@ -64,6 +64,7 @@ def _start(profile: Profile) -> Settings:
 
     _say("REQUIRE_GPU=0: a development profile. Vectors are hashed words (lexical, not semantic), SPLADE is a toy.")
     install(profile, _say)
+    profile.write_env_file()
     settings = _settings(profile)
     splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(settings.splade_model))
     basis, workers = _programs(profile)
@@ -126,7 +127,7 @@ def run_demo(home: Home = HOME) -> None:
     _say(
         f"\nIt runs: Kafka at {settings.kafka_servers}, Neo4j at {settings.neo4j_uri}, "
         f"OpenSearch at {settings.opensearch_url}, three workers."
-        f"\nuse it:   export STREAM_ENV_FILE={profile.home / 'stream.env'}; stream search 'your words'"
+        f"\nuse it:   export STREAM_ENV_FILE={profile.env_file}; stream search 'your words'"
         "\nstop it:  make down"
     )
 

@@ -60,13 +60,20 @@ class Profile:
         return cls(home or cls.home, **ports)
 
     def make(self) -> None:
-        """Makes the home; raises `ConfigurationError` where this user may not write."""
+        """Makes the home; raises `ConfigurationError` where this user may not write or Java could not read."""
+        if ":" in str(self.home):
+            raise ConfigurationError(f"Java cannot read from {self.home} for its colon; choose another home")
         try:
             self.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(f"{self.home} cannot be made ({error.strerror}); choose another home") from None
         if not os.access(self.home, os.W_OK | os.X_OK):
             raise ConfigurationError(f"{self.home} belongs to another user; choose another home")
+
+    @property
+    def env_file(self) -> Path:
+        """What `STREAM_ENV_FILE` is to name."""
+        return self.home / "stream.env"
 
     @property
     def neo4j_password(self) -> str:
@@ -96,12 +103,11 @@ class Profile:
         }
 
     def write_env_file(self) -> Path:
-        """Writes `environment()` to `home/stream.env`, readable by its owner only, for `STREAM_ENV_FILE`."""
+        """Writes `environment()` to `env_file`, readable by its owner only."""
         self.make()
-        path = self.home / "stream.env"
         lines = [f"{name}='{_escaped(value)}'\n" for name, value in self.environment().items()]
-        write_private(path, "".join(lines))
-        return path
+        write_private(self.env_file, "".join(lines))
+        return self.env_file
 
 
 def variable(port: str) -> str:

@@ -63,3 +63,8 @@ def test_a_home_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 def test_several_homes_can_share_artifacts(tmp_path: Path) -> None:
     assert Profile(tmp_path).artifacts == tmp_path.resolve() / "artifacts"
     assert Profile(tmp_path, artifacts=Path("/shared")).artifacts == Path("/shared")
+
+
+def test_a_home_that_java_cannot_read_is_refused_with_a_sentence(tmp_path):
+    with pytest.raises(ConfigurationError, match="colon"):
+        Profile(home=tmp_path / "a:b").make()
