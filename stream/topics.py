@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 
-from aiokafka.admin import NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from stream.config import STAGES, Settings, StageName
 from stream.errors import ConfigurationError
-from stream.kafka import admin, require_all
+from stream.kafka import admin, partitions, require_all
 
 DAY_MS = 86_400_000
 DLQ = ".dlq"
@@ -76,7 +77,24 @@ async def create(settings: Settings) -> list[str]:
             error = for_code(code)
             if code and error is not TopicAlreadyExistsError:
                 raise ConfigurationError(f"Kafka refused to make the topic {name}: {(details and details[0]) or error}")
-    return [topic.name for topic in wanted]
+        names = [topic.name for topic in wanted]
+        await _until_known(client, names)
+    return names
+
+
+# The controller makes a topic before the brokers learn of it: who published at once would be told that it is missing.
+@retry(retry=retry_if_exception_type(ConfigurationError), wait=wait_fixed(0.1), stop=stop_after_delay(30), reraise=True)
+async def _until_known(client: AIOKafkaAdminClient, names: list[str]) -> None:
+    await partitions(client, names)
+    await _largest_records(client, names)
+
+
+async def _largest_records(client: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
+    """`max.message.bytes` by topic."""
+    wanted = [ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": ""}) for name in names]
+    found = [answer for response in await client.describe_configs(wanted) for answer in response.resources]
+    require_all((name, code) for code, _, _, name, _ in found)
+    return {name: int(limit) for _, _, _, name, ((_, limit, *_),) in found}
 
 
 async def check(settings: Settings, names: Iterable[str]) -> None:
@@ -85,14 +103,12 @@ async def check(settings: Settings, names: Iterable[str]) -> None:
     Both must be known before the first send: one to a missing topic would hang rather than fail, and a batch that the
     broker finds too large leaves an idempotent producer out of sequence for good.
     """
-    wanted = [ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": ""}) for name in names]
     async with admin(settings) as client:
-        found = [answer for response in await client.describe_configs(wanted) for answer in response.resources]
-    require_all((name, code) for code, _, _, name, _ in found)
-    for _, _, _, name, ((_, limit, *_),) in found:
+        limits = await _largest_records(client, names)
+    for name, limit in limits.items():
         needed = settings.max_letter_bytes if name.endswith(DLQ) else settings.max_message_bytes
-        if int(limit) < needed:
+        if limit < needed:
             raise ConfigurationError(
-                f"the topic {name} carries records of {int(limit):,} bytes at most, but {needed:,} are needed: "
+                f"the topic {name} carries records of {limit:,} bytes at most, but {needed:,} are needed: "
                 "raise its max.message.bytes (and the broker's message.max.bytes), or lower STREAM_MAX_MESSAGE_BYTES"
             )
