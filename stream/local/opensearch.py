@@ -8,7 +8,6 @@ from pathlib import Path
 
 import httpx
 
-from stream.errors import ConfigurationError
 from stream.local import java
 from stream.local.profile import HOST, Profile
 from stream.local.supervisor import Program
@@ -47,7 +46,6 @@ def install(profile: Profile, on_event: java.Event) -> None:
     _write_anew(data / "config" / "opensearch.yml", _settings(profile))
     if os.geteuid() == 0:
         _give_to_nobody(data)
-        require_passage(folder, data)
 
 
 def program(profile: Profile) -> Program:
@@ -81,7 +79,7 @@ def program(profile: Profile) -> Program:
         directory=data,
         environment=java.environment(_settings(profile)),
         ports=("opensearch_port", "opensearch_transport_port"),
-        user=NOBODY if os.geteuid() == 0 else None,
+        privileges=privileges(folder, data) if os.geteuid() == 0 else (),
         ready_seconds=180,
     )
 
@@ -141,15 +139,15 @@ def _give_to_nobody(data: Path) -> None:
         os.chown(path, nobody.pw_uid, nobody.pw_gid, follow_symlinks=False)
 
 
-def require_passage(*folders: Path) -> None:
-    """Raises `ConfigurationError` for folders above these that `nobody` may not pass."""
-    above = {parent for folder in folders for parent in folder.parents}
-    closed = " ".join(str(parent) for parent in sorted(above) if not parent.stat().st_mode & 0o001)
-    if closed:
-        raise ConfigurationError(
-            f"OpenSearch does not run as root, and {NOBODY}, as whom it runs instead, may not pass {closed}: "
-            f"chmod o+x {closed}, choose a home elsewhere, or work as an ordinary user"
-        )
+def privileges(*folders: Path) -> list[str]:
+    """How setpriv makes `nobody` of root; with leave to pass folders above these that are closed to others."""
+    options = [f"--reuid={NOBODY}", f"--regid={pwd.getpwnam(NOBODY).pw_gid}", "--clear-groups"]
+    above = {parent for folder in folders for parent in folder.parents if parent.exists()}
+    if not all(parent.stat().st_mode & 0o001 for parent in above):
+        capability = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+        # Without this bit access(2), by which Java asks, does not count capabilities.
+        options += ["--securebits=+no_setuid_fixup", *capability]
+    return options
 
 
 def _ready(port: int) -> bool:

@@ -29,7 +29,8 @@ class Program:
     """One process to keep running.
 
     `ports` names the fields of `Profile` whose ports it binds. `ready` says whether it answers: False while it does
-    not, a `StreamError` if it never will. `address` is for people. After an exit code in `final` it stays down.
+    not, a `StreamError` if it never will. `address` is for people. `privileges` are options of setpriv, such as another
+    user. After an exit code in `final` it stays down.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Program:
     directory: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     ports: Sequence[str] = ()
-    user: str | None = None
+    privileges: Sequence[str] = ()
     ready_seconds: float = 120
     stop_seconds: int = 30
     final: Sequence[int] = (0, 78, 99)
@@ -149,7 +150,7 @@ def _section(program: Program) -> dict[str, str]:
         if '"' in setting or setting != setting.strip("'"):
             raise ConfigurationError(f"supervisord cannot pass {name} to {program.name} with the quotes in it")
     section = {
-        "command": shlex.join(["setpriv", "--pdeathsig", "KILL", *program.command]),
+        "command": shlex.join(["setpriv", "--pdeathsig", "KILL", *program.privileges, *program.command]),
         "directory": str(program.directory),
         "environment": ",".join(f'{name}="{setting}"' for name, setting in sorted(program.environment.items())),
         "stdout_logfile": value(str(program.log)),  # supervisord expands this one twice
@@ -162,7 +163,6 @@ def _section(program: Program) -> dict[str, str]:
         "startsecs": "0",  # with more, supervisord starts again what ends at once, whatever its exit code
         "stopwaitsecs": str(program.stop_seconds),
         "killasgroup": "true",
-        **({"user": program.user} if program.user else {}),
     }
     return {key: value(text) for key, text in section.items()}
 
