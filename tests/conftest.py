@@ -37,12 +37,14 @@ def environment() -> Iterator[dict[str, str]]:
     )
     down(profile)
     shutil.rmtree(profile.home, ignore_errors=True)
-    install(profile, print)
-    variables = profile.environment()
-    splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(variables["STREAM_SPLADE_MODEL"]))
-    up(profile, [*servers(profile), embedder(profile)], print)
-    yield variables
-    down(profile)
+    try:
+        install(profile, print)
+        variables = profile.environment()
+        splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(variables["STREAM_SPLADE_MODEL"]))
+        up(profile, [*servers(profile), embedder(profile)], print)
+        yield variables
+    finally:
+        down(profile)
 
 
 def free_ports(count: int) -> list[int]:

@@ -116,10 +116,12 @@ def profile() -> Iterator[Profile]:
         s.close()
     with tempfile.TemporaryDirectory(prefix="stream-test-") as home:
         profile = Profile(Path(home), ARTIFACTS, **ports)
-        servers.install(profile)
-        supervisor.up(profile, servers.servers(profile))
-        yield profile
-        supervisor.down(profile)
+        try:
+            servers.install(profile)
+            supervisor.up(profile, servers.servers(profile))
+            yield profile
+        finally:
+            supervisor.down(profile)
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
