@@ -62,6 +62,9 @@ class Settings(BaseSettings):
         None, ge=1, description="Replicas of each topic that `topics create` makes; default 3, or as many as brokers."
     )
     dlq_retention_days: float = Field(30, gt=0, description="How long dead letters are kept.")
+    dlq_max_attempts: int = Field(
+        5, ge=1, description="A dead letter that was rejected so many times is not redriven any more."
+    )
     max_message_bytes: int = Field(
         32 * 2**20,
         ge=2**20,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jsonschema_rs
 
-Contract = Literal["chunk", "embedded", "expanded", "dead-letter"]
+Contract = Literal["chunk", "embedded", "expanded", "dead-letter", "redriven"]
 
 _INSTALLED = Path(__file__).parent / "schemas"
 SCHEMAS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "schemas"

@@ -1,6 +1,6 @@
 """Clients of Kafka as this project uses them; each raises `Outage` if no broker answers."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -92,13 +92,16 @@ def require_all(topics: Iterable[tuple[str, int]]) -> None:
         raise Outage(f"Kafka does not say what it knows of the topic {name}: {error.__name__}")
 
 
-async def read_to_end(settings: Settings, topic: str, since: Mapping[int, int] | None = None) -> AsyncIterator[Record]:
+async def read_to_end(
+    settings: Settings, topic: str, since: Mapping[int, int] | None = None, only: Collection[int] | None = None
+) -> AsyncIterator[Record]:
     """Every record of a topic to the end as it is now, in order within a partition.
 
-    `since` says at which offset to begin, by partition; the default is the oldest record kept.
+    `since` says at which offset to begin, by partition; the default is the oldest record kept. `only` names the
+    partitions to read; the default is all.
     """
     async with admin(settings) as cluster:
-        assigned = await partitions(cluster, [topic])
+        assigned = [tp for tp in await partitions(cluster, [topic]) if only is None or tp.partition in only]
     async with consumer(settings) as client:
         client.assign(assigned)
         ends = await client.end_offsets(assigned)

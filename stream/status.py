@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from stream import kafka, topics
+from stream import deadletters, kafka, topics
 from stream.config import STAGES, Settings, StageName
 from stream.stores import Stores
 
@@ -18,7 +18,10 @@ LOOK_AGAIN = 0.5  # seconds
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """`done` of `total` records of its source are behind the stage; `lag` are ahead of it."""
+    """`done` of `total` records of its source are behind the stage; `lag` are ahead of it.
+
+    `dead_letters` are the records in its topic of dead letters.
+    """
 
     stage: StageName
     total: int
@@ -40,8 +43,12 @@ class Status:
 
 
 async def status(settings: Settings, stores: Stores) -> Status:
-    """One look at Kafka and both stores."""
-    return Status(await stages(settings), {store.name: await store.count() for store in stores.both})
+    """One look at Kafka and both stores; of the dead letters, those are counted that were not redriven."""
+    found = [
+        replace(look, dead_letters=await deadletters.waiting(settings, look.stage)) if look.dead_letters else look
+        for look in await stages(settings)
+    ]
+    return Status(found, {store.name: await store.count() for store in stores.both})
 
 
 async def caught_up(

@@ -96,6 +96,8 @@ class _Topic:
             self._read[record.partition] = record.offset + 1
             if chunk_id := self._note(record):
                 changed.add(chunk_id)
+        self._dead_places.clear()  # a letter accounts for its record only until it is redriven
+        self._dead_versions.clear()
         for stage in STAGES:
             async for letter in deadletters.read(self._settings, stage):
                 self._note_letter(letter)
@@ -129,8 +131,13 @@ class _Topic:
         return chunk_id
 
     def _note_letter(self, letter: DeadLetter) -> None:
+        place = letter.partition, letter.offset
+        if letter.redriven is not None:
+            if letter.topic == self._settings.topic:
+                self.broken.pop(place, None)  # its copy at the end of the topic stands for it
+            return
         if letter.topic == self._settings.topic:
-            self._dead_places.add((letter.partition, letter.offset))
+            self._dead_places.add(place)
             return
         try:
             chunk = orjson.loads(letter.record.value or b"")

@@ -107,6 +107,6 @@ def test_an_example_of_a_tombstone_is_one(message, example):
     assert tombstone == Tombstone("c1", int(example.get("headers", {}).get("version", 1234)))
 
 
-@pytest.mark.parametrize(("message", "example"), examples("deadLetter"))
-def test_an_example_of_a_dead_letter_has_the_headers_of_the_contract(message, example):
+@pytest.mark.parametrize(("message", "example"), examples("deadLetter", "redriven"))
+def test_an_example_of_a_dead_letter_or_marker_has_the_headers_of_the_contract(message, example):
     assert problem(example["headers"], Path(MESSAGES[message]["headers"]["schema"]["$ref"]).stem) is None

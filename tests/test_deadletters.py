@@ -7,7 +7,17 @@ from support import record
 
 from stream import deadletters, kafka, topics
 from stream.config import STAGES
-from stream.deadletters import DETAIL_LENGTH, DeadLetter, letter_headers, without_letter
+from stream.contracts import problem
+from stream.deadletters import (
+    DETAIL_LENGTH,
+    DeadLetter,
+    Filter,
+    Place,
+    letter_headers,
+    redriven_headers,
+    redriven_place,
+    without_letter,
+)
 from stream.records import Record, Rejected
 
 WRONG = Rejected("schema", "text: must hold more than white space")
@@ -50,6 +60,41 @@ def test_a_header_of_somebody_else_s_making_does_not_stop_the_stage(attempts):
 def test_a_record_that_is_no_letter_is_named():
     with pytest.raises(ValueError, match=r"chunks/0@0 lacks the header dlq\.stage"):
         DeadLetter.of(record(b"\xff"))
+
+
+@pytest.mark.parametrize("text", ["", "1", "@", "1@", "@1", "-1@2", "1@2@3", "a@b"])
+def test_what_is_no_place_is_not_taken_for_one(text):
+    with pytest.raises(ValueError, match="PARTITION@OFFSET"):
+        Place.of(text)
+    assert redriven_place(record(b"", headers=[("dlq.redriven", text.encode())])) is None
+
+
+def test_a_marker_names_the_place_of_its_letter_and_keeps_the_contract():
+    headers = redriven_headers(DeadLetter.of(letter(record(b""))))
+    assert redriven_place(record(b"", headers=headers)) == Place(0, 0)
+    assert problem({name: value.decode() for name, value in headers}, "redriven") is None
+
+
+def test_a_filter_takes_from_its_beginning_until_before_its_end():
+    found = DeadLetter.of(letter(record(b"", "k")))
+    assert Filter(key=b"k", reason="schema", since=found.at, until=found.at + 1).takes(found)
+    for other in (Filter(key=b"K"), Filter(reason="key"), Filter(since=found.at + 1), Filter(until=found.at)):
+        assert not other.takes(found)
+
+
+@pytest.mark.servers
+async def test_a_letter_that_was_redriven_says_when_and_is_not_waiting(flow):
+    topic = topics.dead_letters(flow, "embed")
+    async with kafka.producer(flow) as producer:
+        for key in (b"a", b"b"):
+            headers = letter_headers(record(b"{", key), "embed", WRONG)
+            await producer.send_and_wait(topic, key=key, value=b"{", headers=headers)
+        first, _ = [one async for one in deadletters.read(flow, "embed")]
+        await producer.send_and_wait(topic, key=b"a", value=b"", headers=redriven_headers(first))
+    first, second = [one async for one in deadletters.read(flow, "embed")]
+    assert first.redriven >= first.at
+    assert second.redriven is None
+    assert await deadletters.waiting(flow, "embed") == 1
 
 
 @pytest.mark.servers

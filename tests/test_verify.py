@@ -12,8 +12,9 @@ from support import chunk, read, record, send
 from stream import kafka, topics
 from stream import verify as checking
 from stream.config import Settings, StageName
-from stream.deadletters import letter_headers
+from stream.deadletters import Filter, letter_headers
 from stream.records import Headers, Record, Rejected, text_sha256
+from stream.redrive import plan, redrive
 from stream.stores.base import Stored
 from stream.verify import Report, verify
 
@@ -229,6 +230,19 @@ async def test_the_dead_letter_of_a_broken_record_does_not_excuse_the_one_that_m
     await reject(flow, (await read(flow, flow.topic))[0])
     assert counts(await verify(flow, both)) == (2, 0, 0, 1, 1)
     both.hold("a")
+    assert counts(await verify(flow, both)) == (2, 1, 0, 1, 0)
+
+
+async def test_a_letter_that_was_redriven_excuses_nothing_any_more(flow, both):
+    await send(flow, [line("a"), (b"broken", b"{")])
+    for original in await read(flow, flow.topic):
+        await reject(flow, original)
+    assert counts(await verify(flow, both)) == (2, 0, 0, 2, 0)
+    await redrive(flow, "embed", await plan(flow, "embed", Filter()))
+    assert counts(await verify(flow, both)) == (2, 0, 0, 0, 2)
+    both.hold("a")
+    newest = {found.key: found for found in await read(flow, flow.topic)}
+    await reject(flow, newest[b"broken"])
     assert counts(await verify(flow, both)) == (2, 1, 0, 1, 0)
 
 

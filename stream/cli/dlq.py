@@ -1,67 +1,296 @@
 """`stream dlq`: dead letters."""
 
 import asyncio
+import re
+import sys
 from collections import deque
-from datetime import UTC, datetime
-from typing import Annotated
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
 
+import orjson
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from stream import deadletters
+from stream import purge as purging
+from stream import redrive as redriving
 from stream.cli.commands import settings_of
-from stream.cli.output import Json, out, print_json
+from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import STAGES, Settings, StageName
-from stream.deadletters import DeadLetter
+from stream.deadletters import DeadLetter, Filter, Place
+from stream.errors import StreamError
+from stream.records import Reason
+from stream.redrive import Verdict
 
-COLUMNS = ("at", "stage", "from", "key", "reason", "detail", "attempts")
+COLUMNS = ("at", "stage", "place", "from", "key", "reason", "detail", "attempts")
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+FEWEST_LINES = 10  # of a value that are shown, however small the screen
 
 dlq = typer.Typer(name="dlq", help="Dead letters: records that could not go through.", no_args_is_help=True)
 
 
-@dlq.callback()
-def _group() -> None:
-    """Keeps `ls` a subcommand while it is the only one."""
+def moment(text: str) -> int:
+    """An ISO 8601 time (UTC if it names no zone) or a duration before now, such as 90s or 2h, as ms since the epoch."""
+    if duration := re.fullmatch(r"(\d{1,6})([smhdw])", text):
+        at = datetime.now(UTC) - timedelta(**{UNITS[duration[2]]: int(duration[1])})
+    else:
+        try:
+            at = datetime.fromisoformat(text)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{text!r} is neither an ISO time such as 2026-01-31T12:00 nor a duration such as 90s, 2h or 7d"
+            ) from None
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def place(text: str) -> Place:
+    """`PARTITION@OFFSET` of the command line."""
+    try:
+        return Place.of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Stage = Annotated[StageName | None, typer.Option(help="Only this stage's.")]
+Why = Annotated[Reason | None, typer.Option(help="Only those rejected for this reason.")]
+Key = Annotated[str | None, typer.Option(help="Only those with exactly this key.")]
+Since = Annotated[
+    int | None, typer.Option(parser=moment, metavar="TIME", help="Rejected at this time (ISO, or 2h ago: 2h) or later.")
+]
+Until = Annotated[int | None, typer.Option(parser=moment, metavar="TIME", help="Rejected before this time.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 
 @dlq.command("ls")
 def ls(
     context: typer.Context,
-    stage: Annotated[StageName | None, typer.Option(help="Only this stage's.")] = None,
+    *,
+    stage: Stage = None,
+    reason: Why = None,
+    key: Key = None,
+    since: Since = None,
+    until: Until = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many of each stage, the newest.")] = 100,
+    everything: Annotated[bool, typer.Option("--all", help="Those too that were redriven.")] = False,
     json: Json = False,
 ) -> None:
     """List dead letters: when, where from and why."""
-    letters = asyncio.run(_newest(settings_of(context), [stage] if stage else list(STAGES), limit))
+    wanted = _filter(stage, reason, key, since, until)
+    letters = asyncio.run(_newest(settings_of(context), wanted, limit, everything))
     if json:
         return print_json([_plain(letter) for letter in letters])
-    table = Table(*COLUMNS)
+    columns = (*COLUMNS, "redriven") if everything else COLUMNS
+    table = Table(*columns)
     for letter in letters:
         plain = _plain(letter)
-        table.add_row(*(escape(plain[column]) for column in COLUMNS))
+        table.add_row(*(escape(_printable(str(plain[column] or ""))) for column in columns))
     out.print(table if letters else "no dead letters")
     return None
 
 
-async def _newest(settings: Settings, stages: list[StageName], limit: int) -> list[DeadLetter]:
+@dlq.command("show")
+def show(
+    context: typer.Context,
+    stage: Annotated[StageName, typer.Argument(help="The stage that rejected it.", show_default=False)],
+    which: Annotated[
+        str, typer.Argument(metavar="PARTITION@OFFSET|KEY", help="Its place as `ls` says it, or its key: the newest.")
+    ],
+    raw: Annotated[bool, typer.Option("--raw", help="Write the value's exact bytes, and nothing else.")] = False,
+    json: Json = False,
+) -> None:
+    """Show one dead letter: its headers, and the beginning of its value."""
+    letter = asyncio.run(_find(settings_of(context), stage, which))
+    if raw:
+        typer.echo(letter.record.value or b"", nl=False)
+    elif json:
+        print_json(_plain(letter) | {"headers": _headers(letter), "value": _text(letter.record.value)})
+    else:
+        _print_letter(letter)
+
+
+@dlq.command("redrive")
+def redrive(
+    context: typer.Context,
+    *,
+    stage: Stage = None,
+    reason: Why = None,
+    key: Key = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many of each stage, the oldest.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Those too that were redriven, or whose key has a newer record.")
+    ] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Publish dead letters again to the topic that their stage reads. Exit code 1 if any stays where it is."""
+    wanted = _filter(stage, reason, key, since, until)
+    verdicts = asyncio.run(_redrive(settings_of(context), wanted, limit, everything, dry_run))
+    went = [verdict for verdict in verdicts if not verdict.stays]
+    stayed = [verdict for verdict in verdicts if verdict.stays]
+    if json:
+        print_json(
+            {
+                "dry_run": dry_run,
+                "redriven": [_plain(verdict.letter) for verdict in went],
+                "stayed": [_plain(verdict.letter) | {"why": verdict.stays} for verdict in stayed],
+            }
+        )
+    else:
+        _print_verdicts(went, stayed, dry_run)
+    if stayed:
+        raise typer.Exit(1)
+
+
+@dlq.command("purge")
+def purge(
+    context: typer.Context,
+    *,
+    stage: Annotated[StageName, typer.Option(help="Whose dead letters.", show_default=False)],
+    until: Until = None,
+    before: Annotated[
+        Place | None,
+        typer.Option(
+            parser=place, metavar="PARTITION@OFFSET", help="Only that partition, up to this place, which stays."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Delete the oldest dead letters of a stage for good; without a bound, all of them."""
+    settings = settings_of(context)
+    cut = asyncio.run(purging.plan(settings, stage, until=until, before=before, limit=limit))
+    said = f"{cut.letters:,} dead letters of {stage}, {cut.waiting:,} of which were never redriven"
+    deletes = bool(cut.offsets) and not dry_run
+    if deletes and not yes:
+        _ask(f"Delete {said}?")
+    if deletes:
+        asyncio.run(purging.purge(settings, stage, cut))
+    if json:
+        return print_json({"dry_run": dry_run, "stage": stage, "letters": cut.letters, "never_redriven": cut.waiting})
+    out.print(f"{'would delete' if dry_run else 'deleted'} {said}")
+    return None
+
+
+def _filter(
+    stage: StageName | None, reason: Reason | None, key: str | None, since: int | None, until: int | None
+) -> Filter:
+    return Filter((stage,) if stage else STAGES, reason, None if key is None else key.encode(), since, until)
+
+
+async def _newest(settings: Settings, wanted: Filter, limit: int, everything: bool) -> list[DeadLetter]:
     newest: list[DeadLetter] = []
-    for stage in stages:
+    for stage in wanted.stages:
         last: deque[DeadLetter] = deque(maxlen=limit)
         async for letter in deadletters.read(settings, stage):
-            last.append(letter)
+            if wanted.takes(letter) and (everything or letter.redriven is None):
+                last.append(letter.without_value)
         newest.extend(last)
     return newest
 
 
-def _plain(letter: DeadLetter) -> dict[str, str]:
+async def _find(settings: Settings, stage: StageName, which: str) -> DeadLetter:
+    found = None
+    async for letter in deadletters.read(settings, stage):
+        if str(letter.place) == which:
+            return letter
+        if letter.record.key == which.encode():
+            found = letter
+    if found is None:
+        raise StreamError(
+            f"{stage} has no dead letter at the place or with the key {which!r}; `stream dlq ls` lists them"
+        )
+    return found
+
+
+async def _redrive(settings: Settings, wanted: Filter, limit: int | None, again: bool, dry_run: bool) -> list[Verdict]:
+    verdicts: list[Verdict] = []
+    for stage in wanted.stages:
+        planned = await redriving.plan(settings, stage, wanted, limit=limit, again=again)
+        if not dry_run:
+            with progress_bars() as bars:
+                task = bars.add_task(f"redrive {stage}", total=sum(not verdict.stays for verdict in planned))
+                done = await redriving.redrive(settings, stage, planned, lambda t=task: bars.advance(t))  # type: ignore[misc]
+            planned = [verdict for verdict in planned if verdict.stays] + done
+        verdicts += planned
+    return verdicts
+
+
+def _ask(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("nobody is there to ask; --yes deletes without asking", param_hint="--yes")
+    typer.confirm(question, abort=True, err=True)
+
+
+def _print_verdicts(went: list[Verdict], stayed: list[Verdict], dry_run: bool) -> None:
+    for verdict in stayed:
+        err.print(f"{_name(verdict.letter)} stays: {verdict.stays}", markup=False)
+    for verdict in went if dry_run else ():
+        out.print(f"{_name(verdict.letter)} would go", markup=False)
+    out.print(
+        f"{'would redrive' if dry_run else 'redrove'} {len(went):,} dead letters"
+        + (f", {len(stayed):,} stay where they are" if stayed else "")
+    )
+
+
+def _print_letter(letter: DeadLetter) -> None:
+    lines = [f"{name}: {value}" for name, value in _plain(letter).items() if value is not None]
+    lines += ["", *(f"{header['name']}: {header['value']}" for header in _headers(letter)), ""]
+    head = [_printable(line) for line in lines]
+    value = _pretty(letter)
+    room = max(out.size.height - len(head) - 2, FEWEST_LINES)
+    shown = [line if len(line) <= out.size.width else line[: out.size.width - 1] + "…" for line in value[:room]]
+    out.print("\n".join(head + shown), markup=False)
+    if shown != value:
+        err.print("the value is cut to the screen; --raw writes every byte")
+
+
+def _pretty(letter: DeadLetter) -> list[str]:
+    value = letter.record.value
+    if value is None:
+        return ["the value was left out" if letter.left_out else "no value: a tombstone"]
+    try:
+        text = orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode()
+    except orjson.JSONDecodeError:
+        text = value.decode(errors="backslashreplace")
+    return [_printable(line) for line in text.splitlines()]
+
+
+def _printable(text: str) -> str:
+    """The text without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _name(letter: DeadLetter) -> str:
+    return f"{letter.stage} {letter.place} {_printable(_text(letter.record.key) or '')}"
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode(errors="backslashreplace")
+
+
+def _headers(letter: DeadLetter) -> list[dict[str, str | None]]:
+    return [{"name": name, "value": _text(value)} for name, value in letter.record.headers]
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def _plain(letter: DeadLetter) -> dict[str, Any]:
     return {
-        "at": datetime.fromtimestamp(letter.at / 1000, UTC).isoformat(timespec="seconds"),
+        "at": _time(letter.at),
         "stage": letter.stage,
+        "place": str(letter.place),
         "from": f"{letter.topic}/{letter.partition}@{letter.offset}",
         "key": (letter.record.key or b"").decode(errors="replace"),
         "reason": letter.reason,
         "detail": letter.detail,
         "attempts": str(letter.attempts),
-        "bytes": str(letter.record.size),
+        "bytes": str(letter.size),
+        "redriven": None if letter.redriven is None else _time(letter.redriven),
     }

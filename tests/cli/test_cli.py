@@ -12,16 +12,15 @@ from types import SimpleNamespace
 import pytest
 from click.testing import Result
 from conftest import free_ports
-from support import chunk, expanded, read, record, send
+from support import chunk, expanded, read, send
 from typer.testing import CliRunner
 
 from stream import __version__, kafka, topics
 from stream.cli import app
 from stream.config import STAGES, Settings
-from stream.deadletters import letter_headers
 from stream.models.embeddings import EmbeddingClient, unpack
 from stream.publish import publish
-from stream.records import Rejected, Tombstone
+from stream.records import Tombstone
 from stream.stores.base import Put
 
 pytestmark = pytest.mark.servers
@@ -216,49 +215,6 @@ async def test_search_says_when_there_is_nothing(settings, stores):
 # dlq
 
 
-@pytest.fixture
-async def letters(flow: Settings) -> Settings:
-    """Three dead letters of embed and one of index."""
-    async with kafka.producer(flow) as producer:
-        for stage, count in {"embed": 3, "index": 1}.items():
-            for n in range(count):
-                original = record(b"{not json", f"{stage}{n}")
-                await producer.send_and_wait(
-                    topics.dead_letters(flow, stage),
-                    key=original.key,
-                    value=original.value,
-                    headers=letter_headers(original, stage, Rejected("not-json", f"wrong [b]{n}[/b]")),
-                )
-    return flow
-
-
-async def keys(*arguments: str) -> list[str]:
-    return [letter["key"] for letter in json.loads((await stream("dlq", "ls", "--json", *arguments)).stdout)]
-
-
-async def test_dead_letters_are_listed_by_stage_and_the_newest_only(letters):
-    assert await keys() == ["embed0", "embed1", "embed2", "index0"]
-    assert await keys("--stage", "embed") == ["embed0", "embed1", "embed2"]
-    assert await keys("--stage", "expand") == []
-    assert await keys("--limit", "1") == ["embed2", "index0"]
-
-
-def test_a_dead_letter_says_where_it_came_from_and_why(letters):
-    (letter,) = json.loads(process("dlq", "ls", "--json", "--stage", "index").out)
-    assert letter == {
-        "at": letter["at"],
-        "stage": "index",
-        "from": "chunks/0@0",
-        "key": "index0",
-        "reason": "not-json",
-        "detail": "wrong [b]0[/b]",
-        "attempts": "1",
-        "bytes": str(len(b"index0" + b"{not json")),
-    }
-    text = process("dlq", "ls", "--stage", "index", COLUMNS="200").out
-    assert all(letter[field] in text for field in ("at", "from", "key", "reason", "detail"))
-
-
 @pytest.mark.parametrize("command", [["dlq", "ls"], ["verify"]])
 async def test_a_record_that_is_no_dead_letter_is_named_and_passed_over(flow, command):
     async with kafka.producer(flow) as producer:
@@ -266,10 +222,6 @@ async def test_a_record_that_is_no_dead_letter_is_named_and_passed_over(flow, co
     ended = process(*command)
     assert ended.code == 0
     assert f"{topics.dead_letters(flow, 'embed')}/0@0" in ended.err
-
-
-async def test_no_dead_letters_are_said_to_be_none(flow):
-    assert (await stream("dlq", "ls")).stdout == "no dead letters\n"
 
 
 # settings

@@ -1,0 +1,267 @@
+"""`stream dlq` as a user meets it: if these fail, a rejected record cannot be found, comes back changed, or is lost."""
+
+import asyncio
+import json
+import os
+import pty
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import pytest
+from click.testing import Result
+from conftest import free_ports
+from support import Worker, chunk, read, send
+from typer.testing import CliRunner
+
+from stream import deadletters, kafka, topics
+from stream.cli import app
+from stream.config import Settings, StageName
+from stream.deadletters import ATTEMPTS_HEADER, LEFT_OUT_HEADER, DeadLetter, letter_headers, without_letter
+from stream.records import Headers, Reason, Record, Rejected, header
+from stream.status import caught_up
+from stream.verify import verify
+
+pytestmark = pytest.mark.servers
+
+BROKEN = b"{not json \xff\x00"
+OWN: Headers = [("traceparent", b"00-1"), ("nothing", None), ("version", b"7")]
+
+
+async def stream(*arguments: str) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, app, ["dlq", *arguments], catch_exceptions=False)
+
+
+async def answer(*arguments: str) -> object:
+    return json.loads((await stream(*arguments, "--json")).stdout)
+
+
+async def keys(*arguments: str) -> list[str]:
+    return [letter["key"] for letter in await answer("ls", *arguments)]
+
+
+async def reject(
+    settings: Settings,
+    key: str,
+    value: bytes | None = BROKEN,
+    *,
+    stage: StageName = "embed",
+    reason: Reason = "not-json",
+    at: int | None = None,
+    attempts: int = 1,
+    more: Headers = (),
+) -> Record:
+    """Publishes a record to the topic of the stage and, as the stage would, its dead letter; returns the record."""
+    before = [(ATTEMPTS_HEADER, str(attempts - 1).encode())] if attempts > 1 else []
+    async with kafka.producer(settings) as producer:
+        source = topics.source(settings, stage)
+        sent = await producer.send_and_wait(source, key=key.encode(), value=value, headers=[*OWN, *before])
+        original = Record(source, sent.partition, sent.offset, key.encode(), value, sent.timestamp, (*OWN, *before))
+        headers = letter_headers(original, stage, Rejected(reason, f"wrong [b]{key}[/b]"))
+        if at is not None:
+            headers = [(name, str(at).encode() if name == "dlq.at" else content) for name, content in headers]
+        await producer.send_and_wait(
+            topics.dead_letters(settings, stage), key=original.key, value=value, headers=[*headers, *more]
+        )
+    return original
+
+
+async def letters(settings: Settings, stage: StageName = "embed") -> list[DeadLetter]:
+    return [letter async for letter in deadletters.read(settings, stage)]
+
+
+def iso(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat()
+
+
+@pytest.fixture
+async def rejected(flow: Settings) -> Settings:
+    """Three dead letters of embed, a second apart, and one of index."""
+    for n, reason in enumerate(("not-json", "schema", "not-json")):
+        await reject(flow, f"embed{n}", reason=reason, at=1_000_000 + n * 1000)
+    await reject(flow, "index0", stage="index")
+    return flow
+
+
+# ls, show
+
+
+@pytest.mark.parametrize(
+    ("filters", "wanted"),
+    [
+        ([], ["embed0", "embed1", "embed2", "index0"]),
+        (["--stage", "embed"], ["embed0", "embed1", "embed2"]),
+        (["--stage", "expand"], []),
+        (["--limit", "1"], ["embed2", "index0"]),
+        (["--reason", "schema"], ["embed1"]),
+        (["--key", "embed1"], ["embed1"]),
+        (["--key", "embed"], []),
+        (["--since", "2h"], ["index0"]),
+        (["--until", "2h"], ["embed0", "embed1", "embed2"]),
+        (["--since", iso(1_001_000), "--until", iso(1_002_000)], ["embed1"]),
+        (["--since", iso(1_001_000).removesuffix("+00:00"), "--stage", "embed"], ["embed1", "embed2"]),
+    ],
+)
+async def test_letters_are_listed_that_a_filter_takes(rejected, filters, wanted):
+    assert await keys(*filters) == wanted
+
+
+async def test_a_letter_says_where_it_came_from_and_why(rejected):
+    (letter,) = await answer("ls", "--stage", "index")
+    (read_back,) = await letters(rejected, "index")
+    assert letter == {
+        "at": iso(read_back.at // 1000 * 1000),
+        "stage": "index",
+        "place": "0@0",
+        "from": f"{read_back.topic}/{read_back.partition}@{read_back.offset}",
+        "key": "index0",
+        "reason": "not-json",
+        "detail": "wrong [b]index0[/b]",
+        "attempts": "1",
+        "bytes": str(len(b"index0" + BROKEN)),
+        "redriven": None,
+    }
+    shown = (await stream("show", "index", "0@0")).stdout
+    assert all(str(value) in shown for value in letter.values() if value)
+
+
+async def test_no_letters_are_said_to_be_none(flow):
+    assert (await stream("ls")).stdout == "no dead letters\n"
+
+
+@pytest.mark.parametrize("arguments", [["--since", "yesterday"], ["--until", "2x"], ["--reason", "bad luck"]])
+async def test_a_filter_that_makes_no_sense_is_a_wrong_command_line(flow, arguments):
+    assert (await stream("ls", *arguments)).exit_code == 2
+
+
+@pytest.mark.parametrize("which", ["0@1", "embed1"])
+async def test_a_letter_is_shown_by_place_or_key_with_its_bytes_and_all_headers(rejected, which):
+    result = await stream("show", "embed", which, "--raw")
+    assert result.stdout_bytes == BROKEN
+    shown = await answer("show", "embed", which)
+    assert {one["name"]: one["value"] for one in shown["headers"]}["traceparent"] == "00-1"
+    assert shown["key"] == "embed1"
+
+
+async def test_a_value_is_shown_readable_and_no_larger_than_the_screen(flow):
+    await reject(flow, "big", json.dumps({"text": "x" * 5000, "lines": list(range(500))}).encode(), reason="schema")
+    await reject(flow, "escape", b"\x1b[2J")
+    big = await stream("show", "embed", "big")
+    assert '  "text": "xxx' in big.stdout
+    assert len(big.stdout) < 5000
+    assert "--raw" in big.stderr
+    assert "\x1b" not in (await stream("show", "embed", "escape")).stdout
+
+
+# redrive
+
+
+async def test_a_letter_goes_back_as_it_was_and_only_once(flow):
+    original = await reject(flow, "a")
+    assert (await stream("redrive")).exit_code == 0
+    _, copy = await read(flow, flow.topic)
+    assert (copy.key, copy.value, copy.partition) == (original.key, original.value, original.partition)
+    assert copy.timestamp == original.timestamp
+    assert without_letter(copy.headers) == list(OWN)
+    assert [name for name, _ in copy.headers if name.startswith("dlq.")] == [ATTEMPTS_HEADER]
+    assert await keys() == []
+    assert await keys("--all") == ["a"]
+    assert (await answer("redrive"))["redriven"] == []
+    assert len(await read(flow, flow.topic)) == 2
+
+
+async def test_a_second_rejection_counts_on_with_the_bytes_unchanged(flow, stores):
+    await send(flow, [(b"bad", BROKEN)])
+    async with Worker("embed", port=free_ports(1)[0]):
+        await caught_up(flow, ["embed"])
+        assert (await stream("redrive", "--stage", "embed")).exit_code == 0
+        await caught_up(flow, ["embed"])
+    first, second = await letters(flow)
+    assert (first.attempts, second.attempts) == (1, 2)
+    assert first.redriven
+    assert second.redriven is None
+    assert second.record.value == BROKEN
+    report = await verify(flow, stores)
+    assert (report.published, report.dead_lettered, report.different) == (1, 1, 0)
+
+
+async def test_a_dry_run_says_what_would_go_and_changes_nothing(rejected):
+    before = [await read(rejected, name) for name in (rejected.topic, topics.dead_letters(rejected, "embed"))]
+    told = await answer("redrive", "--dry-run", "--stage", "embed", "--limit", "2")
+    assert [letter["key"] for letter in told["redriven"]] == ["embed0", "embed1"]
+    after = [await read(rejected, name) for name in (rejected.topic, topics.dead_letters(rejected, "embed"))]
+    assert before == after
+
+
+async def test_only_what_a_filter_takes_is_redriven(rejected):
+    assert (await stream("redrive", "--reason", "schema")).exit_code == 0
+    assert await keys() == ["embed0", "embed2", "index0"]
+    assert (await stream("redrive", "--stage", "embed", "--limit", "1")).exit_code == 0
+    assert await keys() == ["embed2", "index0"]
+
+
+async def test_letters_that_must_not_go_stay_and_are_named(flow):
+    await reject(flow, "tired", attempts=flow.dlq_max_attempts)
+    await reject(flow, "hollow", None, more=[(LEFT_OUT_HEADER, b"1000")])
+    await reject(flow, "overtaken", reason="schema")
+    await send(flow, [(b"overtaken", json.dumps(chunk("overtaken")).encode())])
+    before = len(await read(flow, flow.topic))
+    result = await stream("redrive")
+    assert result.exit_code == 1
+    named = [line.split()[2] for line in result.stderr.splitlines()]
+    assert named == ["tired", "hollow", "overtaken"]
+    assert len(await read(flow, flow.topic)) == before
+    assert await keys() == named
+    told = await answer("redrive", "--all", "--key", "overtaken")
+    assert [letter["key"] for letter in told["redriven"]] == ["overtaken"]
+
+
+async def test_one_more_attempt_is_a_matter_of_the_setting(flow, monkeypatch):
+    await reject(flow, "tired", attempts=flow.dlq_max_attempts)
+    monkeypatch.setenv("STREAM_DLQ_MAX_ATTEMPTS", str(flow.dlq_max_attempts + 1))
+    assert (await stream("redrive")).exit_code == 0
+    *_, copy = await read(flow, flow.topic)
+    assert header(copy.headers, ATTEMPTS_HEADER) == str(flow.dlq_max_attempts).encode()
+
+
+async def test_a_letter_of_another_stage_goes_to_the_topic_that_it_reads(flow):
+    await reject(flow, "i", stage="index")
+    assert (await stream("redrive", "--stage", "index")).exit_code == 0
+    assert [r.key for r in await read(flow, topics.source(flow, "index"))] == [b"i", b"i"]
+    assert await read(flow, flow.topic) == []
+
+
+# purge
+
+
+async def test_purge_deletes_up_to_a_time_or_place_and_says_how_many(rejected):
+    dry = await answer("purge", "--stage", "embed", "--until", iso(1_001_000), "--dry-run")
+    assert (dry["letters"], dry["never_redriven"]) == (1, 1)
+    assert len(await keys("--stage", "embed")) == 3
+    await answer("purge", "--stage", "embed", "--until", iso(1_001_000), "--yes")
+    assert await keys("--stage", "embed") == ["embed1", "embed2"]
+    await answer("purge", "--stage", "embed", "--before", "0@2", "--yes")
+    assert await keys() == ["embed2", "index0"]
+    await stream("redrive", "--stage", "embed")
+    rest = await answer("purge", "--stage", "embed", "--yes")
+    assert (rest["letters"], rest["never_redriven"]) == (1, 0)
+    assert await read(rejected, topics.dead_letters(rejected, "embed")) == []
+    assert await keys() == ["index0"]
+
+
+async def test_purge_does_not_ask_nobody(rejected):
+    assert (await stream("purge", "--stage", "embed")).exit_code == 2
+    assert len(await keys("--stage", "embed")) == 3
+
+
+@pytest.mark.parametrize(("said", "left"), [(b"n\n", 3), (b"y\n", 0)])
+async def test_purge_asks_who_is_there(rejected, said, left):
+    ours, theirs = pty.openpty()
+    os.write(ours, said)
+    command = [sys.executable, "-m", "stream", "dlq", "purge", "--stage", "embed"]
+    ended = await asyncio.to_thread(subprocess.run, command, stdin=theirs, capture_output=True, check=False)
+    os.close(ours)
+    os.close(theirs)
+    assert b"Delete 3 dead letters of embed" in ended.stderr
+    assert ended.returncode == (1 if left else 0)
+    assert len(await keys("--stage", "embed")) == left
