@@ -50,7 +50,7 @@ class SparseEncoder:
         most = getattr(model.config, "max_position_embeddings", settings.splade_max_tokens)
         if (
             len(self.tokenizer) > model.config.vocab_size
-            or len(self.tokenizer) < 2
+            or len(self.tokenizer) * 2 < model.config.vocab_size  # transformers makes up a tokenizer of special tokens
             or settings.splade_max_tokens > most
         ):
             raise ConfigurationError(

@@ -202,7 +202,7 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(folder, tmp_path, damage)
         (broken / file.name).write_bytes(file.read_bytes())
     damage(broken)
     with pytest.raises(ConfigurationError, match="STREAM_SPLADE_MODEL") as error:
-        SparseEncoder(Settings(_env_file=None, splade_model=str(broken), require_gpu=False))
+        SparseEncoder(Settings(_env_file=None, splade_model=str(broken), splade_max_tokens=64, require_gpu=False))
     assert str(broken) in str(error.value)
     assert "\n" not in str(error.value)
 
