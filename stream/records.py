@@ -18,6 +18,7 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 VERSION_HEADER = "version"
 MAX_VERSION = 2**53 - 1  # the largest integer that every JSON reader keeps
+_A_TIMESTAMP = f"a timestamp from 0 to {MAX_VERSION} to take for one"
 
 
 class Provenance(TypedDict):
@@ -144,9 +145,9 @@ def decode(record: Record, contract: Contract, max_bytes: int) -> dict[str, Any]
         return Rejected("schema", wrong)
     if record.key != value["chunk_id"].encode():
         return Rejected("key", "the record's key must be its chunk_id, so that a chunk's records stay in order")
+    if "version" not in value and not _dated(record):
+        return Rejected("version", f"the record has neither a version nor {_A_TIMESTAMP}")
     value["version"] = int(value.get("version", record.timestamp))
-    if value["version"] < 0:
-        return Rejected("version", "the record has neither a version nor a timestamp")
     return value  # type: ignore[no-any-return]
 
 
@@ -158,8 +159,14 @@ def _tombstone(record: Record) -> Tombstone | Rejected:
     if wrong := problem({"chunk_id": chunk_id, "doc_id": "-", "text": "-"}, "chunk"):
         return Rejected("key", f"the key of a null record must be a chunk_id: {wrong}")
     if all(name != VERSION_HEADER for name, _ in record.headers):
+        if not _dated(record):
+            return Rejected("version", f"the null record has neither a header {VERSION_HEADER!r} nor {_A_TIMESTAMP}")
         return Tombstone(chunk_id, record.timestamp)
     version = number(header(record.headers, VERSION_HEADER))
     if version is None:
         return Rejected("version", f"the header {VERSION_HEADER!r} must be an integer from 0 to {MAX_VERSION}")
     return Tombstone(chunk_id, version)
+
+
+def _dated(record: Record) -> bool:
+    return 0 <= record.timestamp <= MAX_VERSION

@@ -102,6 +102,16 @@ def test_a_tombstone_with_a_version_that_is_none_is_rejected(version):
     assert rejected(None, headers=[("version", version)]).reason == "version"
 
 
+@pytest.mark.parametrize("timestamp", [-1, 2**53])
+def test_a_timestamp_that_can_be_no_version_is_none(timestamp):
+    """Otherwise the next stage would refuse what this one made of the record."""
+    plain = {"chunk_id": "c1", "doc_id": "d1", "text": "t"}
+    assert rejected(plain, timestamp=timestamp).reason == "version"
+    assert rejected(None, timestamp=timestamp).reason == "version"
+    assert decode(record(chunk(version=3), timestamp=timestamp), "chunk", LIMIT) == chunk(version=3)
+    assert decode(record(None, headers=[("version", b"3")], timestamp=timestamp), "chunk", LIMIT) == Tombstone("c1", 3)
+
+
 @pytest.mark.parametrize("key", [None, b"", b"\xff", b"a\nb"])
 def test_a_tombstone_that_names_no_chunk_is_rejected(key):
     assert rejected(None, key=key).reason == "key"
