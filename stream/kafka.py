@@ -10,7 +10,7 @@ from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError, 
 
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
-from stream.records import Record
+from stream.records import Headers, Record
 
 
 @asynccontextmanager
@@ -61,6 +61,22 @@ async def letter_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]
     )
     async with _started(settings, client, "stop") as started:
         yield started
+
+
+async def send_letter(
+    producer: AIOKafkaProducer, topic: str, key: bytes | None, value: bytes | None, headers: Headers
+) -> None:
+    """Sends one record and waits for its acknowledgement, also one that has neither key nor value.
+
+    aiokafka refuses to `send` that; a record of somebody else's may be so, in a topic that is not compacted.
+    """
+    if key is not None or value is not None:
+        await producer.send_and_wait(topic, key=key, value=value, headers=headers)
+        return
+    batch = producer.create_batch()
+    batch.append(key=None, value=None, timestamp=None, headers=headers)
+    partition = min(await producer.partitions_for(topic))
+    await (await producer.send_batch(batch, topic, partition=partition))
 
 
 @asynccontextmanager

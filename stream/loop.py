@@ -28,6 +28,7 @@ import faust
 import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -36,7 +37,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from stream import metrics
+from stream import kafka, metrics
 from stream.config import Settings, StageName
 from stream.contracts import Contract
 from stream.deadletters import LEFT_OUT_HEADER, letter_headers, without_letter
@@ -46,7 +47,6 @@ from stream.topics import dead_letters, source, target
 
 log = logging.getLogger(__name__)
 
-RECORD_OVERHEAD = 1024  # bytes that Kafka's format adds to a record and its batch, generously
 PATIENCE = 120.0  # seconds without any sign of life until a worker counts as hung
 MOST_ASSIGNMENTS = 20  # within a minute; two static members of one name throw each other out at every heartbeat
 LONGEST_PAUSE = 30.0  # seconds between two tries during an outage
@@ -240,8 +240,7 @@ class BatchLoop:
             raise Outage(f"Kafka did not take the outputs of a batch: {error!r}") from error
 
     async def _send(self, record: Record, value: bytes | None, headers: Headers) -> Awaitable[Any]:
-        size = RECORD_OVERHEAD + len(record.key or b"") + len(value or b"")
-        size += sum(len(name) + len(content or b"") for name, content in headers)
+        size = DefaultRecordBatchBuilder.estimate_size_in_bytes(record.key, value, headers)
         if size > self.settings.max_message_bytes:
             sentence = f"the output of {self.stage.name} has {size:,} bytes, more than STREAM_MAX_MESSAGE_BYTES"
             return await self._send_dead_letter(record, Rejected("too-large", sentence))
@@ -259,10 +258,10 @@ class BatchLoop:
     async def _deliver(self, record: Record, headers: Headers) -> None:
         topic = dead_letters(self.settings, self.stage.name)
         try:
-            await self._letters.send_and_wait(topic, value=record.value, key=record.key, headers=headers)
+            await kafka.send_letter(self._letters, topic, record.key, record.value, headers)
         except MessageSizeTooLargeError:  # it came compressed better than we can
             left_out = (LEFT_OUT_HEADER, str(len(record.value or b"")).encode())
-            await self._letters.send_and_wait(topic, value=None, key=record.key, headers=[*headers, left_out])
+            await kafka.send_letter(self._letters, topic, record.key, None, [*headers, left_out])
 
     # Draining
 

@@ -57,6 +57,12 @@ def test_a_header_of_somebody_else_s_making_does_not_stop_the_stage(attempts):
     assert DeadLetter.of(letter(original)).attempts == 1
 
 
+def test_a_letter_of_a_record_without_a_timestamp_keeps_the_contract():
+    written = letter(record(b"", timestamp=-1))
+    assert problem({name: value.decode() for name, value in written.headers}, "dead-letter") is None
+    assert DeadLetter.of(written).timestamp == -1
+
+
 def test_a_record_that_is_no_letter_is_named():
     with pytest.raises(ValueError, match=r"chunks/0@0 lacks the header dlq\.stage"):
         DeadLetter.of(record(b"\xff"))
@@ -95,6 +101,17 @@ async def test_a_letter_that_was_redriven_says_when_and_is_not_waiting(flow):
     assert first.redriven >= first.at
     assert second.redriven is None
     assert await deadletters.waiting(flow, "embed") == 1
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize(("key", "value"), [(None, None), (None, b"{"), (b"a", None)])
+async def test_a_letter_may_lack_its_key_its_value_or_both(flow, key, value):
+    """A worker that could not send one of these would end, again and again."""
+    async with kafka.letter_producer(flow) as producer:
+        headers = letter_headers(record(value, key), "embed", WRONG)
+        await kafka.send_letter(producer, topics.dead_letters(flow, "embed"), key, value, headers)
+    (read,) = [one async for one in deadletters.read(flow, "embed")]
+    assert (read.record.key, read.record.value, read.detail) == (key, value, WRONG.detail)
 
 
 @pytest.mark.servers

@@ -199,6 +199,19 @@ async def test_a_value_that_kafka_takes_no_second_time_leaves_a_dead_letter_with
     assert (key, value, header(headers, LEFT_OUT_HEADER)) == (b"c1", None, b"8")
 
 
+@pytest.mark.parametrize("headers", [[("字" * 400_000, None)], [("h", None)] * 500_000, [("h", b"x" * 2**20)]])
+async def test_headers_count_when_an_output_is_too_large(headers):
+    """Kafka would refuse the output and the worker would end, again and again."""
+    run = Run(everything, max_message_bytes=2**20)
+    event = run.event(1)
+    event.message.headers = headers
+    await run.take(event)
+    await run.acknowledges(1)
+    assert run.producer.sent == []
+    ((_, _, _, found),) = run.letters.sent
+    assert header(found, "dlq.reason") == b"too-large"
+
+
 async def test_records_that_were_read_but_never_reach_the_loop_are_noticed(monkeypatch):
     monkeypatch.setattr(batch_loop, "PATIENCE", 0)
     run = Run(everything)
