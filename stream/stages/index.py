@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stream.models.embeddings import unpack
+from stream.models.embeddings import NORM_TOLERANCE, unpack
 from stream.records import Done, Expanded, Outcome, Rejected, Tombstone
 from stream.stores.base import Put, Store
 
@@ -17,25 +17,30 @@ async def index(records: Sequence[Expanded | Tombstone], *, stores: Sequence[Sto
     others keep what they took, which writing again does not change.
     """
     checked = [record if isinstance(record, Tombstone) else _put(record, dimensions) for record in records]
-    newest: dict[str, Put | Tombstone] = {}
-    for write in checked:
-        if not isinstance(write, Rejected) and (
-            write.chunk_id not in newest or write.version >= newest[write.chunk_id].version
-        ):
-            newest[write.chunk_id] = write
+    outcomes: list[Outcome] = [write if isinstance(write, Rejected) else Done() for write in checked]
+    waiting = {n: write for n, write in enumerate(checked) if not isinstance(write, Rejected)}
+    while waiting:
+        newest: dict[str, int] = {}
+        for n, write in waiting.items():
+            if write.chunk_id not in newest or write.version >= waiting[newest[write.chunk_id]].version:
+                newest[write.chunk_id] = n
+        refused = await _write([waiting[n] for n in newest.values()], stores)
+        for chunk_id, rejected in refused.items():
+            outcomes[newest[chunk_id]] = rejected
+        # Of a chunk whose newest record was refused the next one counts, as if they had come one by one.
+        waiting = {n: w for n, w in waiting.items() if w.chunk_id in refused and n != newest[w.chunk_id]}
+    return outcomes
+
+
+async def _write(writes: Sequence[Put | Tombstone], stores: Sequence[Store]) -> dict[str, Rejected]:
     # Every store is waited for, also when one fails: a write that goes on behind a retry could overtake it.
-    answers = await asyncio.gather(*(store.write(list(newest.values())) for store in stores), return_exceptions=True)
+    answers = await asyncio.gather(*(store.write(writes) for store in stores), return_exceptions=True)
     refused: dict[str, Rejected] = {}
     for answer in answers:
         if isinstance(answer, BaseException):
             raise answer
         refused |= answer
-    return [
-        write if isinstance(write, Rejected)
-        else refused[write.chunk_id] if write is newest[write.chunk_id] and write.chunk_id in refused
-        else Done()
-        for write in checked
-    ]  # fmt: skip
+    return refused
 
 
 def _put(chunk: Expanded, dimensions: int) -> Put | Rejected:
@@ -43,6 +48,9 @@ def _put(chunk: Expanded, dimensions: int) -> Put | Rejected:
         vector = unpack(chunk["embedding_qwen"])
     except ValueError:
         return Rejected("embedding", "embedding_qwen is not base64 of float32 numbers")
-    if len(vector) != dimensions or not np.isfinite(vector).all():
-        return Rejected("embedding", f"embedding_qwen must be {dimensions} finite numbers, it has {len(vector)}")
+    if len(vector) != dimensions:
+        return Rejected("embedding", f"embedding_qwen must be {dimensions} numbers, it has {len(vector)}")
+    # Neo4j keeps a zero vector, but never finds it; a NaN or an infinity fails this too.
+    if not abs(np.linalg.norm(vector.astype(np.float64)) - 1) < NORM_TOLERANCE:
+        return Rejected("embedding", "embedding_qwen is not finite or not of unit norm")
     return Put(chunk, vector)

@@ -1,7 +1,9 @@
 """If these fail, a stage loses a record of its batch or gives one the wrong outcome."""
 
+import base64
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support import chunk, expanded
 
@@ -63,6 +65,15 @@ class FakeStore:
         return {w.chunk_id: Rejected("refused-by-neo4j", "no") for w in writes if w.chunk_id in self.refuses}
 
 
+class PickyStore(FakeStore):
+    """Refuses by text."""
+
+    async def write(self, writes):
+        good = [w for w in writes if w.chunk["text"] != "bad"]
+        self.written += good
+        return {w.chunk_id: Rejected("refused-by-neo4j", "no") for w in writes if w not in good}
+
+
 async def run(records, *stores):
     return await index(records, stores=stores, dimensions=4096)
 
@@ -84,6 +95,16 @@ async def test_of_one_chunk_only_the_newest_is_written_and_ties_go_to_the_later(
     assert outcomes == [Done()] * 6
 
 
+async def test_what_a_refused_record_would_have_overtaken_is_written():
+    """A chunk must not depend on which of its records came in one batch."""
+    picky = PickyStore()
+    records = [expanded("a", "1", 1), expanded("a", "bad", 2), expanded("a", "bad", 3), expanded("b")]
+    outcomes = await run(records, picky, other := FakeStore())
+    assert [type(o) for o in outcomes] == [Done, Rejected, Rejected, Done]
+    assert {w.chunk_id: w.version for w in picky.written} == {"a": 1, "b": 1}
+    assert [w.version for w in other.written if w.chunk_id == "a"] == [3, 2, 1]
+
+
 async def test_an_outage_of_one_store_is_an_outage_but_the_other_is_waited_for():
     other = FakeStore()
     with pytest.raises(Outage):
@@ -91,8 +112,16 @@ async def test_an_outage_of_one_store_is_an_outage_but_the_other_is_waited_for()
     assert len(other.written) == 1
 
 
-@pytest.mark.parametrize("broken", ["AAAA", "!", "AAAAwH8=", "AADAfw==" * 1])
-async def test_a_vector_of_wrong_length_or_not_finite_is_rejected_alone(broken):
+def packed(*numbers):
+    return base64.b64encode(np.array(numbers, "<f4")).decode()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["AAAA", "!", packed(np.nan), packed(*[np.nan] * 4096), packed(1), packed(*[0] * 4096), packed(*[1] * 4096)],
+    ids=["no float32", "no base64", "one NaN", "NaN", "too short", "zero", "not of unit norm"],
+)
+async def test_a_vector_that_could_not_be_found_is_rejected_alone(broken):
     store = FakeStore()
     outcomes = await run([expanded("a", embedding_qwen=broken), expanded("b")], store)
     assert outcomes[0].reason == "embedding"
