@@ -14,36 +14,34 @@ from stream.stages import open_stage
 GOOD_BATCHES = 2  # before the fault
 
 
-@asynccontextmanager
-async def raising_in_process(name, settings):
+async def raising_in_process():
     """The third batch meets a bug."""
-    batches = 0
-    async with open_stage(name, settings) as stage:
-
-        async def process(records):
-            nonlocal batches
-            batches += 1
-            if batches > GOOD_BATCHES:
-                raise RuntimeError("a bug in the stage")
-            return await stage.process(records)
-
-        yield replace(stage, process=process)
+    raise RuntimeError("a bug in the stage")
 
 
-@asynccontextmanager
-async def stuck_in_process(name, settings):
+async def stuck_in_process():
     """The third batch is never done."""
-    batches = 0
-    async with open_stage(name, settings) as stage:
+    await asyncio.Event().wait()
 
-        async def process(records):
-            nonlocal batches
-            batches += 1
-            if batches > GOOD_BATCHES:
-                await asyncio.Event().wait()
-            return await stage.process(records)
 
-        yield replace(stage, process=process)
+def meeting(fault):
+    """`open_stage`, for a stage that does some batches and then meets a fault in each."""
+
+    @asynccontextmanager
+    async def open_faulty(name, settings):
+        batches = 0
+        async with open_stage(name, settings) as stage:
+
+            async def process(records):
+                nonlocal batches
+                batches += 1
+                if batches > GOOD_BATCHES:
+                    await fault()
+                return await stage.process(records)
+
+            yield replace(stage, process=process)
+
+    return open_faulty
 
 
 async def ending_stream(stream, max_, within):
@@ -96,7 +94,7 @@ noack_take = faust.Stream.noack_take
 if __name__ == "__main__":
     _, fault, stage = sys.argv
     if fault.endswith("_in_process"):
-        worker.open_stage = globals()[fault]
+        worker.open_stage = meeting(globals()[fault])
     elif fault == "ending_stream":
         faust.Stream.noack_take = ending_stream
     else:
