@@ -10,6 +10,8 @@ from stream.cli.dlq import dlq
 from stream.cli.local import local
 from stream.errors import Outage, StreamError
 
+INTERRUPTED = 130  # what typer exits with at Ctrl-C, as shells do: 128 + SIGINT
+
 app.add_typer(local)
 app.add_typer(dlq)
 
@@ -24,6 +26,10 @@ def main() -> None:
         _end(str(error), error.exit_code)
     except KafkaError as error:
         _end(f"Kafka does not do its part: {error}", Outage.exit_code)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _end("interrupted; what was done stays done, run it again for the rest", INTERRUPTED)
+        raise
 
 
 def _end(sentence: str, code: int) -> None:

@@ -4,22 +4,28 @@ import asyncio
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
 
 import pytest
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from click.testing import Result
 from conftest import free_ports
 from support import Worker, chunk, read, send
 from typer.testing import CliRunner
 
 from stream import deadletters, kafka, topics
+from stream import redrive as redriving
 from stream.cli import app
 from stream.config import Settings, StageName
 from stream.deadletters import ATTEMPTS_HEADER, LEFT_OUT_HEADER, DeadLetter, letter_headers, without_letter
-from stream.records import Headers, Reason, Record, Rejected, header
+from stream.records import Headers, Reason, Record, Rejected, header, text_sha256
 from stream.status import caught_up
+from stream.stores.base import Stored
 from stream.verify import verify
 
 pytestmark = pytest.mark.servers
@@ -265,3 +271,118 @@ async def test_purge_asks_who_is_there(rejected, said, left):
     assert b"Delete 3 dead letters of embed" in ended.stderr
     assert ended.returncode == (1 if left else 0)
     assert len(await keys("--stage", "embed")) == left
+
+
+# What is interrupted, done twice, or cannot go
+
+
+async def faulty(fault: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line as a process that meets a fault."""
+    command = [sys.executable, str(Path(__file__).parent / "faulty_dlq.py"), fault, "dlq", *arguments]
+    return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+
+
+async def copies(settings: Settings, original: Record) -> list[Record]:
+    """What a redrive has sent for a record: each the same bytes at the same time in the same partition."""
+    found = [r for r in await read(settings, original.topic) if r.key == original.key and r.offset != original.offset]
+    for copy in found:
+        assert (copy.value, copy.partition, copy.timestamp) == (original.value, original.partition, original.timestamp)
+        assert without_letter(copy.headers) == without_letter(original.headers)
+    return found
+
+
+async def test_a_redrive_killed_before_a_marker_is_run_again_and_sends_nothing_twice(flow):
+    originals = [await reject(flow, key) for key in ("a", "b", "c")]
+    assert (await faulty("killed_before_the_second_marker", "redrive")).returncode == -signal.SIGKILL
+    assert [len(await copies(flow, original)) for original in originals] == [1, 1, 0]
+    assert await keys() == ["b", "c"]
+    again = await stream("redrive")
+    assert again.exit_code == 1
+    assert "b stays: its key has a newer record" in again.stderr
+    assert [len(await copies(flow, original)) for original in originals] == [1, 1, 1]
+    assert await keys() == ["b"]
+
+
+async def test_a_redrive_that_is_interrupted_says_so_and_goes_on_where_it_was(flow):
+    originals = [await reject(flow, key) for key in ("a", "b", "c")]
+    ended = await faulty("interrupted_before_the_second_marker", "redrive")
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == "stream: interrupted; what was done stays done, run it again for the rest\n"
+    assert await keys() == ["c"]
+    assert (await stream("redrive")).exit_code == 0
+    assert [len(await copies(flow, original)) for original in originals] == [1, 1, 1]
+    assert await keys() == []
+
+
+async def test_a_purge_that_is_interrupted_says_so_and_deletes_all_that_it_named_or_nothing(rejected):
+    ended = await faulty("interrupted_while_deleting", "purge", "--stage", "embed", "--yes")
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == "stream: interrupted; what was done stays done, run it again for the rest\n"
+    assert await keys("--stage", "embed") in (["embed0", "embed1", "embed2"], [])
+    assert await keys("--stage", "index") == ["index0"]
+    assert (await stream("purge", "--stage", "embed", "--yes")).exit_code == 0
+    assert await keys() == ["index0"]
+
+
+async def test_a_letter_sent_twice_is_the_same_bytes_and_the_stores_are_right(flow, stores):
+    """Two redrives at once plan the same letters; so does `--all` after one that was killed."""
+    text = json.dumps({"chunk_id": "a", "doc_id": "d", "text": "a text about sockets"}).encode()
+    original = await reject(flow, "a", text, reason="refused-by-model")
+    wanted = deadletters.Filter()
+    plans = [await redriving.plan(flow, "embed", wanted) for _ in range(2)]
+    await asyncio.gather(*(redriving.redrive(flow, "embed", plan) for plan in plans))
+    assert await keys() == []
+    assert len(await copies(flow, original)) == 2
+    assert (await stream("redrive", "--all")).exit_code == 0
+    assert len(await copies(flow, original)) == 3
+    ports = free_ports(3)
+    async with Worker("embed", port=ports[0]), Worker("expand", port=ports[1]), Worker("index", port=ports[2]):
+        await caught_up(flow)
+    report = await verify(flow, stores)
+    assert (report.published, report.indexed, report.different) == (1, 1, 0)
+    assert await stores.neo4j.stored(["a"]) == {
+        "a": Stored(original.timestamp, text_sha256("a text about sockets"), True)
+    }
+
+
+@pytest.mark.parametrize("value", [BROKEN, None])
+async def test_a_letter_without_a_key_is_listed_and_shown_but_stays(flow, value):
+    topic = topics.dead_letters(flow, "embed")
+    original = Record(flow.topic, 1, 7, None, value, 1000, OWN)
+    async with kafka.letter_producer(flow) as producer:
+        headers = letter_headers(original, "embed", Rejected("key", "the record's key must be its chunk_id"))
+        await kafka.send_letter(producer, topic, None, value, headers)
+    (letter,) = await answer("ls")
+    assert (letter["key"], letter["from"]) == ("", f"{flow.topic}/1@7")
+    assert (await stream("show", "embed", "0@0", "--raw")).stdout_bytes == (value or b"")
+    assert "the record's key must be" in (await stream("show", "embed", "0@0")).stdout
+    for arguments in ([], ["--all"]):
+        result = await stream("redrive", *arguments)
+        assert result.exit_code == 1
+        assert "it has no key, and its topic is compacted" in result.stderr
+    assert await read(flow, flow.topic) == []
+    assert await keys() == [""]
+
+
+async def test_a_copy_that_kafka_finds_too_large_stays_and_its_neighbours_go(flow, monkeypatch):
+    """Its topic carries less than when the record came."""
+    monkeypatch.setenv("STREAM_MAX_MESSAGE_BYTES", str(2**20))
+    large = Random(0).randbytes(2**20 + 1000)
+    original = Record(flow.topic, 0, 1, b"large", large, 1000, OWN)
+    async with kafka.letter_producer(flow) as producer:
+        headers = letter_headers(original, "embed", Rejected("not-json", "wrong"))
+        await kafka.send_letter(producer, topics.dead_letters(flow, "embed"), original.key, large, headers)
+    neighbour = await reject(flow, "small")
+    await limit_to(flow, flow.topic, 2**20)
+    result = await stream("redrive")
+    assert result.exit_code == 1
+    assert result.stderr.strip() == f"embed 0@0 large stays: it is larger than the topic {flow.topic} carries"
+    assert result.stdout.strip() == "redrove 1 dead letters, 1 stay where they are"
+    assert len(await copies(flow, neighbour)) == 1
+    assert await keys() == ["large"]
+
+
+async def limit_to(settings: Settings, topic: str, size: int) -> None:
+    """Makes a topic carry no larger records than this."""
+    async with kafka.admin(settings) as admin:
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(size)})])
