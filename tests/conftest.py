@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 from dotenv import dotenv_values
 
@@ -21,6 +22,11 @@ from stream.local.supervisor import down, up
 from stream.stores import Stores, open_stores
 
 ROOT = Path(__file__).parent.parent
+
+# The default repeats itself; `HYPOTHESIS_PROFILE=nightly` looks further, and prints how to repeat what it finds.
+hypothesis.settings.register_profile("default", derandomize=True, max_examples=90, deadline=None)
+hypothesis.settings.register_profile("nightly", derandomize=False, max_examples=400, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture(scope="session")

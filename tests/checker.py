@@ -1,0 +1,129 @@
+"""What must hold of whatever a stage made of generated records; the same for a stage in this process and a worker."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import get_args
+
+import orjson
+from strategies import CASE_HEADER, Case
+
+from stream.config import Settings, StageName
+from stream.contracts import Contract, problem
+from stream.deadletters import ATTEMPTS_HEADER, PREFIX, DeadLetter, without_letter
+from stream.records import Headers, Reason, Record, Tombstone, decode, header, number
+from stream.stores import Stores
+from stream.stores.base import Stored
+
+CONTRACTS: dict[StageName, Contract] = {"embed": "chunk", "expand": "embedded", "index": "expanded"}
+AFTER: dict[StageName, StageName] = {"embed": "expand", "expand": "index"}
+
+
+def limit(stage: StageName, settings: Settings) -> int:
+    return settings.max_record_bytes if stage == "embed" else settings.max_message_bytes
+
+
+def number_of(record: Record) -> int:
+    """Which case a record comes from."""
+    return int(header(record.headers, CASE_HEADER) or b"-1")
+
+
+def check(
+    stage: StageName, settings: Settings, cases: Sequence[Case], outputs: Sequence[Record], letters: Sequence[Record]
+) -> list[Case]:
+    """Checks outputs and letters, each in the order of its topic; returns the cases that came through."""
+    published, rejected = by_case(outputs), by_case(letters)
+    assert published.keys() | rejected.keys() <= set(range(len(cases)))
+    through = []
+    for n, case in enumerate(cases):
+        made, dead = published[n], rejected[n]
+        assert len(dead) <= 1, f"rejected {len(dead)} times: {case}"
+        assert len(made) == (0 if dead or stage == "index" else 1), f"{len(made)} outputs, {len(dead)} letters: {case}"
+        if dead:
+            check_letter(stage, case, dead[0])
+        else:
+            assert None in case.outcomes, f"came through, expected {set(case.outcomes)}: {case}"
+            through.append(case)
+        for output in made:
+            check_output(stage, settings, case, output)
+    check_order(outputs)
+    return through
+
+
+def by_case(records: Iterable[Record]) -> dict[int, list[Record]]:
+    found: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        found[number_of(record)].append(record)
+    return found
+
+
+def check_letter(stage: StageName, case: Case, record: Record) -> None:
+    original = case.record
+    letter = DeadLetter.of(record)
+    assert letter.reason in case.outcomes, f"{letter.reason}, {letter.detail}; expected {set(case.outcomes)}: {case}"
+    assert letter.reason in get_args(Reason)
+    assert letter.detail.strip()
+    assert letter.stage == stage
+    assert (record.key, record.value) == (original.key, original.value), case
+    assert same(without_letter(record.headers), without_letter(original.headers)), case
+    assert letter.timestamp == original.timestamp, case
+    assert letter.attempts == (number(header(original.headers, ATTEMPTS_HEADER)) or 0) + 1
+    described = {name: (value or b"").decode() for name, value in record.headers if name.startswith(PREFIX)}
+    assert problem(described, "dead-letter") is None, f"{problem(described, 'dead-letter')}: {case}"
+
+
+def check_output(stage: StageName, settings: Settings, case: Case, output: Record) -> None:
+    original = case.record
+    after = AFTER[stage]
+    wanted = decode(original, CONTRACTS[stage], limit(stage, settings))
+    found = decode(output, CONTRACTS[after], limit(after, settings))
+    assert output.key == original.key, case
+    if isinstance(wanted, Tombstone):
+        assert found == wanted, case
+        own = [one for one in without_letter(original.headers) if one[0] != "version"]
+        assert same([one for one in without_letter(output.headers) if one[0] != "version"], own), case
+        return
+    assert isinstance(wanted, dict), case
+    assert isinstance(found, dict), f"{found}: {case}"
+    written = orjson.loads(original.value or b"")
+    assert {name: found[name] for name in written} == written, case
+    assert found["version"] == wanted["version"], case
+    assert problem(orjson.loads(output.value or b""), CONTRACTS[after]) is None, case
+    assert same(output.headers, without_letter(original.headers)), case
+
+
+def check_order(outputs: Sequence[Record]) -> None:
+    last: dict[bytes | None, int] = {}
+    for output in outputs:
+        assert number_of(output) > last.get(output.key, -1), f"out of order: {output.key!r}"
+        last[output.key] = number_of(output)
+
+
+def same(one: Headers, other: Headers) -> bool:
+    return [tuple(header) for header in one] == [tuple(header) for header in other]
+
+
+async def check_stores(stores: Stores, cases: Sequence[Case], through: Sequence[Case], settings: Settings) -> None:
+    """Of each chunk both stores hold what came through with the highest version, of equal versions the later.
+
+    What one store has refused the other may hold.
+    """
+    newest: dict[str, Tombstone | dict] = {}
+    refused: dict[str, list[Stored]] = defaultdict(list)
+    for case in cases:
+        write = decode(case.record, "expanded", settings.max_message_bytes)
+        if case in through:
+            chunk_id, version = names(write)
+            if chunk_id not in newest or version >= names(newest[chunk_id])[1]:
+                newest[chunk_id] = write
+        elif "refused-by-opensearch" in case.outcomes and isinstance(write, dict):
+            refused[write["chunk_id"]].append(Stored(write["version"], write["text_sha256"], complete=True))
+    for store in stores.both:
+        held = await store.stored(list(newest))
+        for chunk_id, write in newest.items():
+            wanted = None if isinstance(write, Tombstone) else Stored(write["version"], write["text_sha256"], True)
+            others = refused[chunk_id] if store.name == "Neo4j" else []
+            assert held.get(chunk_id) in [wanted, *others], f"{store.name} {chunk_id!r}: {held.get(chunk_id)}, {wanted}"
+
+
+def names(write: Tombstone | dict) -> tuple[str, int]:
+    return (write.chunk_id, write.version) if isinstance(write, Tombstone) else (write["chunk_id"], write["version"])

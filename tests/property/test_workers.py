@@ -1,0 +1,142 @@
+"""Generated records through the real broker and the three workers: if this fails, one record can stop or bend the flow.
+
+The topics are as somebody else may have made them: not compacted, so that a record may lack its key, and open to any
+timestamp. Records come compressed, so that some are larger than the topics carry.
+"""
+
+import signal
+import zlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from itertools import count
+
+import hypothesis
+import orjson
+import pytest
+from checker import check, check_stores
+from conftest import free_ports
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Case, batches, kinds_of, numbered
+from support import Worker, read
+
+from stream import kafka, topics
+from stream.config import STAGES, Settings, StageName
+from stream.records import MAX_VERSION, Chunk, Record
+from stream.status import caught_up
+from stream.verify import verify
+
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(500)]
+
+OPEN = {"cleanup.policy": "delete", "retention.ms": "-1", "message.timestamp.after.max.ms": str(2**63 - 1)}
+
+
+@pytest.fixture
+def variables(variables: dict[str, str]) -> dict[str, str]:
+    return variables | {"STREAM_MAX_RECORD_BYTES": "100000", "STREAM_MAX_MESSAGE_BYTES": str(2**20)}
+
+
+@pytest.fixture
+async def flow(settings: Settings) -> Settings:
+    """Settings whose topics exist and take whatever comes."""
+    async with kafka.admin(settings) as admin:
+        wanted = list(topics.definitions(settings, 1))
+        for topic in wanted:
+            if not topic.name.endswith(topics.DLQ):
+                topic.topic_configs |= OPEN
+        await admin.create_topics(wanted)
+        await topics._until_known(admin, [topic.name for topic in wanted])
+    return settings
+
+
+@pytest.fixture
+async def workers(flow: Settings, stores: object) -> AsyncIterator[list[Worker]]:
+    async with AsyncExitStack() as stack:
+        started = [Worker(stage, port=port) for stage, port in zip(STAGES, free_ports(len(STAGES)), strict=True)]
+        yield [await stack.enter_async_context(worker) for worker in started]
+
+
+def generated(stage: StageName, settings: Settings) -> list[Case]:
+    """At least a thousand records, chunks of their own in each batch."""
+    cases: list[Case] = []
+    prefixes = (f"{stage}{n}" for n in count())
+
+    @hypothesis.settings(derandomize=True)  # what fails later than in here could not be repeated
+    @given(st.data())
+    def collect(data: st.DataObject) -> None:
+        cases.extend(data.draw(batches(stage, settings, next(prefixes))))
+
+    collect()
+    assert len(cases) >= 1000
+    assert {case.kind for case in cases} == set(kinds_of(stage))
+    return [numbered(case, n) for n, case in enumerate(cases)]
+
+
+async def send(settings: Settings, topic: str, records: Iterable[Record]) -> None:
+    """Publishes records as they are, one after the other; those of one key to one partition."""
+    async with kafka.letter_producer(settings) as producer:
+        count = len(await producer.partitions_for(topic))
+        for record in records:
+            batch = producer.create_batch()
+            batch.append(key=record.key, value=record.value, timestamp=record.timestamp, headers=list(record.headers))
+            partition = zlib.crc32(record.key or b"") % count
+            await (await producer.send_batch(batch, topic, partition=partition))
+
+
+class Flow:
+    """What the stages have made since one last looked."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._seen: dict[str, Mapping[int, int]] = {}  # records by partition, by topic
+
+    async def new(self, topic: str | None) -> list[Record]:
+        if topic is None:
+            return []
+        records = await read(self._settings, topic)
+        before, self._seen[topic] = self._seen.get(topic, {}), Counter(record.partition for record in records)
+        return [record for record in records if record.offset >= before.get(record.partition, 0)]
+
+    async def through(self, stage: StageName, cases: list[Case]) -> list[Case]:
+        """Hands cases to a stage, waits for all stages, and checks what this one made of them; returns what came on."""
+        settings = self._settings
+        await self.new(topics.target(settings, stage))  # cases of the next stage may lie there
+        await send(settings, topics.source(settings, stage), [case.record for case in cases])
+        await caught_up(settings)
+        outputs = await self.new(topics.target(settings, stage))
+        letters = await self.new(topics.dead_letters(settings, stage))
+        return check(stage, settings, cases, outputs, letters)
+
+
+def as_chunk(case: Case, settings: Settings) -> Case:
+    """What a producer would have published to lead to a record of a later stage; a deletion if that is too large."""
+    record = case.record
+    value, headers = record.value, record.headers
+    if record.size > settings.max_record_bytes:
+        value, headers = None, (("version", str(MAX_VERSION).encode()),)
+    elif value:
+        value = orjson.dumps({k: v for k, v in orjson.loads(value).items() if k in Chunk.__annotations__})
+    return Case("a chunk", replace(record, value=value, headers=headers), frozenset({None}))
+
+
+async def test_every_record_leads_to_one_outcome_and_verify_is_clean(flow, stores, workers):
+    """From the last stage to the first, so that what a stage makes goes through the next ones by itself."""
+    made = Flow(flow)
+    indexed, expanded = generated("index", flow), generated("expand", flow)
+    await check_stores(stores, indexed, await made.through("index", indexed), flow)
+    await made.through("expand", expanded)
+    assert await made.new(topics.dead_letters(flow, "index")) == []
+
+    # For `verify` the first topic is the truth, so it gets those chunks too that were put behind it.
+    behind = [as_chunk(case, flow) for case in indexed + expanded if None in case.outcomes]
+    chunks = [numbered(case, n) for n, case in enumerate(generated("embed", flow) + behind)]
+    await made.through("embed", chunks)
+    assert await made.new(topics.dead_letters(flow, "expand")) == []
+    assert await made.new(topics.dead_letters(flow, "index")) == []
+    report = await verify(flow, stores)
+    assert report.differences == []
+    for worker in workers:
+        assert await worker.end(signal.SIGTERM) == 0
+    print(f"{len(indexed):,} + {len(expanded):,} + {len(chunks):,} records; {report}")
