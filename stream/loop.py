@@ -50,6 +50,7 @@ RECORD_OVERHEAD = 1024  # bytes that Kafka's format adds to a record and its bat
 PATIENCE = 120.0  # seconds without any sign of life until a worker counts as hung
 MOST_ASSIGNMENTS = 20  # within a minute; two static members of one name throw each other out at every heartbeat
 LONGEST_PAUSE = 30.0  # seconds between two tries during an outage
+PULSE = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class BatchLoop:
         self._assignments: deque[float] = deque(maxlen=MOST_ASSIGNMENTS)
         self._taken: dict[Any, int] = {}  # the last offset started, by partition
         self._last_progress = time.monotonic()
+        self._last_beat = time.monotonic()
         self._producer = producer
         self._letters = letters
         self._fail = fail
@@ -112,6 +114,7 @@ class BatchLoop:
         app.on_partitions_assigned.connect(self._on_assigned, weak=False)
         app.on_before_shutdown.connect(self._on_shutdown, weak=False)
         self._finisher = asyncio.create_task(self._finish())
+        self._pulse = asyncio.create_task(self._beat())
 
     def unhealthy(self) -> str | None:
         """Why only a restart can help; None while the loop turns.
@@ -226,6 +229,7 @@ class BatchLoop:
             self._fail(error)
 
     async def _publish(self, outcomes: list[tuple[Record, Outcome]]) -> None:
+        self._end_if_given_up()
         try:
             async with asyncio.timeout(self.settings.outage_bound):
                 sent = []
@@ -279,6 +283,22 @@ class BatchLoop:
         except TimeoutError:
             seconds = self.settings.drain_timeout
             self._fail(Outage(f"{self._in_flight} batches were not done within {seconds:g} s; they will come again"))
+
+    async def _beat(self) -> None:
+        while True:
+            self._end_if_given_up()
+            self._last_beat = time.monotonic()
+            await asyncio.sleep(PULSE)
+
+    def _end_if_given_up(self) -> None:
+        """Ends a process that stood still for so long that Kafka has given its partitions to others.
+
+        Like what is published after a drain has failed, what it publishes now could follow what the new owner has
+        published.
+        """
+        stood_still = time.monotonic() - self._last_beat
+        if stood_still > self.settings.session_timeout:
+            self._fail(Outage(f"this process stood still for {stood_still:.0f} s, longer than STREAM_SESSION_TIMEOUT"))
 
     async def _on_revoked(self, app: faust.App, revoked: set[Any], **_: Any) -> None:
         await self.drain()

@@ -190,6 +190,24 @@ async def test_nothing_is_started_after_a_drain_and_what_is_never_done_ends_the_
         await run.loop.drain()
 
 
+async def test_a_process_that_stood_still_for_longer_than_its_session_publishes_nothing(monkeypatch):
+    """Others have its partitions: what it published now could follow what is newer."""
+    gate = asyncio.Event()
+
+    async def process(chunks):
+        await gate.wait()
+        return await everything(chunks)
+
+    run = Run(process, session_timeout=6)
+    await run.take(run.event(1))
+    run.loop._last_beat -= 7
+    gate.set()
+    with pytest.raises(Ended):
+        await run.loop._finisher
+    assert "stood still for 7 s" in str(run.failed[0])
+    assert (run.producer.sent, run.acknowledged) == ([], [])
+
+
 async def test_a_value_that_kafka_takes_no_second_time_leaves_a_dead_letter_without_it():
     run = Run(everything)
     run.letters.too_large = True

@@ -28,7 +28,7 @@ NORM_TOLERANCE = 1e-2  # bfloat16 keeps 8 bits
 Vector = npt.NDArray[np.float32]
 
 
-class _NoVector(Outage):
+class _NoVector(Exception):
     """Numbers came back, but not a vector of unit norm."""
 
 
@@ -66,15 +66,13 @@ class EmbeddingClient:
         """Vectors of the texts, in order: base64 of `embed_dimensions` little-endian float32 each, unit norm.
 
         Raises `Refused` if the server will never embed one of them (nobody says which: split the batch), `Outage` if
-        it does not answer, is overloaded, does not serve the model or answers nonsense; three retries first. Whether
-        the texts or the server are to blame for what is no vector is found out with a text that is beyond suspicion.
+        it does not answer, is overloaded, does not serve the model or answers nonsense; three retries first.
         """
         started = time.monotonic()
         try:
             vectors = await self._request(list(texts))
-        except _NoVector as error:
-            await self._request([PROBE])
-            raise Refused(str(error)) from error
+        except _NoVector:
+            vectors = await self._suspected(list(texts))
         seconds = time.monotonic() - started
         metrics.embed_latency_ms.observe(seconds * 1000)
         metrics.embed_batch_size.observe(len(texts))
@@ -96,6 +94,17 @@ class EmbeddingClient:
             raise Outage(f"the embedding server at {self._settings.embed_url} does not answer: {error!r}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise Outage(f"{self._settings.embed_url} is no embedding server: {error!r}") from None
+
+    async def _suspected(self, texts: list[str]) -> list[str]:
+        """Whether texts or server are to blame for what is no vector is found out with a text beyond suspicion."""
+        try:
+            await self._request([PROBE])
+        except _NoVector as error:
+            raise Outage(str(error)) from error
+        try:
+            return await self._request(texts)
+        except _NoVector as error:
+            raise Refused(str(error)) from error
 
     @retry(
         retry=retry_if_exception_type(Outage),

@@ -20,6 +20,7 @@ from stream.stores.base import Hit, Put, Stored
 
 ID_BYTES = 512  # OpenSearch takes no longer _id
 MOST_CLAUSES = 1000  # a query may have 1,024
+PROBE = Tombstone("\x00probe", 0)  # the name of no chunk: it may hold no control character
 
 INDEX: dict[str, Any] = {
     "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1", "gc_deletes": "1h"}},
@@ -98,9 +99,21 @@ class OpenSearchStore:
         }
 
     async def _bulk(self, writes: Sequence[Put | Tombstone]) -> list[Rejected | None]:
-        answer = await self._call("POST", f"/{self._alias}/_bulk", body=b"".join(map(_bulk_lines, writes)))
-        results = [next(iter(item.values())) for item in answer["items"]]
-        return [_rejection(result, write) for result, write in zip(results, writes, strict=True)]
+        """Whether documents or the index are to blame for a refusal is found out with a delete beyond suspicion."""
+        outcomes = await self._send(writes)
+        refused = [i for i, outcome in enumerate(outcomes) if outcome]
+        if refused:
+            (suspicion,) = await self._send([PROBE])
+            if suspicion:
+                raise Outage(suspicion.detail)
+            for i, outcome in zip(refused, await self._send([writes[i] for i in refused]), strict=True):
+                outcomes[i] = outcome
+        return outcomes
+
+    async def _send(self, writes: Sequence[Put | Tombstone]) -> list[Rejected | None]:
+        body = b"".join(map(_bulk_lines, writes))
+        answer = await self._call("POST", f"/{self._alias}/_bulk", body=body, require_alias="true")
+        return [_rejection(next(iter(item.values()))) for item in answer["items"]]
 
     async def count(self) -> int:
         """Documents, after a refresh; none if there is no index yet."""
@@ -159,12 +172,11 @@ class OpenSearchStore:
             raise Outage(f"the answer of OpenSearch at {where} cannot be read: {error}") from error
 
 
-def _rejection(result: Mapping[str, Any], write: Put | Tombstone) -> Rejected | None:
+def _rejection(result: Mapping[str, Any]) -> Rejected | None:
     """What the answer to one line of a bulk request means; raises `Outage` if the line is not at fault."""
-    status = result["status"]
-    if status in (200, 201, 409) or (status == 404 and isinstance(write, Tombstone)):
-        return None  # 409: the index holds a higher version; 404: nothing to delete
-    error = result["error"]
+    status, error = result["status"], result.get("error")
+    if error is None or status == 409:
+        return None  # without an error 404 means that there is nothing to delete; 409: the index has a higher version
     cause = error.get("caused_by", {}).get("reason", "")
     sentence = f"{error['type']}: {error['reason']} {cause}".strip()
     if status != 400:

@@ -170,3 +170,24 @@ async def test_a_store_that_is_down_is_an_outage(settings):
         for store in stores.both:
             with pytest.raises(Outage):
                 await store.count()
+
+
+@pytest.mark.parametrize("writes", [[put("a")], [Tombstone("a", 1)]], ids=["put", "tombstone"])
+async def test_a_closed_index_is_an_outage_and_nobody_s_fault(stores, settings, writes):
+    """OpenSearch answers 400 for each document, as it does for one that is wrong."""
+    path = f"/{settings.opensearch_alias}-1"
+    await stores.opensearch._call("POST", f"{path}/_close")
+    with pytest.raises(Outage, match="closed"):
+        await stores.opensearch.write(writes)
+    await stores.opensearch._call("POST", f"{path}/_open")
+    assert await stores.opensearch.write(writes) == {}
+
+
+@pytest.mark.parametrize("writes", [[put("a")], [Tombstone("a", 1)]], ids=["put", "tombstone"])
+async def test_an_index_that_is_gone_is_an_outage_and_opensearch_makes_no_other(stores, settings, writes):
+    """OpenSearch would make one whose fields are guessed, in which no term would ever be found."""
+    await stores.opensearch._call("DELETE", f"/{settings.opensearch_alias}-1")
+    with pytest.raises(Outage, match="index_not_found"):
+        await stores.opensearch.write(writes)
+    await stores.opensearch.set_up()
+    assert await stores.opensearch.write(writes) == {}
