@@ -26,8 +26,8 @@ HEAD = """\
 Every fault is done to the real servers and worker processes while chunks, newer versions and tombstones are being
 published. Then everything must recover by itself, `stream verify` must be clean, every version that Kafka acknowledged
 must be in the topic, and no topic between the stages may end with an older record of a chunk than its newest. No record
-is at fault, so there must be no dead letter either. `make faults ONLY="words of a row"` shows one fault; `make test` does
-each once.
+is at fault, so there must be no dead letter either. `make faults ONLY="words of a row"` shows one fault; `make test`
+does each once.
 
 """
 

@@ -200,7 +200,7 @@ async def neo4j_killed(pipeline: Pipeline, rng: random.Random) -> int:
 
 @fault("Neo4j", "deadlocks with a concurrent writer")
 async def deadlocks(pipeline: Pipeline, rng: random.Random) -> int:
-    """Worker and writer lock many nodes in different orders; Neo4j chooses who loses. Counted is when the writer does."""
+    """Worker and writer lock many nodes in other orders; Neo4j chooses who loses. Counted is when the writer does."""
     settings = pipeline.settings
     struck = 0
     assert settings.neo4j_password
