@@ -50,7 +50,10 @@ async def one_round(
         for fault in order:
             if time.monotonic() > deadline:
                 break
-            result = await run(fault, flow, history, random.Random(f"{seed} {fault}"))
+            try:
+                result = await run(fault, flow, history, random.Random(f"{seed} {fault}"))
+            except (AssertionError, TimeoutError) as error:
+                result = Result(wrong=[repr(error)])
             found.setdefault(fault, []).append(result)
             said = f"{result.records} records in {result.seconds:.0f} s, wrong: {result.wrong or 'nothing'}"
             print(f"seed {seed}: {fault}: {said}", flush=True)

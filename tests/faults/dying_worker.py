@@ -1,5 +1,9 @@
-"""A worker that kills itself at an exact point of a batch: `dying_worker.py POINT BATCH STAGE`."""
+"""A worker that kills itself at an exact point of a batch: `dying_worker.py POINT BATCH STAGE`.
 
+Before it dies it gives Faust the time to commit what was acknowledged, so that what was acknowledged too early is lost.
+"""
+
+import asyncio
 import os
 import signal
 import sys
@@ -26,7 +30,12 @@ def reached(point: str) -> bool:
     return point == wanted and batches[point] == int(number)
 
 
-def die() -> None:
+async def die() -> None:
+    await asyncio.sleep(4 * settings.commit_interval)
+    die_at_once()
+
+
+def die_at_once() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -36,11 +45,11 @@ async def dying_stage(name, settings):
 
         async def process(records):
             if reached("taken"):
-                die()
+                await die()
             if name == "index" and reached("sent"):
                 both = stage.process.keywords["stores"]
                 await stage.process.func(records, **stage.process.keywords | {"stores": both[:1]})
-                die()
+                await die()
             return await stage.process(records)
 
         yield replace(stage, process=process)
@@ -50,18 +59,19 @@ class DyingLoop(BatchLoop):
     async def _publish(self, outcomes):
         if not self.stage.writes_stores and reached("sent"):
             await super()._publish(outcomes[: (len(outcomes) + 1) // 2])
-            die()
+            await die()
         await super()._publish(outcomes)
         if reached("published"):
-            die()
+            await die()
 
     def _measure(self, batch, outcomes):
         if reached("acknowledged"):
-            die()
+            die_at_once()
         super()._measure(batch, outcomes)
 
 
 if __name__ == "__main__":
     _, wanted, number, stage = sys.argv
     worker.open_stage, worker.BatchLoop = dying_stage, DyingLoop
-    worker.run(stage, config.load())
+    settings = config.load()
+    worker.run(stage, settings)

@@ -14,7 +14,7 @@ from stream.config import Settings
 from stream.contracts import Contract
 from stream.records import VERSION_HEADER, Rejected, decode
 
-CHUNKS = 400  # so few that most are published more than once
+NEW = 0.5  # the share of chunks that are new; the others have a newer version than before
 PUBLISHED_A_SECOND = 60
 WORDS = ["lock", "queue", "socket", "stream", "thread", "await", "commit", "offset", "vector", "shard", "broker", "lag"]
 
@@ -32,6 +32,7 @@ class History:
         self._settings = settings
         self._random = random.Random(seed)
         self._version = 0
+        self._chunks = 0
         self._on_their_way: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -48,7 +49,7 @@ class History:
     async def _publish(self, producer: kafka.AIOKafkaProducer) -> None:
         while True:
             self._version += 1
-            chunk_id = f"c{self._random.randrange(CHUNKS)}"
+            chunk_id = self._next_chunk()
             value, headers = self._change(chunk_id)
             acknowledgement = await producer.send(
                 self._settings.topic, key=chunk_id.encode(), value=value, headers=headers
@@ -58,6 +59,12 @@ class History:
             self._on_their_way.add(noting)
             noting.add_done_callback(self._on_their_way.discard)
             await asyncio.sleep(1 / PUBLISHED_A_SECOND)
+
+    def _next_chunk(self) -> str:
+        if not self._chunks or self._random.random() < NEW:
+            self._chunks += 1
+            return f"c{self._chunks}"
+        return f"c{self._random.randint(1, self._chunks)}"
 
     def _change(self, chunk_id: str) -> tuple[bytes | None, list[tuple[str, bytes]]]:
         if self._random.random() < 0.1:

@@ -13,11 +13,11 @@ from faults.pipeline import Pipeline
 class Result:
     """`wrong` names what was lost or is wrong; `recovery` is seconds from the end of the fault until all is well."""
 
-    records: int
-    strikes: int
-    seconds: float
-    recovery: float
-    dead_letters: int
+    records: int = 0
+    strikes: int = 0
+    seconds: float = 0
+    recovery: float = 0
+    dead_letters: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
