@@ -18,11 +18,13 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from stream.errors import ConfigurationError
 
 StageName = Literal["embed", "expand", "index"]
+SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 SearchMode = Literal["lexical", "dense"]
 STAGES: tuple[StageName, ...] = ("embed", "expand", "index")
 
 SERVERS = r"^(\[[^\]]+\]|[^:,\s]+):\d{1,5}(,(\[[^\]]+\]|[^:,\s]+):\d{1,5})*$"
-NAME = r"^[a-zA-Z0-9._-]+$"  # what Kafka allows in a topic
+NAME = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]*$"  # what Kafka allows in a topic, of which "." and ".." are none
 IDENTIFIER = r"^[a-z][a-z0-9_-]*$"  # safe as an OpenSearch index and, in backticks, as a Neo4j index
 
 
@@ -51,6 +53,19 @@ class Settings(BaseSettings):
     kafka_servers: str = Field(
         "localhost:9092", pattern=SERVERS, description="Bootstrap servers, host:port, separated by commas."
     )
+    kafka_security_protocol: SecurityProtocol = Field(
+        "PLAINTEXT", description="How to reach Kafka: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
+    )
+    kafka_sasl_mechanism: SaslMechanism | None = Field(
+        None, description="How to log in with SASL: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."
+    )
+    kafka_user: str | None = Field(None, min_length=1, description="Kafka's user, with SASL.")
+    kafka_password: SecretStr | None = Field(None, min_length=1, description="Kafka's password, with SASL.")
+    kafka_ca_file: Path | None = Field(
+        None, description="The certificates (PEM) that Kafka's must come from; default those that the system trusts."
+    )
+    kafka_cert_file: Path | None = Field(None, description="The certificate (PEM) that this client shows to Kafka.")
+    kafka_key_file: Path | None = Field(None, description="Its key (PEM, without a passphrase).")
     topic: str = Field(
         "chunks",
         pattern=NAME,
@@ -119,13 +134,22 @@ class Settings(BaseSettings):
     neo4j_uri: BoltAddress = Field("bolt://localhost:7687", description="Neo4j's Bolt address.")
     neo4j_user: str = Field("neo4j", description="Neo4j's user.")
     neo4j_password: SecretStr | None = Field(None, description="Neo4j's password; none if its auth is off.")
+    neo4j_ca_file: Path | None = Field(
+        None, description="The certificates (PEM) that Neo4j's must come from, with bolt+s or neo4j+s."
+    )
     neo4j_database: str = Field("neo4j", description="Neo4j's database.")
     neo4j_index: str = Field("chunk_qwen_idx", pattern=IDENTIFIER, description="Neo4j's vector index.")
     opensearch_url: HttpAddress = Field("http://localhost:9200", description="OpenSearch's address.")
     opensearch_user: str | None = Field(None, description="OpenSearch's user; none if its security is off.")
     opensearch_password: SecretStr | None = Field(None, description="OpenSearch's password.")
+    opensearch_ca_file: Path | None = Field(
+        None, description="The certificates (PEM) that OpenSearch's must come from, with https."
+    )
     opensearch_alias: str = Field(
-        "chunks", pattern=IDENTIFIER, description="OpenSearch's alias; the first index behind it has -1 at its end."
+        "chunks",
+        pattern=IDENTIFIER,
+        max_length=200,
+        description="OpenSearch's alias; the first index behind it has -1 at its end.",
     )
     store_timeout: float = Field(60, gt=0, description="Seconds for one call of a store to answer.")
 
@@ -145,6 +169,30 @@ class Settings(BaseSettings):
     def _user_and_password(self) -> Self:
         if (self.opensearch_user is None) != (self.opensearch_password is None):
             raise ValueError("opensearch_user and opensearch_password go together")
+        return self
+
+    @model_validator(mode="after")
+    def _security_that_makes_sense(self) -> Self:
+        protocol = self.kafka_security_protocol
+        login = (self.kafka_sasl_mechanism, self.kafka_user, self.kafka_password)
+        if protocol.startswith("SASL_") and None in login:
+            raise ValueError(f"{protocol} needs kafka_sasl_mechanism, kafka_user and kafka_password")
+        if not protocol.startswith("SASL_") and any(login):
+            raise ValueError(
+                "kafka_sasl_mechanism, kafka_user and kafka_password need the kafka_security_protocol SASL_SSL "
+                f"or SASL_PLAINTEXT, it is {protocol}"
+            )
+        if not protocol.endswith("SSL") and any((self.kafka_ca_file, self.kafka_cert_file, self.kafka_key_file)):
+            raise ValueError(
+                "kafka_ca_file, kafka_cert_file and kafka_key_file need the kafka_security_protocol SSL "
+                f"or SASL_SSL, it is {protocol}"
+            )
+        if (self.kafka_cert_file is None) != (self.kafka_key_file is None):
+            raise ValueError("kafka_cert_file and kafka_key_file go together")
+        if self.neo4j_ca_file and urlsplit(self.neo4j_uri).scheme not in ("bolt+s", "neo4j+s"):
+            raise ValueError("neo4j_ca_file needs a neo4j_uri of bolt+s:// or neo4j+s://")
+        if self.opensearch_ca_file and urlsplit(self.opensearch_url).scheme != "https":
+            raise ValueError("opensearch_ca_file needs an opensearch_url of https://")
         return self
 
     @property

@@ -94,6 +94,7 @@ def _app(stage: StageName, settings: Settings) -> faust.App:
     """Faust without its tables, leader, web server and implicit topics."""
     return faust.App(
         topics.group(settings, stage),
+        broker_credentials=_credentials(settings),
         broker=[f"kafka://{server}" for server in settings.kafka_servers.split(",")],
         key_serializer="raw",
         value_serializer="raw",
@@ -111,6 +112,20 @@ def _app(stage: StageName, settings: Settings) -> faust.App:
         stream_buffer_maxsize=2 * settings.batch_size,
         stream_wait_empty=False,
     )
+
+
+def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
+    """The arguments of `kafka.security` as Faust takes them."""
+    security = kafka.security(settings)
+    context = security.get("ssl_context")
+    if "sasl_mechanism" in security:
+        return faust.SASLCredentials(
+            username=security["sasl_plain_username"],
+            password=security["sasl_plain_password"],
+            mechanism=security["sasl_mechanism"],
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context else None
 
 
 def fail(error: BaseException) -> NoReturn:

@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 from neo4j.exceptions import DriverError, Neo4jError
 
+from stream import tls
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.models.embeddings import Vector
@@ -76,8 +77,13 @@ class Neo4jStore:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         password = settings.neo4j_password
+        uri = settings.neo4j_uri
+        security: dict[str, Any] = {}
+        if settings.neo4j_ca_file:  # the driver takes a context only with a scheme that does not say +s itself
+            uri, security = uri.replace("+s://", "://", 1), {"ssl_context": tls.context(settings.neo4j_ca_file)}
         self._driver = neo4j.AsyncGraphDatabase.driver(
-            settings.neo4j_uri,
+            uri,
+            **security,
             auth=(settings.neo4j_user, password.get_secret_value()) if password else None,
             connection_timeout=5,
             connection_acquisition_timeout=settings.store_timeout,
@@ -159,6 +165,10 @@ class Neo4jStore:
                 raise ConfigurationError(
                     f"Neo4j at {self._settings.neo4j_uri} does not let us in ({sentence}): "
                     "set STREAM_NEO4J_USER, STREAM_NEO4J_PASSWORD and STREAM_NEO4J_DATABASE"
+                ) from error
+            if refusal := tls.refusal(error):
+                raise ConfigurationError(
+                    f"Neo4j cannot be reached at {self._settings.neo4j_uri}, {refusal}; set STREAM_NEO4J_CA_FILE"
                 ) from error
             raise Outage(f"Neo4j at {self._settings.neo4j_uri} is not available ({sentence})") from error
         return result.records

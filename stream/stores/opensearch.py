@@ -12,6 +12,7 @@ from opensearchpy import AsyncOpenSearch
 from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
 from opensearchpy.exceptions import OpenSearchException, TransportError
 
+from stream import tls
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.outcomes import isolate
@@ -51,8 +52,10 @@ class OpenSearchStore:
         self._settings = settings
         self._alias = settings.opensearch_alias
         password = settings.opensearch_password
+        encrypted = settings.opensearch_url.startswith("https:")
         self._client = AsyncOpenSearch(
             hosts=[settings.opensearch_url],
+            ssl_context=tls.context(settings.opensearch_ca_file) if encrypted else None,
             http_auth=(settings.opensearch_user, password.get_secret_value()) if password else None,
             timeout=settings.store_timeout,
             max_retries=0,
@@ -145,6 +148,10 @@ class OpenSearchStore:
         try:
             return await self._client.transport.perform_request(method, path, params=params, body=body)
         except OpenSearchConnectionError as error:
+            if refusal := tls.refusal(error):
+                raise ConfigurationError(
+                    f"OpenSearch cannot be reached at {where}, {refusal}; set STREAM_OPENSEARCH_CA_FILE"
+                ) from error
             raise Outage(f"OpenSearch at {where} does not answer: {error.error}") from error
         except TransportError as error:
             sentence = f"OpenSearch at {where} answers {error.status_code} {error.error}"
