@@ -25,19 +25,26 @@ def context(ca_file: Path | None, cert_file: Path | None = None, key_file: Path 
     return trusting
 
 
+def unverified() -> ssl.SSLContext:
+    """For a connection that only finds out whether a server speaks TLS: no secret may be sent over it."""
+    trusting_anybody = ssl.create_default_context()
+    trusting_anybody.check_hostname, trusting_anybody.verify_mode = False, ssl.CERT_NONE
+    return trusting_anybody
+
+
 def refusal(error: BaseException | None) -> str | None:
     """Why TLS refused the connection that failed with this error; None if that was not the cause.
 
     A connection that broke is no refusal. The causes and contexts of the error are looked through.
     """
-    while error is not None:
-        # aiohttp's errors count as OpenSSL's without having their attributes; the real one is their cause.
-        if type(error) is ssl.SSLCertVerificationError:
-            return f"its certificate is not trusted: {error.verify_message}"
-        if type(error) is ssl.SSLError:
-            return f"no TLS connection can be made: {_reason(error)}"
-        error = error.__cause__ or error.__context__
-    return None
+    # aiohttp's errors count as OpenSSL's without having their attributes; the real one is their cause.
+    if type(error) is ssl.SSLCertVerificationError:
+        return f"its certificate is not trusted: {error.verify_message}"
+    if type(error) is ssl.SSLError:
+        return f"no TLS connection can be made: {_reason(error)}"
+    if isinstance(error, BaseExceptionGroup):  # one for each router of Neo4j that was tried
+        return next(filter(None, map(refusal, error.exceptions)), None)
+    return refusal(error.__cause__ or error.__context__) if error else None
 
 
 def _reason(error: OSError) -> str:

@@ -68,20 +68,6 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 120, 
             await asyncio.sleep(every)
 
 
-def openssl(*arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
-
-
-def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A certificate of 127.0.0.1 that vouches for itself, and its key."""
-    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
-    openssl(
-        *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", f"/CN={name}"),
-        *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)),
-    )
-    return cert, key
-
-
 class Worker:
     """A worker as a process of its own. `script` runs it with a fault; the default is the product itself."""
 

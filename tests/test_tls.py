@@ -1,20 +1,22 @@
 """If these fail, a client talks to a stranger, or does not say which file is at fault."""
 
 import asyncio
-import ssl
 from contextlib import asynccontextmanager
 
 import pytest
-from support import certificate, openssl
+from guards import certificate, openssl, serving
 
 from stream import config, tls
 from stream.errors import ConfigurationError, Outage
+from stream.models.embeddings import EmbeddingClient
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import OpenSearchStore
 
-STORES = {
-    "neo4j": (Neo4jStore, "neo4j_uri", "bolt+s", "STREAM_NEO4J_CA_FILE"),
-    "opensearch": (OpenSearchStore, "opensearch_url", "https", "STREAM_OPENSEARCH_CA_FILE"),
+SERVERS = {  # by scheme: what makes a client, its call, and how its settings begin
+    "bolt+s": (Neo4jStore, Neo4jStore.count, "neo4j", "neo4j_uri"),
+    "neo4j+s": (Neo4jStore, Neo4jStore.count, "neo4j", "neo4j_uri"),
+    "https": (OpenSearchStore, OpenSearchStore.count, "opensearch", "opensearch_url"),
+    "https to vLLM": (EmbeddingClient, EmbeddingClient.served_models, "embed", "embed_url"),
 }
 
 
@@ -31,36 +33,34 @@ async def hanging_up(context):
         yield server.sockets[0].getsockname()[1], connections
 
 
-@pytest.mark.parametrize("store", STORES)
-async def test_a_store_is_trusted_by_the_ca_file_and_a_stranger_is_not(tmp_path, store):
-    make, address, scheme, words = STORES[store]
+@pytest.mark.parametrize("server", SERVERS)
+async def test_a_server_is_trusted_by_the_ca_file_and_a_stranger_is_not(tmp_path, server):
+    make, call, name, address = SERVERS[server]
     ours, strangers = (certificate(tmp_path, name) for name in ("ours", "strangers"))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(*ours)
-    async with hanging_up(context) as (port, connections):
+    async with hanging_up(serving(*ours)) as (port, connections):
         for trusted, error in ((strangers, ConfigurationError), (None, ConfigurationError), (ours, Outage)):
-            values = {address: f"{scheme}://127.0.0.1:{port}", f"{store}_ca_file": trusted and trusted[0]}
-            async with make(config.only({k: str(v) for k, v in values.items() if v})) as opened:
+            values = {address: f"{server.split()[0]}://127.0.0.1:{port}", f"{name}_ca_file": trusted and trusted[0]}
+            async with make(config.only({k: str(v) for k, v in values.items() if v})) as client:
                 with pytest.raises(error) as raised:
-                    await opened.count()
-            assert (words in str(raised.value)) == (error is ConfigurationError)
+                    await call(client)
+            assert (f"STREAM_{name.upper()}_CA_FILE" in str(raised.value)) == (error is ConfigurationError)
             assert "\n" not in str(raised.value)
             assert bool(connections) == (trusted is ours)
 
 
-@pytest.mark.parametrize("store", STORES)
-async def test_a_store_without_tls_is_named_when_tls_is_asked_for(store):
-    make, address, scheme, _ = STORES[store]
+@pytest.mark.parametrize("server", SERVERS)
+async def test_a_server_without_tls_is_named_when_tls_is_asked_for(server):
+    make, call, _, address = SERVERS[server]
 
     async def plain(_, writer):
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
 
-    async with await asyncio.start_server(plain, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        async with make(config.only({address: f"{scheme}://127.0.0.1:{port}"})) as opened:
+    async with await asyncio.start_server(plain, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        async with make(config.only({address: f"{server.split()[0]}://127.0.0.1:{port}"})) as client:
             with pytest.raises(ConfigurationError, match="no TLS connection") as raised:
-                await opened.count()
+                await call(client)
     assert "\n" not in str(raised.value)
 
 

@@ -76,6 +76,7 @@ class Neo4jStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._reached = False
         password = settings.neo4j_password
         uri = settings.neo4j_uri
         security: dict[str, Any] = {}
@@ -153,6 +154,9 @@ class Neo4jStore:
     async def _run(self, query: str, **parameters: Any) -> list[neo4j.Record]:
         statement = neo4j.Query(query, timeout=self._settings.store_timeout)
         try:
+            if not self._reached:  # a query would be tried for seconds, also where TLS or the login is refused
+                await self._driver.verify_connectivity()
+                self._reached = True
             result = await self._driver.execute_query(
                 statement, parameters_=parameters, database_=self._settings.neo4j_database
             )

@@ -3,6 +3,7 @@
 The guard is OpenSearch's own external versioning. It remembers a deleted document for `index.gc_deletes`.
 """
 
+import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,12 +52,11 @@ class OpenSearchStore:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._alias = settings.opensearch_alias
-        password = settings.opensearch_password
         encrypted = settings.opensearch_url.startswith("https:")
         self._client = AsyncOpenSearch(
             hosts=[settings.opensearch_url],
             ssl_context=tls.context(settings.opensearch_ca_file) if encrypted else None,
-            http_auth=(settings.opensearch_user, password.get_secret_value()) if password else None,
+            headers=_authorization(settings),
             timeout=settings.store_timeout,
             max_retries=0,
         )
@@ -164,6 +164,15 @@ class OpenSearchStore:
             raise Outage(sentence) from error
         except OpenSearchException as error:
             raise Outage(f"the answer of OpenSearch at {where} cannot be read: {error}") from error
+
+
+def _authorization(settings: Settings) -> dict[str, str]:
+    """The header of basic authentication in UTF-8; the client's own `http_auth` knows only Latin-1."""
+    user, password = settings.opensearch_user, settings.opensearch_password
+    if not user or not password:
+        return {}
+    login = f"{user}:{password.get_secret_value()}".encode()
+    return {"authorization": f"Basic {base64.b64encode(login).decode()}"}
 
 
 def _rejection(result: Mapping[str, Any], write: Put | Tombstone) -> Rejected | None:

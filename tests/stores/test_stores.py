@@ -157,8 +157,10 @@ async def test_an_index_with_other_fields_is_noticed_at_the_start_and_not_by_dea
     await stores.opensearch._call("DELETE", f"/{other}")
 
 
-async def test_a_wrong_password_is_a_matter_of_settings(settings):
-    async with Neo4jStore(settings.model_copy(update={"neo4j_password": SecretStr("wrong")})) as store:
+@pytest.mark.parametrize("password", [SecretStr("wrong"), None])
+async def test_a_wrong_password_is_a_matter_of_settings_and_none_is_wrong_too(settings, password):
+    """The local profile's Neo4j lets nobody in without one."""
+    async with Neo4jStore(settings.model_copy(update={"neo4j_password": password})) as store:
         with pytest.raises(ConfigurationError, match="STREAM_NEO4J_PASSWORD") as error:
             await store.count()
     assert "wrong" not in str(error.value)
