@@ -9,48 +9,16 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.conn import collect_hosts, create_conn
-from aiokafka.errors import (
-    IllegalSaslStateError,
-    KafkaConnectionError,
-    KafkaError,
-    SaslAuthenticationFailed,
-    UnknownTopicOrPartitionError,
-    UnsupportedSaslMechanismError,
-    for_code,
-)
+from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError, for_code
 
-from stream import tls
+from stream import kafka_security
 from stream.config import Settings
-from stream.errors import ConfigurationError, Outage, StreamError
+from stream.errors import ConfigurationError, Outage
 from stream.records import Record
-
-NOT_LET_IN = (SaslAuthenticationFailed, UnsupportedSaslMechanismError, IllegalSaslStateError)
-PROBE_MS = 5000
-
-
-def security(settings: Settings) -> dict[str, Any]:
-    """What every client must be told of TLS and SASL, as aiokafka's arguments.
-
-    Raises `ConfigurationError` if a certificate or key cannot be read.
-    """
-    protocol, password = settings.kafka_security_protocol, settings.kafka_password
-    arguments: dict[str, Any] = {"security_protocol": protocol}
-    if protocol.endswith("SSL"):
-        arguments["ssl_context"] = tls.context(
-            settings.kafka_ca_file, settings.kafka_cert_file, settings.kafka_key_file
-        )
-    if password:
-        arguments |= {
-            "sasl_mechanism": settings.kafka_sasl_mechanism,
-            "sasl_plain_username": settings.kafka_user,
-            "sasl_plain_password": password.get_secret_value(),
-        }
-    return arguments
 
 
 def _reach(settings: Settings) -> dict[str, Any]:
-    return {"bootstrap_servers": settings.kafka_servers, **security(settings)}
+    return {"bootstrap_servers": settings.kafka_servers, **kafka_security.arguments(settings)}
 
 
 @asynccontextmanager
@@ -59,37 +27,10 @@ async def _started(settings: Settings, client: Any, stop: str) -> AsyncIterator[
         try:
             await client.start()
         except KafkaConnectionError:
-            raise await _why(settings) from None
+            raise await kafka_security.refusal(settings) from None
         yield client
     finally:
         await getattr(client, stop)()
-
-
-async def _why(settings: Settings) -> StreamError:
-    """Why no client can start: aiokafka only logs it, so each server is asked once more."""
-    hangs_up = False
-    for host, port, _ in collect_hosts(settings.kafka_servers):
-        try:
-            (await create_conn(host, port, request_timeout_ms=PROBE_MS, **security(settings))).close()
-            hangs_up = True  # who should log in and does not is let go only after the first question
-        except NOT_LET_IN as error:
-            return ConfigurationError(
-                f"Kafka at {host}:{port} does not let us in ({type(error).__name__}): set STREAM_KAFKA_USER, "
-                "STREAM_KAFKA_PASSWORD and STREAM_KAFKA_SASL_MECHANISM"
-            )
-        except (KafkaError, OSError, TimeoutError) as error:
-            if refusal := tls.refusal(error):
-                return ConfigurationError(
-                    f"Kafka at {host}:{port} cannot be reached with {settings.kafka_security_protocol}, {refusal}; "
-                    "set STREAM_KAFKA_SECURITY_PROTOCOL, STREAM_KAFKA_CA_FILE and STREAM_KAFKA_CERT_FILE"
-                )
-            hangs_up |= isinstance(error, KafkaError)
-    if hangs_up:
-        return Outage(
-            f"Kafka at {settings.kafka_servers} takes a connection with {settings.kafka_security_protocol} and closes "
-            "it; wait until it is up, or set STREAM_KAFKA_SECURITY_PROTOCOL to what it expects"
-        )
-    return Outage(f"Kafka does not answer at {settings.kafka_servers}; start it, or set STREAM_KAFKA_SERVERS")
 
 
 @asynccontextmanager

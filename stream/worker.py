@@ -14,7 +14,7 @@ from typing import NoReturn
 import faust
 from filelock import FileLock, Timeout
 
-from stream import kafka, preflight, topics, web
+from stream import kafka, kafka_security, preflight, topics, web
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError, Outage, StreamError
 from stream.loop import BatchLoop
@@ -115,14 +115,14 @@ def _app(stage: StageName, settings: Settings) -> faust.App:
 
 
 def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
-    """The arguments of `kafka.security` as Faust takes them."""
-    security = kafka.security(settings)
-    context = security.get("ssl_context")
-    if "sasl_mechanism" in security:
+    """The arguments of aiokafka's clients as Faust takes them."""
+    told = kafka_security.arguments(settings)
+    context = told.get("ssl_context")
+    if "sasl_mechanism" in told:
         return faust.SASLCredentials(
-            username=security["sasl_plain_username"],
-            password=security["sasl_plain_password"],
-            mechanism=security["sasl_mechanism"],
+            username=told["sasl_plain_username"],
+            password=told["sasl_plain_password"],
+            mechanism=told["sasl_mechanism"],
             ssl_context=context,
         )
     return faust.SSLCredentials(context) if context else None
