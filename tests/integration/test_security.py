@@ -337,7 +337,7 @@ async def test_chunks_go_through_all_that_is_guarded_and_nothing_that_is_said_ho
     for stage, worker in workers.items():
         said.add(stage, worker.log.read_text())
     leaks = sorted(who for who, text in said.texts if holds_a_secret(text, certificates, own))
-    assert not leaks, leaks
+    assert not leaks, "; ".join(leaks)
 
 
 def every_secret(settings):
