@@ -1,4 +1,7 @@
-"""Clients of Kafka as this project uses them; each raises `Outage` if no broker answers."""
+"""Clients of Kafka as this project uses them.
+
+Each raises `Outage` if no broker answers and `ConfigurationError` if one answers but does not let us in.
+"""
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -8,9 +11,14 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError, for_code
 
+from stream import kafka_security
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
 from stream.records import Record
+
+
+def _reach(settings: Settings) -> dict[str, Any]:
+    return {"bootstrap_servers": settings.kafka_servers, **kafka_security.arguments(settings)}
 
 
 @asynccontextmanager
@@ -19,9 +27,7 @@ async def _started(settings: Settings, client: Any, stop: str) -> AsyncIterator[
         try:
             await client.start()
         except KafkaConnectionError:
-            raise Outage(
-                f"Kafka does not answer at {settings.kafka_servers}; start it, or set STREAM_KAFKA_SERVERS"
-            ) from None
+            raise await kafka_security.refusal(settings) from None
         yield client
     finally:
         await getattr(client, stop)()
@@ -30,7 +36,7 @@ async def _started(settings: Settings, client: Any, stop: str) -> AsyncIterator[
 @asynccontextmanager
 async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
     """An admin client."""
-    async with _started(settings, AIOKafkaAdminClient(bootstrap_servers=settings.kafka_servers), "close") as client:
+    async with _started(settings, AIOKafkaAdminClient(**_reach(settings)), "close") as client:
         yield client
 
 
@@ -38,7 +44,7 @@ async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
 async def producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
     """A producer whose acknowledgement means that all in-sync replicas have the record, once and in order."""
     client = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_servers,
+        **_reach(settings),
         acks="all",
         enable_idempotence=True,
         linger_ms=5,
@@ -56,9 +62,7 @@ async def letter_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]
     Compressed, because what came compressed may be larger than the topic carries; and not idempotent, because the
     broker's refusal of one record would leave an idempotent producer out of sequence.
     """
-    client = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_servers, acks="all", compression_type="gzip", max_request_size=2**31 - 1
-    )
+    client = AIOKafkaProducer(**_reach(settings), acks="all", compression_type="gzip", max_request_size=2**31 - 1)
     async with _started(settings, client, "stop") as started:
         yield started
 
@@ -67,7 +71,7 @@ async def letter_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]
 async def consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer that neither joins a group nor commits."""
     client = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_servers,
+        **_reach(settings),
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         fetch_max_bytes=8 * 2**20,

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import orjson
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from stream import metrics
+from stream import metrics, tls
 from stream.config import Settings
-from stream.errors import Outage, Refused
+from stream.errors import ConfigurationError, Outage, Refused, StreamError
 from stream.records import Provenance
 
 RETRIES = 3
@@ -42,6 +42,7 @@ class EmbeddingClient:
             base_url=settings.embed_url,
             headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
             timeout=httpx.Timeout(settings.embed_timeout, connect=5),
+            verify=tls.context(settings.embed_ca_file),
             trust_env=False,  # a proxy for the way out is none for the way to a neighbour
             transport=transport,
         )
@@ -88,10 +89,11 @@ class EmbeddingClient:
         """Names of the models that the server serves, each with the tokens that it takes at most."""
         try:
             response = await self._http.get("/v1/models", timeout=5)
+            self._let_in(response)
             response.raise_for_status()
             return {model["id"]: model.get("max_model_len") for model in response.json()["data"]}
         except httpx.HTTPError as error:
-            raise Outage(f"the embedding server at {self._settings.embed_url} does not answer: {error!r}") from None
+            raise self._unreachable(error) from None
         except (ValueError, KeyError, TypeError) as error:
             raise Outage(f"{self._settings.embed_url} is no embedding server: {error!r}") from None
 
@@ -125,12 +127,28 @@ class EmbeddingClient:
                 "/v1/embeddings", content=orjson.dumps(body), headers={"Content-Type": "application/json"}
             )
         except httpx.TransportError as error:
-            raise Outage(f"the embedding server at {self._settings.embed_url} does not answer: {error!r}") from error
+            raise self._unreachable(error) from error
+        self._let_in(response)
         if response.status_code in (400, 413, 422):
             raise Refused(f"the embedding server refuses it: {_message(response)}")
         if response.status_code != 200:
             raise Outage(f"the embedding server answers {response.status_code}: {_message(response)}")
         return self._checked(response.content, len(texts))
+
+    def _unreachable(self, error: httpx.HTTPError) -> StreamError:
+        where = self._settings.embed_url
+        if refusal := tls.refusal(error):
+            return ConfigurationError(
+                f"the embedding server cannot be reached at {where}, {refusal}: set STREAM_EMBED_CA_FILE"
+            )
+        return Outage(f"the embedding server at {where} does not answer: {error!r}")
+
+    def _let_in(self, response: httpx.Response) -> None:
+        if response.status_code in (401, 403):
+            raise ConfigurationError(
+                f"the embedding server at {self._settings.embed_url} does not let us in "
+                f"({response.status_code}): set STREAM_EMBED_API_KEY"
+            )
 
     def _checked(self, content: bytes, count: int) -> list[str]:
         try:

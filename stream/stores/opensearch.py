@@ -3,6 +3,7 @@
 The guard is OpenSearch's own external versioning. It remembers a deleted document for `index.gc_deletes`.
 """
 
+import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from opensearchpy import AsyncOpenSearch
 from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
 from opensearchpy.exceptions import OpenSearchException, TransportError
 
+from stream import tls
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.outcomes import isolate
@@ -51,10 +53,11 @@ class OpenSearchStore:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._alias = settings.opensearch_alias
-        password = settings.opensearch_password
+        encrypted = settings.opensearch_url.startswith("https:")
         self._client = AsyncOpenSearch(
             hosts=[settings.opensearch_url],
-            http_auth=(settings.opensearch_user, password.get_secret_value()) if password else None,
+            ssl_context=tls.context(settings.opensearch_ca_file) if encrypted else None,
+            headers=_authorization(settings),
             timeout=settings.store_timeout,
             max_retries=0,
         )
@@ -158,6 +161,10 @@ class OpenSearchStore:
         try:
             return await self._client.transport.perform_request(method, path, params=params, body=body)
         except OpenSearchConnectionError as error:
+            if refusal := tls.refusal(error):
+                raise ConfigurationError(
+                    f"OpenSearch cannot be reached at {where}, {refusal}; set STREAM_OPENSEARCH_CA_FILE"
+                ) from error
             raise Outage(f"OpenSearch at {where} does not answer: {error.error}") from error
         except TransportError as error:
             sentence = f"OpenSearch at {where} answers {error.status_code} {error.error}"
@@ -170,6 +177,15 @@ class OpenSearchStore:
             raise Outage(sentence) from error
         except OpenSearchException as error:
             raise Outage(f"the answer of OpenSearch at {where} cannot be read: {error}") from error
+
+
+def _authorization(settings: Settings) -> dict[str, str]:
+    """The header of basic authentication in UTF-8; the client's own `http_auth` knows only Latin-1."""
+    user, password = settings.opensearch_user, settings.opensearch_password
+    if not user or not password:
+        return {}
+    login = f"{user}:{password.get_secret_value()}".encode()
+    return {"authorization": f"Basic {base64.b64encode(login).decode()}"}
 
 
 def _rejection(result: Mapping[str, Any]) -> Rejected | None:
