@@ -16,7 +16,7 @@ from support import until
 @dataclass(frozen=True)
 class Answer:
     status: int
-    headers: dict[str, str]
+    kind: str
     body: bytes
 
 
@@ -32,11 +32,12 @@ class Proxy:
         self._upstream = upstream
         self._path = path
         self._spoil: Spoil | None = None
+        self._mistake: Exception | None = None
         (self._port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self._port}"
 
     async def __aenter__(self) -> Self:
-        self._client = aiohttp.ClientSession(auto_decompress=False)
+        self._client = aiohttp.ClientSession()
         app = web.Application(client_max_size=2**30)
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
@@ -55,6 +56,8 @@ class Proxy:
             yield
         finally:
             self._spoil = None
+        if self._mistake:
+            raise self._mistake
 
     @asynccontextmanager
     async def refusing(self) -> AsyncIterator[None]:
@@ -90,18 +93,22 @@ class Proxy:
             async with self._client.request(
                 request.method, self._upstream + str(request.rel_url), data=body, headers=headers
             ) as response:
-                kept = {n: v for n, v in response.headers.items() if n in ("Content-Type", "Content-Encoding")}
-                return Answer(response.status, kept, await response.read())
+                return Answer(response.status, response.headers.get("Content-Type", ""), await response.read())
 
         if self._spoil and request.path.endswith(self._path):
             self.spoiled += 1
-            if answer := await self._spoil(request, body, forward):
-                return answer
+            try:
+                if answer := await self._spoil(request, body, forward):
+                    return answer
+            except Exception as error:
+                if not isinstance(error, OSError):  # else somebody has hung up, which is a fault as any other
+                    self._mistake = error
+                raise
         try:
             passed = await forward(body)
         except aiohttp.ClientConnectionError:
             return cut(request)
-        return web.Response(status=passed.status, headers=passed.headers, body=passed.body)
+        return web.Response(status=passed.status, headers={"Content-Type": passed.kind}, body=passed.body)
 
 
 def cut(request: web.Request) -> web.Response:
@@ -132,9 +139,8 @@ async def cutting(request: web.Request, body: bytes, forward: Forward) -> web.Re
 
 async def half(request: web.Request, body: bytes, forward: Forward) -> web.StreamResponse:
     passed = await forward(body)
-    response = web.StreamResponse(
-        status=passed.status, headers=passed.headers | {"Content-Length": str(len(passed.body))}
-    )
+    headers = {"Content-Type": passed.kind, "Content-Length": str(len(passed.body))}
+    response = web.StreamResponse(status=passed.status, headers=headers)
     await response.prepare(request)
     await response.write(passed.body[: len(passed.body) // 2])
     cut(request)
