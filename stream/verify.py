@@ -3,7 +3,7 @@
 The topic is the truth: of each chunk the record with the highest version, tombstones included (of equal versions the
 later one). A store agrees if it has that version, with that text, and its vector or terms.
 
-What was read lies in a database of SQLite's that nobody else sees: a temporary file of some 65 bytes a chunk and its
+What was read lies in a database of SQLite's that nobody else sees: a temporary file of some 60 bytes a chunk and its
 chunk_id, in the folder that SQLITE_TMPDIR or TMPDIR names, else /var/tmp. So memory is the same however many chunks
 there are. The stores are read in pages.
 """
