@@ -27,10 +27,11 @@ from typing import Any, NoReturn
 import faust
 import orjson
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
+    retry,
     retry_if_exception_type,
     stop_after_delay,
     wait_random_exponential,
@@ -50,6 +51,10 @@ RECORD_OVERHEAD = 1024  # bytes that Kafka's format adds to a record and its bat
 PATIENCE = 120.0  # seconds without any sign of life until a worker counts as hung
 MOST_ASSIGNMENTS = 20  # within a minute; two static members of one name throw each other out at every heartbeat
 LONGEST_PAUSE = 30.0  # seconds between two tries during an outage
+
+# aiokafka gives up a send after the time-out of one request; the bound is `_publish`'s. Sending again changes no order,
+# because an output that found no room was not sent, and a second letter accounts for its record as the first one does.
+until_taken = retry(retry=retry_if_exception_type(KafkaTimeoutError))
 
 
 @dataclass(frozen=True)
@@ -246,7 +251,8 @@ class BatchLoop:
             sentence = f"the output of {self.stage.name} has {size:,} bytes, more than STREAM_MAX_MESSAGE_BYTES"
             return await self._send_dead_letter(record, Rejected("too-large", sentence))
         topic = target(self.settings, self.stage.name)
-        return await self._producer.send(topic, value=value, key=record.key, headers=headers)  # type: ignore[no-any-return]
+        send = until_taken(self._producer.send)
+        return await send(topic, value=value, key=record.key, headers=headers)  # type: ignore[no-any-return]
 
     async def _send_dead_letter(self, record: Record, rejected: Rejected) -> Awaitable[Any]:
         log.warning(
@@ -258,11 +264,12 @@ class BatchLoop:
 
     async def _deliver(self, record: Record, headers: Headers) -> None:
         topic = dead_letters(self.settings, self.stage.name)
+        send = until_taken(self._letters.send_and_wait)
         try:
-            await self._letters.send_and_wait(topic, value=record.value, key=record.key, headers=headers)
+            await send(topic, value=record.value, key=record.key, headers=headers)
         except MessageSizeTooLargeError:  # it came compressed better than we can
             left_out = (LEFT_OUT_HEADER, str(len(record.value or b"")).encode())
-            await self._letters.send_and_wait(topic, value=None, key=record.key, headers=[*headers, left_out])
+            await send(topic, value=None, key=record.key, headers=[*headers, left_out])
 
     # Draining
 
