@@ -169,7 +169,7 @@ def main(
     only: Annotated[StageName | None, typer.Option(help="One stage; the others' results stay as they were.")] = None,
     home: Annotated[Path, typer.Option(help="The folder of the local profile.")] = Path(".local"),
     records: Annotated[int, typer.Option(help="Records that wait for the worker.")] = 20_000,
-    before: Annotated[float, typer.Option(help="Seconds of work before the stall.")] = 20,
+    before: Annotated[float, typer.Option(help="Seconds of work before the stall.")] = 15,
     seconds: Annotated[float, typer.Option(help="Seconds of the stall.")] = 180,
     after: Annotated[float, typer.Option(help="Seconds to watch after it.")] = 40,
     out: Annotated[Path, typer.Option(help="Where the results go, .json and .svg.")] = Path("docs/figures/stall"),
