@@ -3,7 +3,7 @@
 Each raises `Outage` if no broker answers and `ConfigurationError` if one answers but does not let us in.
 """
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -97,23 +97,30 @@ def require_all(topics: Iterable[tuple[str, int]]) -> None:
 
 
 async def read_to_end(
-    settings: Settings, topic: str, since: Mapping[int, int] | None = None, only: Collection[int] | None = None
+    settings: Settings,
+    topic: str,
+    since: Mapping[int, int] | None = None,
+    only: Collection[int] | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> AsyncIterator[Record]:
-    """Every record of a topic to the end as it is now, in order within a partition.
+    """Every record of a topic to the end as it is now, in order within a partition; a few fetches are kept, no more.
 
     `since` says at which offset to begin, by partition; the default is the oldest record kept. `only` names the
-    partitions to read; the default is all.
+    partitions to read; the default is all. `progress` is told how many offsets of how many lie behind.
     """
     async with admin(settings) as cluster:
         assigned = [tp for tp in await partitions(cluster, [topic]) if only is None or tp.partition in only]
     async with consumer(settings) as client:
         client.assign(assigned)
         ends = await client.end_offsets(assigned)
-        starts = await client.beginning_offsets(assigned)
-        for tp in assigned:
-            client.seek(tp, max(starts[tp], (since or {}).get(tp.partition, 0)))
+        oldest = await client.beginning_offsets(assigned)
+        starts = {tp: max(oldest[tp], (since or {}).get(tp.partition, 0)) for tp in assigned}
+        for tp, start in starts.items():
+            client.seek(tp, start)
+        total = sum(max(ends[tp] - start, 0) for tp, start in starts.items())
         # The position, not the last record seen, tells the end: compaction leaves gaps, also at the end.
-        while any([await client.position(tp) < end for tp, end in ends.items()]):
+        while left := sum([max(end - await client.position(tp), 0) for tp, end in ends.items()]):
+            progress(total - left, total)
             for batch in (await client.getmany(timeout_ms=500)).values():
                 for message in batch:
                     if message.offset < ends[TopicPartition(message.topic, message.partition)]:
@@ -126,3 +133,4 @@ async def read_to_end(
                             message.timestamp,
                             message.headers,
                         )
+        progress(total, total)

@@ -27,10 +27,11 @@ from typing import Any, NoReturn
 import faust
 import orjson
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
+    retry,
     retry_if_exception_type,
     stop_after_delay,
     wait_random_exponential,
@@ -51,6 +52,11 @@ PATIENCE = 120.0  # seconds without any sign of life until a worker counts as hu
 MOST_ASSIGNMENTS = 20  # within a minute; two static members of one name throw each other out at every heartbeat
 LONGEST_PAUSE = 30.0  # seconds between two tries during an outage
 PULSE = 0.5  # seconds
+SLOW = 10.0  # seconds for Kafka to take a batch's outputs; more means that something is wrong with it
+
+# aiokafka gives up a send after the time-out of one request; the bound is `_publish`'s. Sending again changes no order,
+# because an output that found no room was not sent, and a second letter accounts for its record as the first one does.
+until_taken = retry(retry=retry_if_exception_type(KafkaTimeoutError))
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ class BatchLoop:
         self._taken: dict[Any, int] = {}  # the last offset started, by partition
         self._last_progress = time.monotonic()
         self._last_beat = time.monotonic()
+        self._publishing: float | None = None  # since when
         self._producer = producer
         self._letters = letters
         self._fail = fail
@@ -142,6 +149,8 @@ class BatchLoop:
                 f"Kafka has assigned partitions {MOST_ASSIGNMENTS} times within a minute: "
                 f"does another {self.stage.name} worker use the same STREAM_INSTANCE?"
             )
+        if self._publishing and (seconds := time.monotonic() - self._publishing) > SLOW:
+            return f"Kafka has not taken the outputs of a batch for {seconds:.0f} s"
         return next(iter(self._waiting.values()), None)
 
     # Step 1: take
@@ -230,6 +239,7 @@ class BatchLoop:
 
     async def _publish(self, outcomes: list[tuple[Record, Outcome]]) -> None:
         self._end_if_given_up()
+        self._publishing = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.outage_bound):
                 sent = []
@@ -242,6 +252,8 @@ class BatchLoop:
                 await asyncio.gather(*sent)
         except (KafkaError, TimeoutError) as error:
             raise Outage(f"Kafka did not take the outputs of a batch: {error!r}") from error
+        finally:
+            self._publishing = None
 
     async def _send(self, record: Record, value: bytes | None, headers: Headers) -> Awaitable[Any]:
         size = RECORD_OVERHEAD + len(record.key or b"") + len(value or b"")
@@ -250,7 +262,8 @@ class BatchLoop:
             sentence = f"the output of {self.stage.name} has {size:,} bytes, more than STREAM_MAX_MESSAGE_BYTES"
             return await self._send_dead_letter(record, Rejected("too-large", sentence))
         topic = target(self.settings, self.stage.name)
-        return await self._producer.send(topic, value=value, key=record.key, headers=headers)  # type: ignore[no-any-return]
+        send = until_taken(self._producer.send)
+        return await send(topic, value=value, key=record.key, headers=headers)  # type: ignore[no-any-return]
 
     async def _send_dead_letter(self, record: Record, rejected: Rejected) -> Awaitable[Any]:
         log.warning(
@@ -262,11 +275,12 @@ class BatchLoop:
 
     async def _deliver(self, record: Record, headers: Headers) -> None:
         topic = dead_letters(self.settings, self.stage.name)
+        send = until_taken(self._letters.send_and_wait)
         try:
-            await self._letters.send_and_wait(topic, value=record.value, key=record.key, headers=headers)
+            await send(topic, value=record.value, key=record.key, headers=headers)
         except MessageSizeTooLargeError:  # it came compressed better than we can
             left_out = (LEFT_OUT_HEADER, str(len(record.value or b"")).encode())
-            await self._letters.send_and_wait(topic, value=None, key=record.key, headers=[*headers, left_out])
+            await send(topic, value=None, key=record.key, headers=[*headers, left_out])
 
     # Draining
 

@@ -165,7 +165,7 @@ class OpenSearchStore:
                 raise ConfigurationError(
                     f"OpenSearch cannot be reached at {where}, {refusal}; set STREAM_OPENSEARCH_CA_FILE"
                 ) from error
-            raise Outage(f"OpenSearch at {where} does not answer: {error.error}") from error
+            raise Outage(f"OpenSearch at {where} does not answer: {error.error or repr(error.info)}") from error
         except TransportError as error:
             sentence = f"OpenSearch at {where} answers {error.status_code} {error.error}"
             if error.status_code == 401:
