@@ -1,4 +1,4 @@
-"""A worker that kills itself at an exact point of a batch: `dying_worker.py POINT BATCH STAGE`.
+"""`stream worker STAGE` that kills itself at a point of a batch once the file that ORDER names holds the point's name.
 
 Before it dies it gives Faust the time to commit what was acknowledged, so that what was acknowledged too early is lost.
 """
@@ -7,11 +7,12 @@ import asyncio
 import os
 import signal
 import sys
-from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
-from stream import config, worker
+from stream import worker
+from stream.cli import main
 from stream.loop import BatchLoop
 from stream.stages import open_stage
 
@@ -22,15 +23,16 @@ POINTS = {
     "acknowledged": "when a batch is acknowledged and not committed",
 }
 
-batches = Counter()
+
+def ordered(point: str) -> bool:
+    order = Path(os.environ["ORDER"])
+    if not order.exists() or order.read_text() != point:
+        return False
+    order.unlink()  # else its successor would die of it too
+    return True
 
 
-def reached(point: str) -> bool:
-    batches[point] += 1
-    return point == wanted and batches[point] == int(number)
-
-
-async def die() -> None:
+async def die(settings) -> None:
     await asyncio.sleep(4 * settings.commit_interval)
     die_at_once()
 
@@ -44,12 +46,12 @@ async def dying_stage(name, settings):
     async with open_stage(name, settings) as stage:
 
         async def process(records):
-            if reached("taken"):
-                await die()
-            if name == "index" and reached("sent"):
+            if ordered("taken"):
+                await die(settings)
+            if name == "index" and ordered("sent"):
                 both = stage.process.keywords["stores"]
                 await stage.process.func(records, **stage.process.keywords | {"stores": both[:1]})
-                await die()
+                await die(settings)
             return await stage.process(records)
 
         yield replace(stage, process=process)
@@ -57,21 +59,20 @@ async def dying_stage(name, settings):
 
 class DyingLoop(BatchLoop):
     async def _publish(self, outcomes):
-        if not self.stage.writes_stores and reached("sent"):
+        if not self.stage.writes_stores and ordered("sent"):
             await super()._publish(outcomes[: (len(outcomes) + 1) // 2])
-            await die()
+            await die(self.settings)
         await super()._publish(outcomes)
-        if reached("published"):
-            await die()
+        if ordered("published"):
+            await die(self.settings)
 
     def _measure(self, batch, outcomes):
-        if reached("acknowledged"):
+        if ordered("acknowledged"):
             die_at_once()
         super()._measure(batch, outcomes)
 
 
 if __name__ == "__main__":
-    _, wanted, number, stage = sys.argv
     worker.open_stage, worker.BatchLoop = dying_stage, DyingLoop
-    settings = config.load()
-    worker.run(stage, settings)
+    sys.argv[:1] = ["stream", "worker"]
+    main()

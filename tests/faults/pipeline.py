@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -34,7 +33,8 @@ class Kept:
         self.stage = stage
         self.exits: list[int] = []
         self._instance = instance
-        self._scripts: deque[tuple[str, ...]] = deque()
+        self._order = LOGS / f"{stage}-{instance}-order"
+        self._order.unlink(missing_ok=True)
         (self._port,) = free_ports(1)
 
     async def __aenter__(self) -> Self:
@@ -52,11 +52,10 @@ class Kept:
     def signal(self, number: signal.Signals) -> None:
         self.worker.process.send_signal(number)
 
-    async def killed_at(self, point: str, batch: int) -> None:
-        """Replaces the worker by one that kills itself at a point of its batch of that number; waits until it has."""
-        self._scripts.append((DYING, point, str(batch)))
-        ends = len(self.exits) + 2
-        self.signal(signal.SIGKILL)
+    async def killed_at(self, point: str) -> None:
+        """Waits until it has killed itself at that point of a batch."""
+        ends = len(self.exits) + 1
+        self._order.write_text(point)
         await self.until_ended(ends)
         assert self.exits[-1] == -signal.SIGKILL, f"{self.stage} ended with {self.exits[-1]}, not at {point}"
 
@@ -98,8 +97,8 @@ class Kept:
         return self.worker.log.read_text().count("assigned")
 
     def _start(self) -> None:
-        script = self._scripts.popleft() if self._scripts else ()
-        self.worker = Worker(self.stage, *script, port=self._port, STREAM_INSTANCE=self._instance)
+        variables = {"STREAM_INSTANCE": self._instance, "ORDER": str(self._order)}
+        self.worker = Worker(self.stage, DYING, port=self._port, **variables)
 
     async def _keep(self) -> None:
         while True:
