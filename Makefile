@@ -17,6 +17,10 @@ down: ## Stop what `make demo` started; its data stay
 test: lint types ## Every test, the ones against the real servers included
 	$(BIN)/pytest
 
+faults: .venv/installed ## Accidents on the real servers: SEED=1 MINUTES=30, or ONLY="words of its row in docs/faults.md"
+	PYTHONPATH=tests $(BIN)/python -m faults --seed $(or $(SEED),1) --minutes $(or $(MINUTES),30) \
+	  $(if $(ONLY),--only "$(ONLY)",--page docs/faults.md)
+
 lint: .venv/installed ## Style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +49,4 @@ clean: ## Remove what was installed and what the local servers keep
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down test lint types docs lock clean
+.PHONY: help demo down test faults lint types docs lock clean

@@ -6,6 +6,7 @@ over the earlier in reverse order: command line, environment, file, default. Sec
 """
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,24 +19,37 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from stream.errors import ConfigurationError
 
 StageName = Literal["embed", "expand", "index"]
+SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 SearchMode = Literal["lexical", "dense"]
 STAGES: tuple[StageName, ...] = ("embed", "expand", "index")
 
 SERVERS = r"^(\[[^\]]+\]|[^:,\s]+):\d{1,5}(,(\[[^\]]+\]|[^:,\s]+):\d{1,5})*$"
-NAME = r"^[a-zA-Z0-9._-]+$"  # what Kafka allows in a topic
+NAME = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]*$"  # what Kafka allows in a topic, of which "." and ".." are none
+DATABASE = r"^[a-zA-Z][a-zA-Z0-9.-]{2,62}$"  # what Neo4j allows
 IDENTIFIER = r"^[a-z][a-z0-9_-]*$"  # safe as an OpenSearch index and, in backticks, as a Neo4j index
 
 
 def _address(*schemes: str) -> AfterValidator:
     def check(address: str) -> str:
-        parts = urlsplit(address)
-        if parts.scheme not in schemes or not parts.hostname or (parts.port or 1) < 1:
+        if "@" in address or "?" in address or "#" in address:
+            raise ValueError("must not hold a user, password or query, which would be shown: a secret has its setting")
+        try:
+            parts = urlsplit(address)
+            fits = parts.scheme in schemes and parts.hostname and parts.port != 0
+        except ValueError:  # its own words quote the address
+            fits = False
+        if not fits:
             raise ValueError(f"must be {schemes[0]}://host:port")
-        if parts.username is not None:
-            raise ValueError("must not hold a user or password, which would be shown; there are settings for both")
         return address
 
     return AfterValidator(check)
+
+
+def _fits_a_header(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]*", secret.get_secret_value()):
+        raise ValueError("must be ASCII without spaces or line breaks")  # else the client's error would quote it
+    return secret
 
 
 HttpAddress = Annotated[str, _address("http", "https")]
@@ -45,12 +59,25 @@ BoltAddress = Annotated[str, _address("bolt", "bolt+s", "bolt+ssc", "neo4j", "ne
 class Settings(BaseSettings):
     """Settings of one process. Unknown names are an error only on the command line."""
 
-    model_config = SettingsConfigDict(env_prefix="STREAM_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="STREAM_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # Kafka
     kafka_servers: str = Field(
         "localhost:9092", pattern=SERVERS, description="Bootstrap servers, host:port, separated by commas."
     )
+    kafka_security_protocol: SecurityProtocol = Field(
+        "PLAINTEXT", description="How to reach Kafka: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
+    )
+    kafka_sasl_mechanism: SaslMechanism | None = Field(
+        None, description="How to log in with SASL: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."
+    )
+    kafka_user: str | None = Field(None, min_length=1, description="Kafka's user, with SASL.")
+    kafka_password: SecretStr | None = Field(None, min_length=1, description="Kafka's password, with SASL.")
+    kafka_ca_file: Path | None = Field(
+        None, description="The certificates (PEM) that Kafka's must come from; default those that the system trusts."
+    )
+    kafka_cert_file: Path | None = Field(None, description="The certificate (PEM) that this client shows to Kafka.")
+    kafka_key_file: Path | None = Field(None, description="Its key (PEM, without a passphrase).")
     topic: str = Field(
         "chunks",
         pattern=NAME,
@@ -100,7 +127,12 @@ class Settings(BaseSettings):
     embed_model: str = Field("Qwen/Qwen3-Embedding-8B", description="The model that the server must serve.")
     embed_revision: str = Field("main", description="The model's revision, for the provenance of each vector.")
     embed_dimensions: int = Field(4096, ge=1, le=4096, description="Length of a vector; Neo4j indexes 4096 at most.")
-    embed_api_key: SecretStr | None = Field(None, description="Bearer token of the server.")
+    embed_api_key: Annotated[SecretStr, AfterValidator(_fits_a_header)] | None = Field(
+        None, description="Bearer token of the server."
+    )
+    embed_ca_file: Path | None = Field(
+        None, description="The certificates (PEM) that the server's must come from, with https."
+    )
     embed_timeout: float = Field(120, gt=0, description="Seconds for one request to answer.")
     embed_instruction: str = Field(
         "Given a web search query, retrieve relevant passages that answer the query",
@@ -119,13 +151,24 @@ class Settings(BaseSettings):
     neo4j_uri: BoltAddress = Field("bolt://localhost:7687", description="Neo4j's Bolt address.")
     neo4j_user: str = Field("neo4j", description="Neo4j's user.")
     neo4j_password: SecretStr | None = Field(None, description="Neo4j's password; none if its auth is off.")
-    neo4j_database: str = Field("neo4j", description="Neo4j's database.")
+    neo4j_ca_file: Path | None = Field(
+        None, description="The certificates (PEM) that Neo4j's must come from, with bolt+s or neo4j+s."
+    )
+    neo4j_database: str = Field("neo4j", pattern=DATABASE, description="Neo4j's database.")
     neo4j_index: str = Field("chunk_qwen_idx", pattern=IDENTIFIER, description="Neo4j's vector index.")
     opensearch_url: HttpAddress = Field("http://localhost:9200", description="OpenSearch's address.")
-    opensearch_user: str | None = Field(None, description="OpenSearch's user; none if its security is off.")
+    opensearch_user: str | None = Field(
+        None, pattern=r"^[^:]+$", description="OpenSearch's user; none if its security is off."
+    )
     opensearch_password: SecretStr | None = Field(None, description="OpenSearch's password.")
+    opensearch_ca_file: Path | None = Field(
+        None, description="The certificates (PEM) that OpenSearch's must come from, with https."
+    )
     opensearch_alias: str = Field(
-        "chunks", pattern=IDENTIFIER, description="OpenSearch's alias; the first index behind it has -1 at its end."
+        "chunks",
+        pattern=IDENTIFIER,
+        max_length=200,
+        description="OpenSearch's alias; the first index behind it has -1 at its end.",
     )
     store_timeout: float = Field(60, gt=0, description="Seconds for one call of a store to answer.")
 
@@ -145,6 +188,32 @@ class Settings(BaseSettings):
     def _user_and_password(self) -> Self:
         if (self.opensearch_user is None) != (self.opensearch_password is None):
             raise ValueError("opensearch_user and opensearch_password go together")
+        return self
+
+    @model_validator(mode="after")
+    def _security_that_makes_sense(self) -> Self:
+        protocol = self.kafka_security_protocol
+        login = (self.kafka_sasl_mechanism, self.kafka_user, self.kafka_password)
+        if protocol.startswith("SASL_") and None in login:
+            raise ValueError(f"{protocol} needs kafka_sasl_mechanism, kafka_user and kafka_password")
+        if not protocol.startswith("SASL_") and any(login):
+            raise ValueError(
+                "kafka_sasl_mechanism, kafka_user and kafka_password need the kafka_security_protocol SASL_SSL "
+                f"or SASL_PLAINTEXT, it is {protocol}"
+            )
+        if not protocol.endswith("SSL") and any((self.kafka_ca_file, self.kafka_cert_file, self.kafka_key_file)):
+            raise ValueError(
+                "kafka_ca_file, kafka_cert_file and kafka_key_file need the kafka_security_protocol SSL "
+                f"or SASL_SSL, it is {protocol}"
+            )
+        if (self.kafka_cert_file is None) != (self.kafka_key_file is None):
+            raise ValueError("kafka_cert_file and kafka_key_file go together")
+        if self.neo4j_ca_file and not self.neo4j_uri.startswith(("bolt+s:", "neo4j+s:")):
+            raise ValueError("neo4j_ca_file needs a neo4j_uri of bolt+s:// or neo4j+s://")
+        if self.opensearch_ca_file and not self.opensearch_url.startswith("https:"):
+            raise ValueError("opensearch_ca_file needs an opensearch_url of https://")
+        if self.embed_ca_file and not self.embed_url.startswith("https:"):
+            raise ValueError("embed_ca_file needs an embed_url of https://")
         return self
 
     @property

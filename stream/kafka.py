@@ -1,6 +1,9 @@
-"""Clients of Kafka as this project uses them; each raises `Outage` if no broker answers."""
+"""Clients of Kafka as this project uses them.
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+Each raises `Outage` if no broker answers and `ConfigurationError` if one answers but does not let us in.
+"""
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -8,9 +11,14 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError, for_code
 
+from stream import kafka_security
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
 from stream.records import Headers, Record
+
+
+def _reach(settings: Settings) -> dict[str, Any]:
+    return {"bootstrap_servers": settings.kafka_servers, **kafka_security.arguments(settings)}
 
 
 @asynccontextmanager
@@ -19,9 +27,7 @@ async def _started(settings: Settings, client: Any, stop: str) -> AsyncIterator[
         try:
             await client.start()
         except KafkaConnectionError:
-            raise Outage(
-                f"Kafka does not answer at {settings.kafka_servers}; start it, or set STREAM_KAFKA_SERVERS"
-            ) from None
+            raise await kafka_security.refusal(settings) from None
         yield client
     finally:
         await getattr(client, stop)()
@@ -30,7 +36,7 @@ async def _started(settings: Settings, client: Any, stop: str) -> AsyncIterator[
 @asynccontextmanager
 async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
     """An admin client."""
-    async with _started(settings, AIOKafkaAdminClient(bootstrap_servers=settings.kafka_servers), "close") as client:
+    async with _started(settings, AIOKafkaAdminClient(**_reach(settings)), "close") as client:
         yield client
 
 
@@ -38,7 +44,7 @@ async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
 async def producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
     """A producer whose acknowledgement means that all in-sync replicas have the record, once and in order."""
     client = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_servers,
+        **_reach(settings),
         acks="all",
         enable_idempotence=True,
         linger_ms=5,
@@ -56,9 +62,7 @@ async def letter_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]
     Compressed, because what came compressed may be larger than the topic carries; and not idempotent, because the
     broker's refusal of one record would leave an idempotent producer out of sequence.
     """
-    client = AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_servers, acks="all", compression_type="gzip", max_request_size=2**31 - 1
-    )
+    client = AIOKafkaProducer(**_reach(settings), acks="all", compression_type="gzip", max_request_size=2**31 - 1)
     async with _started(settings, client, "stop") as started:
         yield started
 
@@ -83,7 +87,7 @@ async def send_letter(
 async def consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer that neither joins a group nor commits."""
     client = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_servers,
+        **_reach(settings),
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         fetch_max_bytes=8 * 2**20,
@@ -109,23 +113,30 @@ def require_all(topics: Iterable[tuple[str, int]]) -> None:
 
 
 async def read_to_end(
-    settings: Settings, topic: str, since: Mapping[int, int] | None = None, only: Collection[int] | None = None
+    settings: Settings,
+    topic: str,
+    since: Mapping[int, int] | None = None,
+    only: Collection[int] | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> AsyncIterator[Record]:
-    """Every record of a topic to the end as it is now, in order within a partition.
+    """Every record of a topic to the end as it is now, in order within a partition; a few fetches are kept, no more.
 
     `since` says at which offset to begin, by partition; the default is the oldest record kept. `only` names the
-    partitions to read; the default is all.
+    partitions to read; the default is all. `progress` is told how many offsets of how many lie behind.
     """
     async with admin(settings) as cluster:
         assigned = [tp for tp in await partitions(cluster, [topic]) if only is None or tp.partition in only]
     async with consumer(settings) as client:
         client.assign(assigned)
         ends = await client.end_offsets(assigned)
-        starts = await client.beginning_offsets(assigned)
-        for tp in assigned:
-            client.seek(tp, max(starts[tp], (since or {}).get(tp.partition, 0)))
+        oldest = await client.beginning_offsets(assigned)
+        starts = {tp: max(oldest[tp], (since or {}).get(tp.partition, 0)) for tp in assigned}
+        for tp, start in starts.items():
+            client.seek(tp, start)
+        total = sum(max(ends[tp] - start, 0) for tp, start in starts.items())
         # The position, not the last record seen, tells the end: compaction leaves gaps, also at the end.
-        while any([await client.position(tp) < end for tp, end in ends.items()]):
+        while left := sum([max(end - await client.position(tp), 0) for tp, end in ends.items()]):
+            progress(total - left, total)
             for batch in (await client.getmany(timeout_ms=500)).values():
                 for message in batch:
                     if message.offset < ends[TopicPartition(message.topic, message.partition)]:
@@ -138,3 +149,4 @@ async def read_to_end(
                             message.timestamp,
                             message.headers,
                         )
+        progress(total, total)

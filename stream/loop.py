@@ -22,16 +22,18 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import faust
 import orjson
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
+    retry,
     retry_if_exception_type,
     stop_after_delay,
     wait_random_exponential,
@@ -50,6 +52,12 @@ log = logging.getLogger(__name__)
 PATIENCE = 120.0  # seconds without any sign of life until a worker counts as hung
 MOST_ASSIGNMENTS = 20  # within a minute; two static members of one name throw each other out at every heartbeat
 LONGEST_PAUSE = 30.0  # seconds between two tries during an outage
+PULSE = 0.5  # seconds
+SLOW = 10.0  # seconds for Kafka to take a batch's outputs; more means that something is wrong with it
+
+# aiokafka gives up a send after the time-out of one request; the bound is `_publish`'s. Sending again changes no order,
+# because an output that found no room was not sent, and a second letter accounts for its record as the first one does.
+until_taken = retry(retry=retry_if_exception_type(KafkaTimeoutError))
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,8 @@ class BatchLoop:
         self._assignments: deque[float] = deque(maxlen=MOST_ASSIGNMENTS)
         self._taken: dict[Any, int] = {}  # the last offset started, by partition
         self._last_progress = time.monotonic()
+        self._last_beat = time.monotonic()
+        self._publishing: float | None = None  # since when
         self._producer = producer
         self._letters = letters
         self._fail = fail
@@ -112,6 +122,7 @@ class BatchLoop:
         app.on_partitions_assigned.connect(self._on_assigned, weak=False)
         app.on_before_shutdown.connect(self._on_shutdown, weak=False)
         self._finisher = asyncio.create_task(self._finish())
+        self._pulse = asyncio.create_task(self._beat())
 
     def unhealthy(self) -> str | None:
         """Why only a restart can help; None while the loop turns.
@@ -139,6 +150,8 @@ class BatchLoop:
                 f"Kafka has assigned partitions {MOST_ASSIGNMENTS} times within a minute: "
                 f"does another {self.stage.name} worker use the same STREAM_INSTANCE?"
             )
+        if self._publishing and (seconds := time.monotonic() - self._publishing) > SLOW:
+            return f"Kafka has not taken the outputs of a batch for {seconds:.0f} s"
         return next(iter(self._waiting.values()), None)
 
     # Step 1: take
@@ -226,6 +239,8 @@ class BatchLoop:
             self._fail(error)
 
     async def _publish(self, outcomes: list[tuple[Record, Outcome]]) -> None:
+        self._end_if_given_up()
+        self._publishing = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.outage_bound):
                 sent = []
@@ -238,6 +253,8 @@ class BatchLoop:
                 await asyncio.gather(*sent)
         except (KafkaError, TimeoutError) as error:
             raise Outage(f"Kafka did not take the outputs of a batch: {error!r}") from error
+        finally:
+            self._publishing = None
 
     async def _send(self, record: Record, value: bytes | None, headers: Headers) -> Awaitable[Any]:
         size = DefaultRecordBatchBuilder.estimate_size_in_bytes(record.key, value, headers)
@@ -245,7 +262,8 @@ class BatchLoop:
             sentence = f"the output of {self.stage.name} has {size:,} bytes, more than STREAM_MAX_MESSAGE_BYTES"
             return await self._send_dead_letter(record, Rejected("too-large", sentence))
         topic = target(self.settings, self.stage.name)
-        return await self._producer.send(topic, value=value, key=record.key, headers=headers)  # type: ignore[no-any-return]
+        send = until_taken(self._producer.send)
+        return await send(topic, value=value, key=record.key, headers=headers)  # type: ignore[no-any-return]
 
     async def _send_dead_letter(self, record: Record, rejected: Rejected) -> Awaitable[Any]:
         log.warning(
@@ -257,11 +275,12 @@ class BatchLoop:
 
     async def _deliver(self, record: Record, headers: Headers) -> None:
         topic = dead_letters(self.settings, self.stage.name)
+        send = partial(until_taken(kafka.send_letter), self._letters, topic, record.key)
         try:
-            await kafka.send_letter(self._letters, topic, record.key, record.value, headers)
+            await send(record.value, headers)
         except MessageSizeTooLargeError:  # it came compressed better than we can
             left_out = (LEFT_OUT_HEADER, str(len(record.value or b"")).encode())
-            await kafka.send_letter(self._letters, topic, record.key, None, [*headers, left_out])
+            await send(None, [*headers, left_out])
 
     # Draining
 
@@ -278,6 +297,22 @@ class BatchLoop:
         except TimeoutError:
             seconds = self.settings.drain_timeout
             self._fail(Outage(f"{self._in_flight} batches were not done within {seconds:g} s; they will come again"))
+
+    async def _beat(self) -> None:
+        while True:
+            self._end_if_given_up()
+            self._last_beat = time.monotonic()
+            await asyncio.sleep(PULSE)
+
+    def _end_if_given_up(self) -> None:
+        """Ends a process that stood still for so long that Kafka has given its partitions to others.
+
+        Like what is published after a drain has failed, what it publishes now could follow what the new owner has
+        published.
+        """
+        stood_still = time.monotonic() - self._last_beat
+        if stood_still > self.settings.session_timeout:
+            self._fail(Outage(f"this process stood still for {stood_still:.0f} s, longer than STREAM_SESSION_TIMEOUT"))
 
     async def _on_revoked(self, app: faust.App, revoked: set[Any], **_: Any) -> None:
         await self.drain()

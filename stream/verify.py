@@ -1,20 +1,25 @@
 """The checker: is every chunk of the topic in both stores, or accounted for by its dead letter?
 
 The topic is the truth: of each chunk the record with the highest version, tombstones included (of equal versions the
-later one). A store agrees if it has that version, with that text, and its vector or terms. Memory is one small entry a
-chunk; the stores are read in pages.
+later one). A store agrees if it has that version, with that text, and its vector or terms.
+
+What was read lies in a database of SQLite's that nobody else sees: a temporary file of some 60 bytes a chunk and its
+chunk_id, in the folder that SQLITE_TMPDIR or TMPDIR names, else /var/tmp. So memory is the same however many chunks
+there are. The stores are read in pages.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import orjson
 
 from stream import deadletters
 from stream.config import STAGES, Settings
 from stream.deadletters import DeadLetter
+from stream.errors import ConfigurationError
 from stream.kafka import read_to_end
 from stream.records import Record, Rejected, Tombstone, decode, text_sha256
 from stream.stores import Stores
@@ -24,15 +29,57 @@ PAGE = 500  # chunks asked of the stores at once
 RECHECK_PAUSE = 0.5  # seconds
 NAMED = 20  # differences that a report names
 
-Place = tuple[int, int]  # partition, offset
+Progress = Callable[[int, int], None]  # how many, of how many
 
+SCHEMA = """
+-- The newest record of each chunk and where it is; no hash means deleted. What the stores have of it: `held` is one bit
+-- a store, `wrong` a sentence, empty if they agree and NULL until they were compared.
+CREATE TABLE chunks (
+    chunk_id TEXT PRIMARY KEY, version INTEGER, sha256 BLOB, partition INTEGER, offset INTEGER,
+    held INTEGER DEFAULT 0, wrong TEXT
+) WITHOUT ROWID;
 
-class Truth(NamedTuple):
-    """The newest record of a chunk and where it is; no hash means deleted."""
+-- The records that are no chunks.
+CREATE TABLE broken (partition INTEGER, offset INTEGER, detail TEXT, PRIMARY KEY (partition, offset)) WITHOUT ROWID;
 
-    version: int
-    sha256: bytes | None
-    place: Place
+-- Dead letters that were not redriven: of records of the topic, and of what a stage had made of one.
+CREATE TABLE dead_records (partition INTEGER, offset INTEGER, PRIMARY KEY (partition, offset)) WITHOUT ROWID;
+CREATE TABLE dead_chunks (
+    chunk_id TEXT, version INTEGER, sha256 BLOB, PRIMARY KEY (chunk_id, version, sha256)
+) WITHOUT ROWID;
+
+CREATE VIEW accounts AS
+SELECT
+    format('partition %d, offset %d: has no dead letter (%s)', partition, offset, detail) AS difference,
+    CASE
+        WHEN (partition, offset) IN (SELECT partition, offset FROM dead_records) THEN 'dead_lettered'
+        ELSE 'different'
+    END AS account
+FROM broken
+UNION ALL
+SELECT
+    chunk_id || ': ' || wrong,
+    CASE
+        WHEN wrong = '' AND sha256 IS NULL THEN 'deleted'
+        WHEN wrong = '' THEN 'indexed'
+        WHEN (partition, offset) IN (SELECT partition, offset FROM dead_records) THEN 'dead_lettered'
+        WHEN (chunk_id, version, sha256) IN (SELECT chunk_id, version, sha256 FROM dead_chunks) THEN 'dead_lettered'
+        ELSE 'different'
+    END
+FROM chunks
+"""
+
+NOTE = """
+INSERT INTO chunks (chunk_id, version, sha256, partition, offset) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET
+    version = excluded.version, sha256 = excluded.sha256, partition = excluded.partition, offset = excluded.offset,
+    wrong = NULL
+WHERE excluded.version >= version
+"""
+
+UNSETTLED = """
+SELECT chunk_id, version, sha256 FROM chunks WHERE wrong IS NOT '' AND chunk_id > ? ORDER BY chunk_id LIMIT ?
+"""
 
 
 @dataclass
@@ -51,165 +98,135 @@ class Report:
         """Nothing is lost and nothing is wrong."""
         return not self.different
 
-    def differs(self, what: str) -> None:
-        """Notes one difference."""
-        self.different += 1
-        if len(self.differences) < NAMED:
-            self.differences.append(what)
+
+def _silent(*_: int) -> None:
+    pass
 
 
 async def verify(
-    settings: Settings, stores: Stores, *, wait: float = 0, progress: Callable[[int, int], None] = lambda *_: None
+    settings: Settings, stores: Stores, *, wait: float = 0, reading: Progress = _silent, progress: Progress = _silent
 ) -> Report:
     """Compares both stores with the topic.
 
     While anything differs, what was published since is read too and what differs is looked at again, for `wait`
-    seconds: it may be on its way. `progress` is told how many chunks of how many were compared.
+    seconds: it may be on its way. `reading` is told how many of the topic's offsets lie behind, `progress` how many
+    chunks were compared. Raises `ConfigurationError` if the temporary file finds no room.
     """
-    topic = _Topic(settings)
-    changed = await topic.read_on()
-    comparison = _Comparison(topic, stores)
-    deadline = asyncio.get_running_loop().time() + wait
-    await comparison.compare(changed, progress)
-    while not (report := await comparison.report()).clean and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(RECHECK_PAUSE)
-        changed = await topic.read_on()
-        await comparison.compare(changed | comparison.differences.keys(), lambda *_: None)
-    return report
-
-
-class _Topic:
-    """What the topics say: the truth of each chunk, the records that are no chunks, the dead letters of either."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.truths: dict[str, Truth] = {}
-        self.broken: dict[Place, str] = {}
-        self._settings = settings
-        self._read: dict[int, int] = {}  # the next offset, by partition
-        self._dead_places: set[Place] = set()
-        self._dead_versions: set[tuple[str, int, bytes]] = set()
-
-    async def read_on(self) -> set[str]:
-        """Reads what is new; returns the chunks whose truth it changed."""
-        changed = set()
-        async for record in read_to_end(self._settings, self._settings.topic, self._read):
-            self._read[record.partition] = record.offset + 1
-            if chunk_id := self._note(record):
-                changed.add(chunk_id)
-        self._dead_places.clear()  # a letter accounts for its record only until it is redriven
-        self._dead_versions.clear()
-        for stage in STAGES:
-            async for letter in deadletters.read(self._settings, stage):
-                self._note_letter(letter)
-        return changed
-
-    def is_dead(self, chunk_id: str) -> bool:
-        """Whether the newest record of a chunk has a dead letter: by its place, or as what a later stage made of it."""
-        truth = self.truths[chunk_id]
-        return truth.place in self._dead_places or (
-            truth.sha256 is not None and (chunk_id, truth.version, truth.sha256) in self._dead_versions
-        )
-
-    def is_dead_at(self, place: Place) -> bool:
-        """Whether the record there has a dead letter."""
-        return place in self._dead_places
-
-    def _note(self, record: Record) -> str | None:
-        place = record.partition, record.offset
-        match decode(record, "chunk", self._settings.max_record_bytes):
-            case Rejected(detail=detail):
-                self.broken[place] = detail
-                return None
-            case Tombstone(chunk_id, version):
-                truth = Truth(version, None, place)
-            case chunk:
-                chunk_id = chunk["chunk_id"]
-                truth = Truth(chunk["version"], bytes.fromhex(text_sha256(chunk["text"])), place)
-        if chunk_id in self.truths and truth.version < self.truths[chunk_id].version:
-            return None
-        self.truths[chunk_id] = truth
-        return chunk_id
-
-    def _note_letter(self, letter: DeadLetter) -> None:
-        place = letter.partition, letter.offset
-        if letter.redriven is not None:
-            if letter.topic == self._settings.topic:
-                self.broken.pop(place, None)  # its copy at the end of the topic stands for it
-            return
-        if letter.topic == self._settings.topic:
-            self._dead_places.add(place)
-            return
-        try:
-            chunk = orjson.loads(letter.record.value or b"")
-            chunk_id, version, sha256 = chunk["chunk_id"], chunk["version"], bytes.fromhex(text_sha256(chunk["text"]))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return  # not what a stage publishes: it accounts for no chunk
-        if isinstance(chunk_id, str) and isinstance(version, int):
-            self._dead_versions.add((chunk_id, version, sha256))
-
-
-class _Comparison:
-    """What the stores say of the topic's chunks."""
-
-    def __init__(self, topic: _Topic, stores: Stores) -> None:
-        self.differences: dict[str, str] = {}
-        self._topic = topic
-        self._stores: tuple[Store, ...] = stores.both
-        self._absent: dict[str, set[str]] = {store.name: set() for store in self._stores}
-
-    async def compare(self, chunk_ids: Iterable[str], progress: Callable[[int, int], None]) -> None:
-        ids = list(chunk_ids)
-        for start in range(0, len(ids), PAGE):
-            page = ids[start : start + PAGE]
-            found = await asyncio.gather(*(store.stored(page) for store in self._stores))
-            for chunk_id in page:
-                self._compare_one(chunk_id, [stored.get(chunk_id) for stored in found])
-            progress(start + len(page), len(ids))
-
-    def _compare_one(self, chunk_id: str, found: list[Stored | None]) -> None:
-        wrong = []
-        for store, stored in zip(self._stores, found, strict=True):
-            if stored is None:
-                self._absent[store.name].add(chunk_id)
-            else:
-                self._absent[store.name].discard(chunk_id)
-            if what := _difference(self._topic.truths[chunk_id], stored):
-                wrong.append(f"{store.name} {what}")
-        if wrong:
-            self.differences[chunk_id] = f"{chunk_id}: {', '.join(wrong)}"
-        else:
-            self.differences.pop(chunk_id, None)
-
-    async def report(self) -> Report:
-        truths, broken = self._topic.truths, self._topic.broken
-        report = Report(published=len(truths) + len(broken))
-        for (partition, offset), detail in broken.items():
-            if self._topic.is_dead_at((partition, offset)):
-                report.dead_lettered += 1
-            else:
-                report.differs(f"partition {partition}, offset {offset}: has no dead letter ({detail})")
-        for chunk_id, truth in truths.items():
-            if chunk_id not in self.differences:
-                report.deleted += truth.sha256 is None
-                report.indexed += truth.sha256 is not None
-            elif self._topic.is_dead(chunk_id):
-                report.dead_lettered += 1
-            else:
-                report.differs(self.differences[chunk_id])
-        for store in self._stores:
-            strangers = await store.count() - (len(truths) - len(self._absent[store.name]))
-            if strangers > 0:
-                report.differs(f"{store.name} holds {strangers} chunks more than the topic knows")
+    with _database() as db:
+        topic = _Topic(settings, db)
+        await topic.read_on(reading)
+        await _compare(db, stores.both, progress)
+        deadline = asyncio.get_running_loop().time() + wait
+        while not (report := await _report(db, stores.both)).clean and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(RECHECK_PAUSE)
+            await topic.read_on()
+            await _compare(db, stores.both)
         return report
 
 
-def _difference(truth: Truth, stored: Stored | None) -> str | None:
-    if truth.sha256 is None:
+@contextmanager
+def _database() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect("")) as db:  # "" is a temporary file, made when the cache of 2 MB is full
+        try:
+            db.executescript(SCHEMA)
+            yield db
+        except sqlite3.OperationalError as error:
+            raise ConfigurationError(
+                f"the temporary file cannot be written ({error}): free some disk, "
+                "or name a folder that has more with SQLITE_TMPDIR"
+            ) from error
+
+
+class _Topic:
+    """Reads what the topics say into the database."""
+
+    def __init__(self, settings: Settings, db: sqlite3.Connection) -> None:
+        self._settings = settings
+        self._db = db
+        self._read: dict[int, int] = {}  # the next offset, by partition
+
+    async def read_on(self, progress: Progress = _silent) -> None:
+        """Reads the records that are new, and all dead letters: one accounts for its record until it is redriven."""
+        async for record in read_to_end(self._settings, self._settings.topic, self._read, progress=progress):
+            self._read[record.partition] = record.offset + 1
+            self._note(record)
+        self._db.execute("DELETE FROM dead_records")
+        self._db.execute("DELETE FROM dead_chunks")
+        for stage in STAGES:
+            async for letter in deadletters.read(self._settings, stage):
+                self._note_letter(letter)
+
+    def _note(self, record: Record) -> None:
+        place = record.partition, record.offset
+        match decode(record, "chunk", self._settings.max_record_bytes):
+            case Rejected(detail=detail):
+                self._db.execute("INSERT INTO broken VALUES (?, ?, ?)", (*place, detail))
+            case Tombstone(chunk_id, version):
+                self._db.execute(NOTE, (chunk_id, version, None, *place))
+            case chunk:
+                self._db.execute(NOTE, (chunk["chunk_id"], chunk["version"], _digest(chunk["text"]), *place))
+
+    def _note_letter(self, letter: DeadLetter) -> None:
+        place = letter.partition, letter.offset
+        with suppress(OverflowError):  # a letter that somebody else wrote, of numbers that no record has
+            if letter.redriven is not None:
+                if letter.topic == self._settings.topic:  # its copy at the end of the topic stands for it
+                    self._db.execute("DELETE FROM broken WHERE (partition, offset) = (?, ?)", place)
+            elif letter.topic == self._settings.topic:
+                self._db.execute("INSERT OR IGNORE INTO dead_records VALUES (?, ?)", place)
+            elif chunk := _made_of(letter):
+                self._db.execute("INSERT OR IGNORE INTO dead_chunks VALUES (?, ?, ?)", chunk)
+
+
+def _made_of(letter: DeadLetter) -> tuple[str, int, bytes] | None:
+    """Which chunk a later stage's letter accounts for; None if it is not what a stage publishes."""
+    try:
+        chunk = orjson.loads(letter.record.value or b"")
+        chunk_id, version, digest = chunk["chunk_id"], chunk["version"], _digest(chunk["text"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return (chunk_id, version, digest) if isinstance(chunk_id, str) and isinstance(version, int) else None
+
+
+async def _compare(db: sqlite3.Connection, stores: Sequence[Store], progress: Progress = _silent) -> None:
+    """Asks the stores for every chunk of which they are not known to agree with the topic."""
+    (total,) = db.execute("SELECT count(*) FROM chunks WHERE wrong IS NOT ''").fetchone()
+    done, last = 0, ""
+    while page := db.execute(UNSETTLED, (last, PAGE)).fetchall():
+        found = await asyncio.gather(*(store.stored([chunk_id for chunk_id, *_ in page]) for store in stores))
+        for chunk_id, version, sha256 in page:
+            held = [stored.get(chunk_id) for stored in found]
+            bits = sum(1 << i for i, stored in enumerate(held) if stored)
+            wrongs = [_difference(version, sha256, stored) for stored in held]
+            wrong = ", ".join(f"{store.name} {what}" for store, what in zip(stores, wrongs, strict=True) if what)
+            db.execute("UPDATE chunks SET held = ?, wrong = ? WHERE chunk_id = ?", (bits, wrong, chunk_id))
+        done, last = done + len(page), page[-1][0]
+        progress(done, total)
+
+
+def _difference(version: int, sha256: bytes | None, stored: Stored | None) -> str | None:
+    if sha256 is None:
         return "still has it, although it was deleted" if stored else None
     if stored is None:
         return "does not have it"
-    if stored.version != truth.version:
-        return f"has version {stored.version}, the topic {truth.version}"
-    if stored.text_sha256 != truth.sha256.hex():
+    if stored.version != version:
+        return f"has version {stored.version}, the topic {version}"
+    if stored.text_sha256 != sha256.hex():
         return "has another text"
     return None if stored.complete else "has it without its vector or terms"
+
+
+async def _report(db: sqlite3.Connection, stores: Sequence[Store]) -> Report:
+    counts = dict(db.execute("SELECT account, count(*) FROM accounts GROUP BY account").fetchall())
+    named = db.execute("SELECT difference FROM accounts WHERE account = 'different' LIMIT ?", (NAMED,))
+    report = Report(published=sum(counts.values()), **counts, differences=[difference for (difference,) in named])
+    for i, store in enumerate(stores):
+        (held,) = db.execute("SELECT count(*) FROM chunks WHERE held & ?", (1 << i,)).fetchone()
+        if (strangers := await store.count() - held) > 0:
+            report.different += 1
+            report.differences.append(f"{store.name} holds {strangers} chunks more than the topic knows")
+    return report
+
+
+def _digest(text: str) -> bytes:
+    return bytes.fromhex(text_sha256(text))

@@ -14,7 +14,7 @@ from typing import NoReturn
 import faust
 from filelock import FileLock, Timeout
 
-from stream import kafka, preflight, topics, web
+from stream import kafka, kafka_security, preflight, topics, web
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError, Outage, StreamError
 from stream.loop import BatchLoop
@@ -94,6 +94,7 @@ def _app(stage: StageName, settings: Settings) -> faust.App:
     """Faust without its tables, leader, web server and implicit topics."""
     return faust.App(
         topics.group(settings, stage),
+        broker_credentials=_credentials(settings),
         broker=[f"kafka://{server}" for server in settings.kafka_servers.split(",")],
         key_serializer="raw",
         value_serializer="raw",
@@ -111,6 +112,20 @@ def _app(stage: StageName, settings: Settings) -> faust.App:
         stream_buffer_maxsize=2 * settings.batch_size,
         stream_wait_empty=False,
     )
+
+
+def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
+    """The arguments of aiokafka's clients as Faust takes them."""
+    told = kafka_security.arguments(settings)
+    context = told.get("ssl_context")
+    if "sasl_mechanism" in told:
+        return faust.SASLCredentials(
+            username=told["sasl_plain_username"],
+            password=told["sasl_plain_password"],
+            mechanism=told["sasl_mechanism"],
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context else None
 
 
 def fail(error: BaseException) -> NoReturn:

@@ -5,7 +5,7 @@ import shutil
 import socket
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -29,12 +29,9 @@ hypothesis.settings.register_profile("nightly", derandomize=False, max_examples=
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
-@pytest.fixture(scope="session")
-def environment() -> Iterator[dict[str, str]]:
-    """STREAM_… variables of running servers: those of STREAM_TEST_ENV_FILE, or our own on free ports."""
-    if file := os.environ.get("STREAM_TEST_ENV_FILE"):
-        yield {name: value for name, value in dotenv_values(file).items() if value is not None}
-        return
+@contextmanager
+def own_servers() -> Iterator[Profile]:
+    """Servers on free ports, with nothing in them; stopped at the end."""
     ports = ("kafka", "kafka_controller", "neo4j", "opensearch", "opensearch_transport", "embedder")
     profile = Profile(
         home=ROOT / ".local" / "test",
@@ -45,12 +42,30 @@ def environment() -> Iterator[dict[str, str]]:
     shutil.rmtree(profile.home, ignore_errors=True)
     try:
         install(profile, print)
-        variables = profile.environment()
-        splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(variables["STREAM_SPLADE_MODEL"]))
+        model = Path(profile.environment()["STREAM_SPLADE_MODEL"])
+        splade_model.build((chunk["text"] for chunk in corpus.chunks()), model)
         up(profile, [*servers(profile), embedder(profile)], print)
-        yield variables
+        yield profile
     finally:
         down(profile)
+
+
+@pytest.fixture(scope="session")
+def profile() -> Iterator[Profile | None]:
+    """Our own servers; None if STREAM_TEST_ENV_FILE names others, which no test may stop."""
+    if "STREAM_TEST_ENV_FILE" in os.environ:
+        yield None
+    else:
+        with own_servers() as profile:
+            yield profile
+
+
+@pytest.fixture(scope="session")
+def environment(profile: Profile | None) -> dict[str, str]:
+    """STREAM_… variables of running servers."""
+    if profile:
+        return profile.environment()
+    return {n: value for n, value in dotenv_values(os.environ["STREAM_TEST_ENV_FILE"]).items() if value is not None}
 
 
 def free_ports(count: int) -> list[int]:
@@ -64,7 +79,12 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture
 def variables(environment: dict[str, str]) -> dict[str, str]:
-    """The environment of one test: topics, groups and an index that no other test has."""
+    """The environment of one test."""
+    return isolated(environment)
+
+
+def isolated(environment: dict[str, str]) -> dict[str, str]:
+    """An environment with topics, groups and an index that nobody else has."""
     name = f"t{uuid.uuid4().hex[:10]}"
     return environment | {
         "STREAM_TOPIC": name,

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from stream import config
@@ -73,8 +74,31 @@ def test_an_unknown_name_on_the_command_line_is_named(file):
         ("instance", "a/b"),
         ("embed_dimensions", "4097"),
         ("neo4j_index", "a`b"),
+        ("neo4j_index", "a b"),
+        ("neo4j_index", "a\n"),
+        ("neo4j_index", "a` IF NOT EXISTS FOR (n:X) ON (n.y) //"),
         ("opensearch_alias", "_all"),
         ("opensearch_alias", "a,b"),
+        ("opensearch_alias", "*"),
+        ("opensearch_alias", "-a"),
+        ("opensearch_alias", "../_cluster"),
+        ("opensearch_alias", "a/_settings"),
+        ("opensearch_alias", "A"),
+        ("opensearch_alias", "x" * 201),
+        ("neo4j_database", "a`b"),
+        ("neo4j_database", "neo4j; DROP DATABASE neo4j"),
+        ("neo4j_database", "-a-"),
+        ("neo4j_database", "ab"),
+        ("opensearch_user", "a:b"),
+        ("embed_api_key", "a key"),
+        ("topic", "."),
+        ("topic", ".."),
+        ("topic", "a/b"),
+        ("topic", "a\nb"),
+        ("topic", "ä"),
+        ("kafka_security_protocol", "TLS"),
+        ("kafka_sasl_mechanism", "GSSAPI"),
+        ("kafka_password", ""),
         ("log_level", "loud"),
         ("web_port", "65536"),
     ],
@@ -85,13 +109,83 @@ def test_a_value_that_cannot_work_is_refused_by_name(file, name, value):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["neo4j_password", "opensearch_password", "embed_api_key"])
+SASL = {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": "SCRAM-SHA-512", "kafka_user": "u"}
+FULL = SASL | {"kafka_password": "hush", "kafka_ca_file": "ca", "kafka_cert_file": "c", "kafka_key_file": "k"}
+
+
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (SASL, "kafka_password"),
+        (FULL | {"kafka_security_protocol": "PLAINTEXT"}, "SASL_SSL"),
+        (FULL | {"kafka_security_protocol": "SASL_PLAINTEXT"}, "kafka_ca_file"),
+        (FULL | {"kafka_security_protocol": "SSL"}, "kafka_user"),
+        ({"kafka_user": "u", "kafka_password": "hush"}, "kafka_security_protocol"),
+        ({"kafka_ca_file": "ca"}, "kafka_security_protocol"),
+        ({"kafka_security_protocol": "SSL", "kafka_cert_file": "c"}, "kafka_key_file"),
+        ({"neo4j_ca_file": "ca"}, "bolt\\+s"),
+        ({"neo4j_ca_file": "ca", "neo4j_uri": "bolt+ssc://h:1"}, "bolt\\+s"),
+        ({"opensearch_ca_file": "ca"}, "https"),
+        ({"embed_ca_file": "ca"}, "https"),
+    ],
+)
+def test_security_that_would_not_protect_or_not_connect_is_refused_in_one_sentence(file, assignments, words):
+    with pytest.raises(ConfigurationError, match=words) as error:
+        config.load(**assignments)
+    assert "\n" not in str(error.value)
+    assert "hush" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["kafka_password", "neo4j_password", "opensearch_password", "embed_api_key"])
 def test_a_secret_is_never_printed(file, name):
-    user = {"opensearch_user": "admin"} if name == "opensearch_password" else {}
-    settings = config.load(**{name: "hush"}, **user)
+    others = {"opensearch_password": {"opensearch_user": "admin"}, "kafka_password": SASL}.get(name, {})
+    settings = config.load(**{name: "hush"}, **others)
     for shown in (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())):
         assert "hush" not in shown
     assert getattr(settings, name).get_secret_value() == "hush"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:hush@host:9200",
+        "http://hush@host:9200",
+        "http://user:hush/more@host:9200",  # a password that is not quoted
+        "http://user:12/hush@host:9200",
+        "http://user:hu#hush@host:9200",
+        "http://host:9200?key=hush",
+        "http://host:hush",
+        "http://ho\u2100hush:1",
+        "http://[hush:1",
+        "hush",
+        "ftp://hush:1",
+        "",
+    ],
+)
+@pytest.mark.parametrize("name", ["neo4j_uri", "opensearch_url", "embed_url"])
+def test_an_address_that_holds_a_secret_or_is_none_is_refused_and_not_shown(file, name, address):
+    """Addresses are in every sentence about a server that is down."""
+    address = address.replace("http:", "bolt:") if name == "neo4j_uri" else address
+    with pytest.raises(ConfigurationError, match=f"{name}: must") as error:
+        config.load(**{name: address})
+    assert "hush" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["hush\n", "hush ", "hüsh"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(file, key):
+    """As a file with a line break at its end gives it; the HTTP client's own error would quote it."""
+    with pytest.raises(ConfigurationError, match="embed_api_key: must") as error:
+        config.load(embed_api_key=key)
+    assert key.strip() not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kafka_password": "hush"}, {"opensearch_password": "hush"}, {"embed_api_key": "hush "}]
+)
+def test_no_traceback_shows_a_secret_that_was_refused(file, wrong):
+    with pytest.raises(ValidationError) as error:
+        Settings(_env_file=None, **wrong)
+    assert "hush" not in str(error.value)
 
 
 def test_whatever_sounds_secret_is_one():

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import sys
 import time
 from types import SimpleNamespace
 
 import pytest
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from support import chunk, until
 
 from stream import loop as batch_loop
@@ -58,9 +59,12 @@ class Ended(BaseException):
 
 class Producer:
     def __init__(self, too_large: bool = False):
-        self.sent, self.too_large = [], too_large
+        self.sent, self.too_large, self.full = [], too_large, 0
 
     async def send(self, topic, *, value, key, headers):
+        if self.full:
+            self.full -= 1
+            raise KafkaTimeoutError
         self.sent.append((topic, key, value, headers))
         done = asyncio.get_running_loop().create_future()
         done.set_result(None)
@@ -190,6 +194,24 @@ async def test_nothing_is_started_after_a_drain_and_what_is_never_done_ends_the_
         await run.loop.drain()
 
 
+async def test_a_process_that_stood_still_for_longer_than_its_session_publishes_nothing(monkeypatch):
+    """Others have its partitions: what it published now could follow what is newer."""
+    gate = asyncio.Event()
+
+    async def process(chunks):
+        await gate.wait()
+        return await everything(chunks)
+
+    run = Run(process, session_timeout=6)
+    await run.take(run.event(1))
+    run.loop._last_beat -= 7
+    gate.set()
+    with pytest.raises(Ended):
+        await run.loop._finisher
+    assert "stood still for 7 s" in str(run.failed[0])
+    assert (run.producer.sent, run.acknowledged) == ([], [])
+
+
 async def test_a_value_that_kafka_takes_no_second_time_leaves_a_dead_letter_without_it():
     run = Run(everything)
     run.letters.too_large = True
@@ -210,6 +232,44 @@ async def test_headers_count_when_an_output_is_too_large(headers):
     assert run.producer.sent == []
     ((_, _, _, found),) = run.letters.sent
     assert header(found, "dlq.reason") == b"too-large"
+
+
+async def test_outputs_and_letters_that_kafka_has_no_room_for_are_sent_again_in_order():
+    run = Run(everything)
+    run.producer.full = run.letters.full = 3
+    await run.take(run.event(1), run.event(2, value=b"not json"), run.event(3))
+    await run.acknowledges(1, 2, 3)
+    assert [key for _, key, *_ in run.producer.sent] == [b"c1", b"c3"]
+    assert [key for _, key, *_ in run.letters.sent] == [b"c2"]
+
+
+async def test_a_worker_whose_outputs_kafka_does_not_take_says_so(monkeypatch):
+    monkeypatch.setattr(batch_loop, "SLOW", 0)
+    run = Run(everything)
+    run.loop._assignments.append(time.monotonic())
+    assert run.loop.unready() is None
+    taken = asyncio.Event()
+
+    async def send(*_, **__):
+        await taken.wait()
+        return asyncio.sleep(0)
+
+    run.producer.send = send
+    await run.take(run.event(1))
+    await until(lambda: asyncio.sleep(0, "Kafka has not taken" in (run.loop.unready() or "")), 5, every=0.01)
+    taken.set()
+    await run.acknowledges(1)
+    assert run.loop.unready() is None
+
+
+async def test_when_kafka_never_has_room_the_process_ends_with_nothing_acknowledged():
+    run = Run(everything, outage_bound=0.1)
+    run.producer.full = sys.maxsize
+    await run.take(run.event(1))
+    with pytest.raises(Ended):
+        await run.loop._finisher
+    assert isinstance(run.failed[0], Outage)
+    assert run.acknowledged == []
 
 
 async def test_records_that_were_read_but_never_reach_the_loop_are_noticed(monkeypatch):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from stream import kafka, topics
 from stream import verify as checking
 from stream.config import Settings, StageName
 from stream.deadletters import Filter, letter_headers
+from stream.errors import ConfigurationError
 from stream.records import Headers, Record, Rejected, text_sha256
 from stream.redrive import plan, redrive
 from stream.stores.base import Stored
@@ -192,6 +194,20 @@ async def test_more_chunks_than_a_page_are_all_compared(flow, both, monkeypatch)
     assert told == [(3, 7), (6, 7), (7, 7)]
 
 
+async def test_reading_says_how_much_of_the_topic_lies_behind(flow, both):
+    await send(flow, [line(f"c{n}") for n in range(7)])
+    told: list[tuple[int, int]] = []
+    await verify(flow, both, reading=lambda *now: told.append(now))
+    assert (told[0], told[-1]) == ((0, 7), (7, 7))
+
+
+async def test_a_disk_without_room_is_a_sentence_that_says_what_to_do(flow, both, monkeypatch):
+    monkeypatch.setattr(checking, "SCHEMA", f"PRAGMA max_page_count = 10; {checking.SCHEMA}")
+    await send(flow, [line(f"c{n}") for n in range(1000)])
+    with pytest.raises(ConfigurationError, match=r"full.*SQLITE_TMPDIR"):
+        await verify(flow, both)
+
+
 # Dead letters
 
 
@@ -244,6 +260,14 @@ async def test_a_letter_that_was_redriven_excuses_nothing_any_more(flow, both):
     newest = {found.key: found for found in await read(flow, flow.topic)}
     await reject(flow, newest[b"broken"])
     assert counts(await verify(flow, both)) == (2, 1, 0, 1, 0)
+
+
+async def test_letters_with_numbers_that_no_record_has_excuse_nothing(flow, both):
+    await send(flow, [line("a")])
+    too_large = record(json.dumps(chunk("a", version=2**63)).encode(), "a")
+    await reject(flow, too_large, "index")
+    await reject(flow, replace(too_large, topic=flow.topic, offset=2**63))
+    assert counts(await verify(flow, both)) == (1, 0, 0, 0, 1)
 
 
 # Waiting

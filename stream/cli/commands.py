@@ -146,9 +146,13 @@ def verify(
         settings = settings_of(context)
         async with open_stores(settings) as stores:
             with progress_bars() as bars:
-                task = bars.add_task("verify", total=None)
+                reading, comparing = bars.add_task("read", total=None), bars.add_task("compare", total=None)
                 return await checking.verify(
-                    settings, stores, wait=wait, progress=lambda n, of: bars.update(task, completed=n, total=of)
+                    settings,
+                    stores,
+                    wait=wait,
+                    reading=lambda n, of: bars.update(reading, completed=n, total=of),
+                    progress=lambda n, of: bars.update(comparing, completed=n, total=of),
                 )
 
     report = asyncio.run(check())

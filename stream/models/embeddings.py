@@ -16,9 +16,9 @@ import numpy.typing as npt
 import orjson
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from stream import metrics
+from stream import metrics, tls
 from stream.config import Settings
-from stream.errors import Outage, Refused
+from stream.errors import ConfigurationError, Outage, Refused, StreamError
 from stream.records import Provenance
 
 RETRIES = 3
@@ -28,7 +28,7 @@ NORM_TOLERANCE = 1e-2  # bfloat16 keeps 8 bits
 Vector = npt.NDArray[np.float32]
 
 
-class _NoVector(Outage):
+class _NoVector(Exception):
     """Numbers came back, but not a vector of unit norm."""
 
 
@@ -42,6 +42,7 @@ class EmbeddingClient:
             base_url=settings.embed_url,
             headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
             timeout=httpx.Timeout(settings.embed_timeout, connect=5),
+            verify=tls.context(settings.embed_ca_file),
             trust_env=False,  # a proxy for the way out is none for the way to a neighbour
             transport=transport,
         )
@@ -66,15 +67,13 @@ class EmbeddingClient:
         """Vectors of the texts, in order: base64 of `embed_dimensions` little-endian float32 each, unit norm.
 
         Raises `Refused` if the server will never embed one of them (nobody says which: split the batch), `Outage` if
-        it does not answer, is overloaded, does not serve the model or answers nonsense; three retries first. Whether
-        the texts or the server are to blame for what is no vector is found out with a text that is beyond suspicion.
+        it does not answer, is overloaded, does not serve the model or answers nonsense; three retries first.
         """
         started = time.monotonic()
         try:
             vectors = await self._request(list(texts))
-        except _NoVector as error:
-            await self._request([PROBE])
-            raise Refused(str(error)) from error
+        except _NoVector:
+            vectors = await self._suspected(list(texts))
         seconds = time.monotonic() - started
         metrics.embed_latency_ms.observe(seconds * 1000)
         metrics.embed_batch_size.observe(len(texts))
@@ -90,12 +89,24 @@ class EmbeddingClient:
         """Names of the models that the server serves, each with the tokens that it takes at most."""
         try:
             response = await self._http.get("/v1/models", timeout=5)
+            self._let_in(response)
             response.raise_for_status()
             return {model["id"]: model.get("max_model_len") for model in response.json()["data"]}
         except httpx.HTTPError as error:
-            raise Outage(f"the embedding server at {self._settings.embed_url} does not answer: {error!r}") from None
+            raise self._unreachable(error) from None
         except (ValueError, KeyError, TypeError) as error:
             raise Outage(f"{self._settings.embed_url} is no embedding server: {error!r}") from None
+
+    async def _suspected(self, texts: list[str]) -> list[str]:
+        """Whether texts or server are to blame for what is no vector is found out with a text beyond suspicion."""
+        try:
+            await self._request([PROBE])
+        except _NoVector as error:
+            raise Outage(str(error)) from error
+        try:
+            return await self._request(texts)
+        except _NoVector as error:
+            raise Refused(str(error)) from error
 
     @retry(
         retry=retry_if_exception_type(Outage),
@@ -116,12 +127,28 @@ class EmbeddingClient:
                 "/v1/embeddings", content=orjson.dumps(body), headers={"Content-Type": "application/json"}
             )
         except httpx.TransportError as error:
-            raise Outage(f"the embedding server at {self._settings.embed_url} does not answer: {error!r}") from error
+            raise self._unreachable(error) from error
+        self._let_in(response)
         if response.status_code in (400, 413, 422):
             raise Refused(f"the embedding server refuses it: {_message(response)}")
         if response.status_code != 200:
             raise Outage(f"the embedding server answers {response.status_code}: {_message(response)}")
         return self._checked(response.content, len(texts))
+
+    def _unreachable(self, error: httpx.HTTPError) -> StreamError:
+        where = self._settings.embed_url
+        if refusal := tls.refusal(error):
+            return ConfigurationError(
+                f"the embedding server cannot be reached at {where}, {refusal}: set STREAM_EMBED_CA_FILE"
+            )
+        return Outage(f"the embedding server at {where} does not answer: {error!r}")
+
+    def _let_in(self, response: httpx.Response) -> None:
+        if response.status_code in (401, 403):
+            raise ConfigurationError(
+                f"the embedding server at {self._settings.embed_url} does not let us in "
+                f"({response.status_code}): set STREAM_EMBED_API_KEY"
+            )
 
     def _checked(self, content: bytes, count: int) -> list[str]:
         try:

@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 from neo4j.exceptions import DriverError, Neo4jError
 
+from stream import tls
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.models.embeddings import Vector
@@ -75,9 +76,15 @@ class Neo4jStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._reached = False
         password = settings.neo4j_password
+        uri = settings.neo4j_uri
+        security: dict[str, Any] = {}
+        if settings.neo4j_ca_file:  # the driver takes a context only with a scheme that does not say +s itself
+            uri, security = uri.replace("+s://", "://", 1), {"ssl_context": tls.context(settings.neo4j_ca_file)}
         self._driver = neo4j.AsyncGraphDatabase.driver(
-            settings.neo4j_uri,
+            uri,
+            **security,
             auth=(settings.neo4j_user, password.get_secret_value()) if password else None,
             connection_timeout=5,
             connection_acquisition_timeout=settings.store_timeout,
@@ -147,6 +154,9 @@ class Neo4jStore:
     async def _run(self, query: str, **parameters: Any) -> list[neo4j.Record]:
         statement = neo4j.Query(query, timeout=self._settings.store_timeout)
         try:
+            if not self._reached:  # a query would be tried for seconds, also where TLS or the login is refused
+                await self._driver.verify_connectivity()
+                self._reached = True
             result = await self._driver.execute_query(
                 statement, parameters_=parameters, database_=self._settings.neo4j_database
             )
@@ -159,6 +169,10 @@ class Neo4jStore:
                 raise ConfigurationError(
                     f"Neo4j at {self._settings.neo4j_uri} does not let us in ({sentence}): "
                     "set STREAM_NEO4J_USER, STREAM_NEO4J_PASSWORD and STREAM_NEO4J_DATABASE"
+                ) from error
+            if refusal := tls.refusal(error):
+                raise ConfigurationError(
+                    f"Neo4j cannot be reached at {self._settings.neo4j_uri}, {refusal}; set STREAM_NEO4J_CA_FILE"
                 ) from error
             raise Outage(f"Neo4j at {self._settings.neo4j_uri} is not available ({sentence})") from error
         return result.records

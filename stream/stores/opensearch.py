@@ -3,6 +3,7 @@
 The guard is OpenSearch's own external versioning. It remembers a deleted document for `index.gc_deletes`.
 """
 
+import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from opensearchpy import AsyncOpenSearch
 from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
 from opensearchpy.exceptions import OpenSearchException, TransportError
 
+from stream import tls
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.outcomes import isolate
@@ -20,6 +22,7 @@ from stream.stores.base import Hit, Put, Stored
 
 ID_BYTES = 512  # OpenSearch takes no longer _id
 MOST_CLAUSES = 1000  # a query may have 1,024
+PROBE = Tombstone("\x00probe", 0)  # the name of no chunk: it may hold no control character
 
 INDEX: dict[str, Any] = {
     "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1", "gc_deletes": "1h"}},
@@ -50,10 +53,11 @@ class OpenSearchStore:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._alias = settings.opensearch_alias
-        password = settings.opensearch_password
+        encrypted = settings.opensearch_url.startswith("https:")
         self._client = AsyncOpenSearch(
             hosts=[settings.opensearch_url],
-            http_auth=(settings.opensearch_user, password.get_secret_value()) if password else None,
+            ssl_context=tls.context(settings.opensearch_ca_file) if encrypted else None,
+            headers=_authorization(settings),
             timeout=settings.store_timeout,
             max_retries=0,
         )
@@ -98,9 +102,21 @@ class OpenSearchStore:
         }
 
     async def _bulk(self, writes: Sequence[Put | Tombstone]) -> list[Rejected | None]:
-        answer = await self._call("POST", f"/{self._alias}/_bulk", body=b"".join(map(_bulk_lines, writes)))
-        results = [next(iter(item.values())) for item in answer["items"]]
-        return [_rejection(result, write) for result, write in zip(results, writes, strict=True)]
+        """Whether documents or the index are to blame for a refusal is found out with a delete beyond suspicion."""
+        outcomes = await self._send(writes)
+        refused = [i for i, outcome in enumerate(outcomes) if outcome]
+        if refused:
+            (suspicion,) = await self._send([PROBE])
+            if suspicion:
+                raise Outage(suspicion.detail)
+            for i, outcome in zip(refused, await self._send([writes[i] for i in refused]), strict=True):
+                outcomes[i] = outcome
+        return outcomes
+
+    async def _send(self, writes: Sequence[Put | Tombstone]) -> list[Rejected | None]:
+        body = b"".join(map(_bulk_lines, writes))
+        answer = await self._call("POST", f"/{self._alias}/_bulk", body=body, require_alias="true")
+        return [_rejection(next(iter(item.values()))) for item in answer["items"]]
 
     async def count(self) -> int:
         """Documents, after a refresh; none if there is no index yet."""
@@ -145,7 +161,11 @@ class OpenSearchStore:
         try:
             return await self._client.transport.perform_request(method, path, params=params, body=body)
         except OpenSearchConnectionError as error:
-            raise Outage(f"OpenSearch at {where} does not answer: {error.error}") from error
+            if refusal := tls.refusal(error):
+                raise ConfigurationError(
+                    f"OpenSearch cannot be reached at {where}, {refusal}; set STREAM_OPENSEARCH_CA_FILE"
+                ) from error
+            raise Outage(f"OpenSearch at {where} does not answer: {error.error or repr(error.info)}") from error
         except TransportError as error:
             sentence = f"OpenSearch at {where} answers {error.status_code} {error.error}"
             if error.status_code == 401:
@@ -159,12 +179,20 @@ class OpenSearchStore:
             raise Outage(f"the answer of OpenSearch at {where} cannot be read: {error}") from error
 
 
-def _rejection(result: Mapping[str, Any], write: Put | Tombstone) -> Rejected | None:
+def _authorization(settings: Settings) -> dict[str, str]:
+    """The header of basic authentication in UTF-8; the client's own `http_auth` knows only Latin-1."""
+    user, password = settings.opensearch_user, settings.opensearch_password
+    if not user or not password:
+        return {}
+    login = f"{user}:{password.get_secret_value()}".encode()
+    return {"authorization": f"Basic {base64.b64encode(login).decode()}"}
+
+
+def _rejection(result: Mapping[str, Any]) -> Rejected | None:
     """What the answer to one line of a bulk request means; raises `Outage` if the line is not at fault."""
-    status = result["status"]
-    if status in (200, 201, 409) or (status == 404 and isinstance(write, Tombstone)):
-        return None  # 409: the index holds a higher version; 404: nothing to delete
-    error = result["error"]
+    status, error = result["status"], result.get("error")
+    if error is None or status == 409:
+        return None  # without an error 404 means that there is nothing to delete; 409: the index has a higher version
     cause = error.get("caused_by", {}).get("reason", "")
     sentence = f"{error['type']}: {error['reason']} {cause}".strip()
     if status != 400:

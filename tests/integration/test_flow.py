@@ -63,23 +63,6 @@ async def searching(flow, stores) -> bool:
     return all(chunk["chunk_id"] in [hit.chunk_id for hit in hits] for hits in found)
 
 
-async def test_workers_killed_in_the_middle_of_a_batch_lose_nothing(flow, stores, lines):
-    ports = dict(zip(STAGES, free_ports(3), strict=True))
-    await publish(lines, flow)
-    async with AsyncExitStack() as stack:
-        for stage in STAGES:
-            for _ in range(2):
-                killed = await stack.enter_async_context(Worker(stage, port=ports[stage]))
-                await killed.in_the_middle()
-                assert await killed.end(signal.SIGKILL) == -signal.SIGKILL
-            await stack.enter_async_context(Worker(stage, port=ports[stage]))
-        await finished(flow)
-        report = await verify(flow, stores)
-    assert report.differences == []
-    assert report.indexed == COUNT
-    assert [stage.dead_letters for stage in await stages(flow)] == [0, 0, 0]
-
-
 @pytest.mark.parametrize("stage", STAGES)
 async def test_a_bug_in_a_stage_ends_the_worker_and_nothing_is_acknowledged_early(flow, stores, lines, stage):
     ports = dict(zip(STAGES, free_ports(3), strict=True))

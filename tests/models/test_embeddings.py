@@ -9,7 +9,7 @@ import pytest
 from support import vector
 
 from stream.config import Settings
-from stream.errors import Outage, Refused
+from stream.errors import ConfigurationError, Outage, Refused
 from stream.models.embeddings import EmbeddingClient, unpack
 
 SETTINGS = Settings(_env_file=None, embed_dimensions=8)
@@ -20,7 +20,7 @@ def answering(*answers: httpx.Response | Exception) -> tuple[EmbeddingClient, li
     bodies: list[dict] = []
 
     def handle(request: httpx.Request) -> httpx.Response:
-        bodies.append(orjson.loads(request.content))
+        bodies.append(orjson.loads(request.content or b"null"))
         answer = answers[min(len(bodies), len(answers)) - 1]
         if isinstance(answer, Exception):
             raise answer
@@ -79,7 +79,6 @@ async def test_a_query_carries_the_instruction_and_is_unpacked():
         httpx.Response(500),
         httpx.Response(503, text="overloaded"),
         httpx.Response(404, json={"error": {"message": "no such model"}}),
-        httpx.Response(401),
         httpx.Response(200, content=b'{"data": [{"ind'),
         httpx.Response(200, json={"data": [{"index": 0, "embedding": "!"}]}),
         httpx.Response(200, json={"data": []}),
@@ -105,12 +104,12 @@ async def test_what_is_no_vector_is_an_outage_only_if_the_probe_gets_none_either
     with pytest.raises(Outage):
         await client.embed(["a"])
 
-    client, bodies = answering(broken, broken, broken, broken, vectors(1))
+    client, bodies = answering(broken, vectors(1), broken)
     with pytest.raises(Refused, match="unit norm"):
         await client.embed(["a"])
-    assert [body["input"] for body in bodies] == [["a"]] * 4 + [["probe"]]
+    assert [body["input"] for body in bodies] == [["a"], ["probe"], ["a"]]
 
-    client, _ = answering(broken, vectors(1))
+    client, _ = answering(broken, vectors(1), vectors(1))
     assert await client.embed(["a"]) == [vector(1, 8)]
 
 
@@ -120,6 +119,18 @@ async def test_a_refusal_is_not_retried_and_says_what_the_server_said(status):
     with pytest.raises(Refused, match="too long"):
         await client.embed(["a"])
     assert len(bodies) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_key_that_is_refused_is_a_matter_of_settings_and_not_retried(status):
+    """The server's own words are left out: some quote the key."""
+    said = httpx.Response(status, json={"error": {"message": "hush is no key"}})
+    for call in (lambda client: client.embed(["a"]), lambda client: client.served_models()):
+        client, bodies = answering(said)
+        with pytest.raises(ConfigurationError, match="STREAM_EMBED_API_KEY") as error:
+            await call(client)
+        assert len(bodies) == 1
+        assert "hush" not in str(error.value)
 
 
 async def test_the_key_is_sent_as_a_bearer_token_and_never_shown():

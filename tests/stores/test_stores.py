@@ -9,7 +9,7 @@ from support import expanded
 from stream.errors import ConfigurationError, Outage
 from stream.models.embeddings import unpack
 from stream.records import Tombstone
-from stream.stores import Stores, open_stores
+from stream.stores import Stores, neo4j, open_stores
 from stream.stores.base import Put, Stored
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import OpenSearchStore
@@ -157,11 +157,34 @@ async def test_an_index_with_other_fields_is_noticed_at_the_start_and_not_by_dea
     await stores.opensearch._call("DELETE", f"/{other}")
 
 
-async def test_a_wrong_password_is_a_matter_of_settings(settings):
-    async with Neo4jStore(settings.model_copy(update={"neo4j_password": SecretStr("wrong")})) as store:
+@pytest.mark.parametrize("password", [SecretStr("wrong"), None])
+async def test_a_wrong_password_is_a_matter_of_settings_and_none_is_wrong_too(settings, password):
+    """The local profile's Neo4j lets nobody in without one."""
+    async with Neo4jStore(settings.model_copy(update={"neo4j_password": password})) as store:
         with pytest.raises(ConfigurationError, match="STREAM_NEO4J_PASSWORD") as error:
             await store.count()
     assert "wrong" not in str(error.value)
+
+
+async def test_what_a_record_says_is_never_part_of_a_query(stores, monkeypatch):
+    """Else whoever writes a chunk could write Cypher."""
+    evil = "'\"`}) DETACH DELETE (n) //"
+    queries = []
+    run = stores.neo4j._run
+
+    async def spy(query, **parameters):
+        queries.append(query)
+        return await run(query, **parameters)
+
+    monkeypatch.setattr(stores.neo4j, "_run", spy)
+    write = put(evil, evil, doc_id=evil, facet_json={evil: evil}, metadata={evil: evil}, table_lines=[evil])
+    bystander = put("bystander")
+    assert await stores.neo4j.write([write, bystander]) == {}
+    assert await stores.neo4j.stored([evil]) == {evil: stored(write)}
+    assert (await stores.neo4j.nearest(write.vector, 1))[0].text == evil
+    assert await stores.neo4j.write([Tombstone(evil, 2)]) == {}
+    assert set(queries) == {neo4j.PUT, neo4j.STORED, neo4j.NEAREST, neo4j.DELETE}
+    assert await stores.neo4j.stored(["bystander"]) == {"bystander": stored(bystander)}
 
 
 async def test_a_store_that_is_down_is_an_outage(settings):
@@ -170,3 +193,24 @@ async def test_a_store_that_is_down_is_an_outage(settings):
         for store in stores.both:
             with pytest.raises(Outage):
                 await store.count()
+
+
+@pytest.mark.parametrize("writes", [[put("a")], [Tombstone("a", 1)]], ids=["put", "tombstone"])
+async def test_a_closed_index_is_an_outage_and_nobody_s_fault(stores, settings, writes):
+    """OpenSearch answers 400 for each document, as it does for one that is wrong."""
+    path = f"/{settings.opensearch_alias}-1"
+    await stores.opensearch._call("POST", f"{path}/_close")
+    with pytest.raises(Outage, match="closed"):
+        await stores.opensearch.write(writes)
+    await stores.opensearch._call("POST", f"{path}/_open")
+    assert await stores.opensearch.write(writes) == {}
+
+
+@pytest.mark.parametrize("writes", [[put("a")], [Tombstone("a", 1)]], ids=["put", "tombstone"])
+async def test_an_index_that_is_gone_is_an_outage_and_opensearch_makes_no_other(stores, settings, writes):
+    """OpenSearch would make one whose fields are guessed, in which no term would ever be found."""
+    await stores.opensearch._call("DELETE", f"/{settings.opensearch_alias}-1")
+    with pytest.raises(Outage, match="index_not_found"):
+        await stores.opensearch.write(writes)
+    await stores.opensearch.set_up()
+    assert await stores.opensearch.write(writes) == {}

@@ -1,0 +1,49 @@
+"""Records of the usual size, of random numbers: what the benches publish. Number `n` is always the same."""
+
+import uuid
+from base64 import b64encode
+from typing import Any
+
+import numpy as np
+
+from stream.records import Chunk, Expanded, text_sha256
+
+WORDS = 110  # of a text: some 700 characters
+TERMS = (180, 50)  # of a chunk: mean and standard deviation
+VOCABULARY = 30_522
+SPREAD = 0x9E3779B97F4A7C15F39CC0605CEDC835  # 2**128 over the golden ratio: names in no order, as real ones are
+
+
+def chunk(n: int, version: int = 1) -> Chunk:
+    """A chunk; its text depends on its version."""
+    words = np.random.default_rng([n, version]).zipf(1.3, WORDS) % VOCABULARY
+    return {
+        "chunk_id": str(uuid.UUID(int=n * SPREAD % 2**128)),
+        "doc_id": f"document-{n // 20}",
+        "text": " ".join(f"word{word}" for word in words),
+        "version": version,
+    }
+
+
+def expanded(of: Chunk) -> Expanded:
+    """A chunk with a random unit vector (4096,) and random terms."""
+    rng = np.random.default_rng(list(of["chunk_id"].encode()))
+    vector = rng.standard_normal(4096).astype("<f4")
+    terms = rng.choice(VOCABULARY, max(8, int(rng.normal(*TERMS))), replace=False)
+    weights = rng.lognormal(-1, 0.7, len(terms)) + 0.05
+    norm = float(np.linalg.norm(weights))
+    provenance: Any = {"model": "random", "revision": "none", "parameters": {}}
+    return {
+        **of,
+        "text_sha256": text_sha256(of["text"]),
+        "embedding_qwen": b64encode((vector / np.linalg.norm(vector)).tobytes()).decode(),
+        "embedding_provenance": provenance,
+        "splade_terms": {f"term{term}": weight / norm for term, weight in zip(terms, weights.tolist(), strict=True)},
+        "splade_norm": norm,
+        "splade_provenance": provenance,
+    }
+
+
+def embedded(of: Chunk) -> dict[str, Any]:
+    """A chunk as it is between embed and expand."""
+    return {name: value for name, value in expanded(of).items() if not name.startswith("splade")}

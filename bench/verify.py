@@ -1,0 +1,286 @@
+"""What `stream verify` costs, and whether it names exactly what is wrong.
+
+Publishes chunks of the usual size to a topic of its own and writes what the stages would have made of them into both
+stores (random unit vectors, random terms), with updates, tombstones and dead letters among them; measures one run of
+verify at each size in a process of its own; then plants a few differences and compares what verify names with them.
+
+    STREAM_ENV_FILE=.local/stream.env python bench/verify.py --chunks 10000 --chunks 50000
+
+Neo4j must hold no chunks. The topic, the index and the chunks are left behind: use servers that can be thrown away.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+import typer
+from aiokafka import AIOKafkaProducer
+from data import chunk, expanded
+from matplotlib.axes import Axes
+from measure import MIB, device, memory, save
+
+from stream import config, kafka, topics
+from stream.config import Settings, StageName
+from stream.deadletters import letter_headers
+from stream.errors import ConfigurationError
+from stream.models.embeddings import unpack
+from stream.records import Chunk, Record, Rejected, Tombstone, text_sha256
+from stream.stores import Stores, open_stores
+from stream.stores.base import Put
+from stream.verify import Report, verify
+
+BATCH = 256
+MILLION = 1_000_000
+
+
+# What is published and stored
+
+
+def put(of: Chunk) -> Put:
+    """A chunk as the stores take it."""
+    made = expanded(of)
+    return Put(made, unpack(made["embedding_qwen"]))
+
+
+async def publish(producer: AIOKafkaProducer, topic: str, of: Chunk | Tombstone) -> Record:
+    """Publishes one record and says where it lies."""
+    if isinstance(of, Tombstone):
+        key, value, headers = of.chunk_id.encode(), None, [("version", str(of.version).encode())]
+    else:
+        key, value, headers = of["chunk_id"].encode(), orjson.dumps(of), []
+    sent = await (await producer.send(topic, key=key, value=value, headers=headers))
+    return Record(topic, sent.partition, sent.offset, key, value, sent.timestamp, headers)
+
+
+async def fill(settings: Settings, stores: Stores, numbers: range) -> Report:
+    """Publishes and stores chunks; returns what verify is to find.
+
+    Of 100 chunks 2 are updated, one is deleted and one rejected, in turn by embed and by index.
+    """
+    expected = Report(published=len(numbers))
+    async with kafka.producer(settings) as producer, kafka.letter_producer(settings) as letters:
+
+        async def reject(record: Record, stage: StageName, value: bytes | None) -> None:
+            headers = letter_headers(record, stage, Rejected("schema", "planted"))
+            await letters.send_and_wait(
+                topics.dead_letters(settings, stage), key=record.key, value=value, headers=headers
+            )
+
+        for batch in _batches(numbers):
+            chunks = [chunk(n) for n in batch]
+            records = await asyncio.gather(*(publish(producer, settings.topic, one) for one in chunks))
+            later: list[Chunk | Tombstone] = []
+            rejected = []
+            for n, one, record in zip(batch, chunks, records, strict=True):
+                if n % 100 == 0:
+                    rejected.append(one["chunk_id"])
+                    if n % 200:
+                        await reject(record, "embed", record.value)
+                    else:  # of the record that the stage before had made of it
+                        made = Record(topics.source(settings, "index"), 0, n, record.key, None, record.timestamp)
+                        await reject(made, "index", orjson.dumps(expanded(one)))
+                elif n % 100 == 1:
+                    later.append(Tombstone(one["chunk_id"], 2))
+                elif n % 50 == 2:
+                    later.append(chunk(n, 2))
+            await asyncio.gather(*(publish(producer, settings.topic, one) for one in later))
+            await write(stores, [put(one) for one in chunks if one["chunk_id"] not in rejected])
+            await write(stores, [one if isinstance(one, Tombstone) else put(one) for one in later])
+            expected.dead_lettered += len(rejected)
+            expected.deleted += sum(isinstance(one, Tombstone) for one in later)
+            print(f"\r{batch[-1] + 1:,} chunks published and stored", end="", file=sys.stderr, flush=True)
+    expected.indexed = expected.published - expected.deleted - expected.dead_lettered
+    print(file=sys.stderr)
+    return expected
+
+
+def _batches(numbers: range) -> Iterator[list[int]]:
+    iterator = iter(numbers)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
+
+
+async def write(stores: Stores, writes: Sequence[Put | Tombstone]) -> None:
+    """Into both stores at the same time, which must take everything."""
+    for refused in await asyncio.gather(*(store.write(writes) for store in stores.both)):
+        assert not refused, refused
+
+
+# What verify costs
+
+
+async def measured(settings: Settings) -> dict[str, Any]:
+    """One run of verify in this process: rates in chunks a second, memory and disk in bytes."""
+    reading: list[tuple[float, int]] = []
+    comparing: list[tuple[float, int]] = []
+    resident: list[int] = []
+    file = 0
+
+    def note(times: list[tuple[float, int]]) -> Any:
+        def progress(n: int, _: int) -> None:
+            nonlocal file
+            times.append((time.monotonic(), n))
+            resident.append(memory())
+            file = max(file, _temporary_file())
+
+        return progress
+
+    async with open_stores(settings) as stores:
+        for store in stores.both:
+            await store.count()  # connects
+        before, started = memory(), time.monotonic()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+        report = await verify(settings, stores, reading=note(reading), progress=note(comparing))
+    return {
+        "report": asdict(report),
+        "seconds": time.monotonic() - started,
+        "read_per_second": _rate(reading),
+        "compared_per_second": _rate(comparing),
+        "memory_before": before,
+        "memory_above": memory(what="VmHWM") - before,
+        "memory_above_over_time": [now - before for now in resident],
+        "file": file,
+    }
+
+
+def _rate(times: list[tuple[float, int]]) -> float:
+    (first, n), (last, m) = times[0], times[-1]
+    return (m - n) / (last - first) if last > first else float("nan")
+
+
+def _temporary_file() -> int:
+    sizes = [fd.stat().st_size for fd in Path("/proc/self/fd").iterdir() if "etilqs" in _target(fd)]
+    return max(sizes, default=0)
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except FileNotFoundError:  # what listed the folder has closed it
+        return ""
+
+
+# What verify names
+
+
+async def plant(settings: Settings, stores: Stores, chunks: int) -> set[str]:
+    """Makes one difference of each kind, in chunks that are whole; returns what verify is to say of them."""
+    good = (chunk(n) for n in range(chunks) if n % 50 > 2)
+    version, text, vector, terms = islice(good, 4)
+    missing, extra, deleted = chunk(chunks), chunk(chunks + 1), chunk(1)
+    async with kafka.producer(settings) as producer:
+        await publish(producer, settings.topic, missing)
+        broken = await producer.send_and_wait(settings.topic, key=b"broken", value=b"{")
+    await stores.neo4j.write([put({**version, "version": 9})])
+    await stores.opensearch.write([put({**text, "text": "another"})])
+    halved = put(vector)
+    await stores.neo4j.write([Put(halved.chunk, halved.vector[:2048])])
+    without = {name: terms[name] for name in ("chunk_id", "doc_id", "text", "version")}  # type: ignore[literal-required]
+    await stores.opensearch._call(  # no write of the product's leaves out the terms
+        "PUT",
+        f"/{settings.opensearch_alias}/_doc/{terms['chunk_id']}",
+        body=without | {"text_sha256": text_sha256(terms["text"])},
+        version=1,
+        version_type="external_gte",
+    )
+    await stores.neo4j.write([put({**deleted, "version": 3}), put(extra)])
+    return {
+        f"{missing['chunk_id']}: Neo4j does not have it, OpenSearch does not have it",
+        f"{version['chunk_id']}: Neo4j has version 9, the topic 1",
+        f"{text['chunk_id']}: OpenSearch has another text",
+        f"{vector['chunk_id']}: Neo4j has it without its vector or terms",
+        f"{terms['chunk_id']}: OpenSearch has it without its vector or terms",
+        f"{deleted['chunk_id']}: Neo4j still has it, although it was deleted",
+        f"partition {broken.partition}, offset {broken.offset}: has no dead letter",
+        "Neo4j holds 1 chunks more than the topic knows",
+    }
+
+
+# The whole
+
+
+async def bench(settings: Settings, sizes: Sequence[int], environment: dict[str, str]) -> dict[str, Any]:
+    """All sizes, each with more chunks than the one before; then the planted differences."""
+    await topics.create(settings)
+    runs = []
+    async with open_stores(settings) as stores:
+        if await stores.neo4j.count():
+            raise ConfigurationError("Neo4j holds chunks already, which verify would count: use one that is empty")
+        await stores.set_up()
+        expected, done = Report(), 0
+        for size in sizes:
+            more = await fill(settings, stores, range(done, size))
+            expected = Report(*(getattr(expected, name) + getattr(more, name) for name in COUNTS))
+            done = size
+            child = [sys.executable, __file__, "--measure"]
+            run = orjson.loads(subprocess.run(child, env=environment, check=True, stdout=subprocess.PIPE).stdout)
+            assert run.pop("report") == asdict(expected), expected
+            runs.append({"chunks": size, **run})
+            print(f"{size:,} chunks: clean in {run['seconds']:.0f} s", file=sys.stderr)
+        planted = await plant(settings, stores, done)
+    child = [sys.executable, "-m", "stream", "verify", "--json"]
+    ended = subprocess.run(child, env=environment, check=False, stdout=subprocess.PIPE)
+    named = {difference.partition(" (")[0] for difference in orjson.loads(ended.stdout)["differences"]}
+    assert (ended.returncode, named) == (1, planted), named ^ planted
+    return {"device": device(), "runs": runs, "planted": sorted(planted), "named": sorted(named)}
+
+
+COUNTS = ("published", "indexed", "deleted", "dead_lettered")
+
+
+def extrapolated(run: dict[str, Any]) -> dict[str, float]:
+    """What a million chunks would cost at the rates of a run, if they stayed as they were there."""
+    return {
+        "seconds_reading": MILLION / run["read_per_second"],
+        "seconds_comparing": MILLION / run["compared_per_second"],
+        "file": MILLION * run["file"] / run["chunks"],
+        "memory_above": run["memory_above"],
+    }
+
+
+def draw(axes: Axes, runs: Sequence[dict[str, Any]]) -> None:
+    """Memory over the course of each run, all of one width."""
+    for run in runs:
+        above = np.array(run["memory_above_over_time"]) / MIB
+        axes.plot(np.linspace(0, 1, len(above)), above, label=f"{run['chunks']:,} chunks")
+    axes.set(xlabel="progress of the run (reading, then comparing)", ylabel="resident memory above the start, MiB")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def main(
+    chunks: Annotated[list[int] | None, typer.Option(help="A size to measure at; more than once.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the results go, .json and .svg.")] = Path("docs/figures/verify"),
+    measure: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Measure `stream verify` on real servers and plant differences for it to find."""
+    if measure:
+        print(orjson.dumps(asyncio.run(measured(config.load()))).decode())
+        return
+    name = f"bench-{uuid.uuid4().hex[:8]}"
+    settings = config.load(topic=name, opensearch_alias=name)
+    environment = os.environ | {"STREAM_TOPIC": name, "STREAM_OPENSEARCH_ALIAS": name}
+    results = asyncio.run(bench(settings, sorted(chunks or [10_000, 50_000]), environment))
+    results["extrapolated_to_a_million"] = extrapolated(results["runs"][-1])
+    save(out, results, lambda axes: draw(axes, results["runs"]))
+    print(
+        orjson.dumps({**results, "runs": [_short(run) for run in results["runs"]]}, option=orjson.OPT_INDENT_2).decode()
+    )
+
+
+def _short(run: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in run.items() if name != "memory_above_over_time"}
+
+
+if __name__ == "__main__":
+    typer.run(main)

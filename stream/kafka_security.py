@@ -1,0 +1,89 @@
+"""TLS and SASL of Kafka: what a client is told of them, and why a broker did not let one in."""
+
+import ssl
+from contextlib import closing
+from typing import Any
+
+from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.errors import (
+    IllegalSaslStateError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+from aiokafka.protocol.admin import SaslHandShakeRequest
+
+from stream import tls
+from stream.config import Settings
+from stream.errors import ConfigurationError, Outage, StreamError
+
+PROBE_MS = 5000
+HUNG_UP = (KafkaError, ConnectionResetError, BrokenPipeError, ssl.SSLError)
+
+
+def arguments(settings: Settings) -> dict[str, Any]:
+    """What every client must be told of TLS and SASL, as aiokafka's arguments.
+
+    Raises `ConfigurationError` if a certificate or key cannot be read.
+    """
+    protocol, password = settings.kafka_security_protocol, settings.kafka_password
+    told: dict[str, Any] = {"security_protocol": protocol}
+    if protocol.endswith("SSL"):
+        told["ssl_context"] = tls.context(settings.kafka_ca_file, settings.kafka_cert_file, settings.kafka_key_file)
+    if password:
+        told |= {
+            "sasl_mechanism": settings.kafka_sasl_mechanism,
+            "sasl_plain_username": settings.kafka_user,
+            "sasl_plain_password": password.get_secret_value(),
+        }
+    return told
+
+
+async def refusal(settings: Settings) -> StreamError:
+    """Why no client could start: aiokafka only logs it, so each server is asked once more."""
+    ours, hung_up = settings.kafka_security_protocol, False
+    for host, port, _ in collect_hosts(settings.kafka_servers):
+        error: Exception | None = None
+        try:
+            (await create_conn(host, port, request_timeout_ms=PROBE_MS, **arguments(settings))).close()
+        except (KafkaError, OSError, TimeoutError) as failed:
+            if not isinstance(failed, HUNG_UP):
+                continue
+            error = failed
+        hung_up = True
+        if (theirs := await _protocol(host, port)) not in (None, ours):
+            return ConfigurationError(
+                f"Kafka at {host}:{port} wants {theirs} and not {ours}: set STREAM_KAFKA_SECURITY_PROTOCOL"
+            )
+        if isinstance(error, SaslAuthenticationFailed | UnsupportedSaslMechanismError):
+            return ConfigurationError(
+                f"Kafka at {host}:{port} does not let us in ({type(error).__name__}): set STREAM_KAFKA_USER, "
+                "STREAM_KAFKA_PASSWORD and STREAM_KAFKA_SASL_MECHANISM"
+            )
+        if cause := tls.refusal(error):
+            return ConfigurationError(
+                f"Kafka at {host}:{port} cannot be reached with {ours}, {cause}: "
+                "set STREAM_KAFKA_CA_FILE, STREAM_KAFKA_CERT_FILE and STREAM_KAFKA_KEY_FILE"
+            )
+    if hung_up:
+        return Outage(
+            f"Kafka at {settings.kafka_servers} takes a connection with {ours} and closes it: wait until it is up, "
+            "or set STREAM_KAFKA_SECURITY_PROTOCOL to what it wants"
+        )
+    return Outage(f"Kafka does not answer at {settings.kafka_servers}; start it, or set STREAM_KAFKA_SERVERS")
+
+
+async def _protocol(host: str, port: int) -> str | None:
+    """The security protocol of a listener, as far as it can be seen without a login or a certificate."""
+    for encryption, context in (("PLAINTEXT", None), ("SSL", tls.unverified())):
+        try:
+            connection = await create_conn(
+                host, port, request_timeout_ms=PROBE_MS, security_protocol=encryption, ssl_context=context
+            )
+            with closing(connection):
+                answer = await connection.send(SaslHandShakeRequest("PLAIN"))
+        except (KafkaError, OSError, TimeoutError):
+            continue
+        wants_login = answer.error_code != IllegalSaslStateError.errno
+        return f"SASL_{encryption}" if wants_login else encryption
+    return None

@@ -1,0 +1,116 @@
+"""All faults, again and again with other seeds, until the time is up: `make faults SEED=… MINUTES=…`."""
+
+import argparse
+import asyncio
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+
+from conftest import isolated, own_servers
+from faults.faults import FAULTS, Fault
+from faults.history import History
+from faults.pipeline import pipeline
+from faults.run import Result, run
+
+from stream.local.profile import Profile
+
+HEAD = """\
+# What was done to it
+
+Every fault is done to the real servers and worker processes while chunks, newer versions and tombstones are being
+published. Then everything must recover by itself, `stream verify` must be clean, every version that Kafka acknowledged
+must be in the topic, and no topic between the stages may end with an older record of a chunk than its newest. No record
+is at fault, so there must be no dead letter either. `make faults ONLY="words of a row"` shows one fault; `make test`
+does each once.
+
+"""
+
+
+def rounds(seed: int, minutes: float) -> Iterator[int]:
+    deadline = time.monotonic() + 60 * minutes
+    for number in count(seed):
+        if time.monotonic() > deadline:
+            return
+        yield number
+
+
+async def one_round(
+    profile: Profile, seed: int, faults: list[Fault], found: dict[Fault, list[Result]], deadline: float
+) -> Counter[int]:
+    """Every fault once, in an order of its own; returns how the workers ended, by exit code."""
+    order = random.Random(seed).sample(faults, len(faults))
+    async with pipeline(profile, isolated(profile.environment())) as flow:
+        history = History(flow.settings, seed)
+        for fault in order:
+            if time.monotonic() > deadline:
+                break
+            try:
+                result = await run(fault, flow, history, random.Random(f"{seed} {fault}"))
+            except (AssertionError, TimeoutError) as error:
+                result = Result(wrong=[repr(error)])
+            found.setdefault(fault, []).append(result)
+            said = f"{result.records} records in {result.seconds:.0f} s, wrong: {result.wrong or 'nothing'}"
+            print(f"seed {seed}: {fault}: {said}", flush=True)
+        return Counter(code for worker in flow.workers.values() for code in worker.exits)
+
+
+def page(found: dict[Fault, list[Result]], seeds: Iterable[int], ends: Counter[int], seconds: float) -> str:
+    results = [result for each in found.values() for result in each]
+    seeds = list(seeds)
+    lines = [
+        HEAD,
+        f"`make faults SEED={seeds[0]} MINUTES={seconds / 60:.0f}` on {datetime.now(UTC):%Y-%m-%d}, "
+        f"{os.cpu_count()} cores: seeds {seeds[0]} to {seeds[-1]}, {len(results)} runs, "
+        f"{sum(r.records for r in results):,} records published, workers ended "
+        f"{sum(ends.values())} times ({', '.join(f'{n}× {said(code)}' for code, n in ends.most_common())}), "
+        f"**{sum(len(r.wrong) for r in results)} lost or wrong**, "
+        f"{sum(r.dead_letters for r in results)} dead letters.\n",
+        "| to | what | runs | struck | records | lost or wrong | dead letters | seconds to recover, worst |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for fault in FAULTS:
+        each = found.get(fault, [])
+        lines.append(
+            f"| {fault.part} | {fault.what} | {len(each)} | {sum(r.strikes for r in each)} "
+            f"| {sum(r.records for r in each):,} | {sum(len(r.wrong) for r in each)} "
+            f"| {sum(r.dead_letters for r in each)} | {max((r.recovery for r in each), default=0):.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def said(code: int) -> str:
+    return "kill -9" if code < 0 else f"exit code {code}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="faults", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--only", default="", help="faults with these words")
+    parser.add_argument("--page", type=Path, help="write the table here")
+    options = parser.parse_args()
+    faults = [fault for fault in FAULTS if options.only in str(fault)]
+    if not faults:
+        parser.error(f"no fault is called {options.only!r}; they are: {'; '.join(map(str, FAULTS))}")
+    started = time.monotonic()
+    deadline = started + 60 * options.minutes
+    found: dict[Fault, list[Result]] = {}
+    ends: Counter[int] = Counter()
+    seeds = []
+    with own_servers() as profile:
+        for seed in rounds(options.seed, options.minutes):
+            seeds.append(seed)
+            ends += asyncio.run(one_round(profile, seed, faults, found, deadline))
+            if options.page:
+                options.page.write_text(page(found, seeds, ends, time.monotonic() - started))
+    sys.exit(any(result.wrong or result.dead_letters for each in found.values() for result in each))
+
+
+if __name__ == "__main__":
+    main()

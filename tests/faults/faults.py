@@ -1,0 +1,292 @@
+"""The faults. Each is done to a pipeline while a history is being published, and says how often it struck."""
+
+import asyncio
+import base64
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import neo4j
+import numpy as np
+import orjson
+from aiohttp import web
+from faults.dying_worker import POINTS
+from faults.pipeline import Kept, Pipeline
+from faults.proxy import Forward, Proxy, Spoil, changed, cutting, delayed, half, silence, status
+from neo4j.exceptions import TransientError
+
+from stream.config import STAGES
+
+Strike = Callable[[Pipeline, random.Random], Awaitable[int]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens, to which part, and how."""
+
+    part: str
+    what: str
+    strike: Strike
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.what}"
+
+
+FAULTS: list[Fault] = []
+
+
+def fault(part: str, what: str) -> Callable[[Strike], Strike]:
+    def add(strike: Strike) -> Strike:
+        FAULTS.append(Fault(part, what, strike))
+        return strike
+
+    return add
+
+
+# Workers
+
+
+async def killed_at_a_point(pipeline: Pipeline, rng: random.Random, *, point: str) -> int:
+    await asyncio.gather(*(worker.killed_at(point) for worker in pipeline.workers.values()))
+    return len(pipeline.workers)
+
+
+for point, when in POINTS.items():
+    FAULTS.append(Fault("each worker", f"kill -9 {when}", partial(killed_at_a_point, point=point)))
+
+
+@fault("each worker", "kill -9 at any moment, and once more while it starts")
+async def killed_at_any_moment(pipeline: Pipeline, rng: random.Random) -> int:
+    for _ in range(2):
+        for worker in pipeline.workers.values():
+            ends = len(worker.exits) + 1
+            worker.signal(signal.SIGKILL)
+            await worker.until_ended(ends)
+        await asyncio.sleep(10 * rng.random())
+    return 2 * len(pipeline.workers)
+
+
+@fault("each worker", "SIGTERM: it drains and ends with 0")
+async def terminated(pipeline: Pipeline, rng: random.Random) -> int:
+    for worker in pipeline.workers.values():
+        ends = len(worker.exits) + 1
+        worker.signal(signal.SIGTERM)
+        await worker.until_ended(ends)
+        assert worker.exits[-1] == 0, f"{worker.stage} ended with {worker.exits[-1]}"
+    return len(pipeline.workers)
+
+
+@fault("each worker", "SIGSTOP for longer than the session time-out, then SIGCONT")
+async def stopped_for_long(pipeline: Pipeline, rng: random.Random) -> int:
+    for worker in pipeline.workers.values():
+        worker.signal(signal.SIGSTOP)
+    await asyncio.sleep(pipeline.settings.session_timeout * 2)
+    for worker in pipeline.workers.values():
+        worker.signal(signal.SIGCONT)
+    return len(pipeline.workers)
+
+
+@fault("a worker", "SIGSTOP until another has its partitions, then SIGCONT: a zombie comes back")
+async def zombie(pipeline: Pipeline, rng: random.Random) -> int:
+    stopped = pipeline.workers[rng.choice(STAGES)]
+    stopped.signal(signal.SIGSTOP)
+    async with Kept(stopped.stage, "heir") as heir:
+        await heir.until_working()
+        stopped.signal(signal.SIGCONT)
+        await stopped.until_working()
+    return 1
+
+
+@fault("a stage", "a second and a third worker join under load; one leaves by SIGTERM, one by kill -9")
+async def joining_and_leaving(pipeline: Pipeline, rng: random.Random) -> int:
+    stage = rng.choice(STAGES)
+    async with Kept(stage, "second") as second, Kept(stage, "third") as third:
+        await second.until_ready()
+        await third.until_ready()
+        await pipeline.workers[stage].until_ready()
+        third.signal(signal.SIGKILL)
+        await third.until_ended(1)
+    return 4
+
+
+# Kafka
+
+
+@fault("Kafka", "stopped for one to ten seconds")
+async def broker_stopped(pipeline: Pipeline, rng: random.Random) -> int:
+    await pipeline.stop("kafka")
+    await asyncio.sleep(1 + 9 * rng.random())
+    await pipeline.start("kafka")
+    await pipeline.workers["embed"].until_working()
+    return 1
+
+
+@fault("Kafka", "kill -9, twice")
+async def broker_killed(pipeline: Pipeline, rng: random.Random) -> int:
+    for _ in range(2):
+        await pipeline.kill("kafka")
+        await pipeline.until_up("kafka")
+        await pipeline.workers["embed"].until_working()
+    return 2
+
+
+# vLLM
+
+
+async def spoiled(pipeline: Pipeline, rng: random.Random, *, proxy: str, spoil: Spoil, times: int = 3) -> int:
+    target: Proxy = getattr(pipeline, proxy)
+    async with target.spoiling(spoil):
+        await target.until_spoiled(times)
+    return times
+
+
+@fault("vLLM", "nobody listens")
+async def model_refusing(pipeline: Pipeline, rng: random.Random) -> int:
+    async with pipeline.embedder.refusing():
+        await pipeline.workers["embed"].until_ready(False)
+    return 1
+
+
+def vectors(change: Callable[[np.ndarray], np.ndarray]) -> Spoil:
+    """The same answer with other numbers in its vectors."""
+
+    def change_all(answer: dict[str, Any]) -> dict[str, Any]:
+        for item in answer.get("data", ()):
+            numbers = change(np.frombuffer(base64.b64decode(item["embedding"]), "<f4").copy())
+            item["embedding"] = base64.b64encode(numbers.astype("<f4").tobytes()).decode()
+        return answer
+
+    return changed(change_all)
+
+
+for what, spoil in {
+    "500": status(500),
+    "503 with Retry-After": status(503, **{"Retry-After": "1"}),
+    "429": status(429),
+    "no answer within the time-out": silence,
+    "connection cut before the answer": cutting,
+    "half a response": half,
+    "a vector less than texts": changed(lambda answer: answer | {"data": answer["data"][:-1]}),
+    "vectors of half the length": vectors(lambda v: v[: len(v) // 2]),
+    "NaN": vectors(lambda v: np.where(np.arange(len(v)) == 7, np.nan, v)),
+    "zero vectors": vectors(np.zeros_like),
+}.items():
+    FAULTS.append(Fault("vLLM", what, partial(spoiled, proxy="embedder", spoil=spoil)))
+
+
+# Neo4j
+
+
+@fault("Neo4j", "stopped, and started after the worker has noticed")
+async def neo4j_stopped(pipeline: Pipeline, rng: random.Random) -> int:
+    await pipeline.stop("neo4j")
+    await pipeline.workers["index"].until_ready(False)
+    await pipeline.start("neo4j")
+    await pipeline.until_up("neo4j")
+    return 1
+
+
+@fault("Neo4j", "kill -9")
+async def neo4j_killed(pipeline: Pipeline, rng: random.Random) -> int:
+    await pipeline.kill("neo4j")
+    await pipeline.workers["index"].until_ready(False)
+    await pipeline.until_up("neo4j")
+    return 1
+
+
+@fault("Neo4j", "deadlocks with a concurrent writer")
+async def deadlocks(pipeline: Pipeline, rng: random.Random) -> int:
+    """Worker and writer lock many nodes in other orders; Neo4j chooses who loses. Counted is when the writer does."""
+    settings = pipeline.settings
+    struck = 0
+    assert settings.neo4j_password
+    auth = (settings.neo4j_user, settings.neo4j_password.get_secret_value())
+    async with (
+        neo4j.AsyncGraphDatabase.driver(settings.neo4j_uri, auth=auth) as driver,
+        driver.session() as session,
+        asyncio.timeout(120),
+    ):
+        found = await session.run("MATCH (c:Chunk) RETURN c.chunk_id AS id")
+        ids = [row["id"] async for row in found]
+        while struck < 3:
+            rng.shuffle(ids)
+            try:
+                write = await session.run("UNWIND $ids AS id MATCH (c:Chunk {chunk_id: id}) SET c.touched = 1", ids=ids)
+                await write.consume()
+            except TransientError:
+                struck += 1
+    return struck
+
+
+# OpenSearch
+
+
+@fault("OpenSearch", "kill -9")
+async def opensearch_killed(pipeline: Pipeline, rng: random.Random) -> int:
+    await pipeline.kill("opensearch")
+    await pipeline.workers["index"].until_ready(False)
+    await pipeline.until_up("opensearch")
+    return 1
+
+
+FAULTS.append(Fault("OpenSearch", "429", partial(spoiled, proxy="opensearch", spoil=status(429))))
+
+
+async def partly(request: web.Request, body: bytes, forward: Forward) -> web.Response:
+    """Every other document of a bulk request is rejected as by a full queue; the others are written."""
+    lines = body.splitlines(keepends=True)
+    documents: list[bytes] = []
+    while lines:
+        length = 1 if lines[0].startswith(b'{"delete"') else 2
+        documents.append(b"".join(lines[:length]))
+        del lines[:length]
+    answer = orjson.loads((await forward(b"".join(documents[::2]))).body)
+    full = {"status": 429, "error": {"type": "es_rejected_execution_exception", "reason": "an injected fault"}}
+    items: list[Any] = [{"index": full}] * len(documents)
+    items[::2] = answer["items"]
+    return web.json_response(answer | {"errors": True, "items": items})
+
+
+FAULTS.append(
+    Fault("OpenSearch", "half of each bulk request is rejected", partial(spoiled, proxy="opensearch", spoil=partly))
+)
+
+
+@fault("OpenSearch", "a read-only index")
+async def read_only(pipeline: Pipeline, rng: random.Random) -> int:
+    async def set_block(on: bool | None) -> None:
+        await on_index(pipeline, "PUT", "_settings", {"index.blocks.read_only_allow_delete": on})
+
+    await set_block(True)
+    await pipeline.workers["index"].until_ready(False)
+    await set_block(None)
+    return 1
+
+
+@fault("OpenSearch", "a closed index")
+async def closed(pipeline: Pipeline, rng: random.Random) -> int:
+    await on_index(pipeline, "POST", "_close")
+    await pipeline.workers["index"].until_ready(False)
+    await on_index(pipeline, "POST", "_open")
+    return 1
+
+
+async def on_index(pipeline: Pipeline, method: str, what: str, body: Any = None) -> None:
+    await pipeline.stores.opensearch._call(method, f"/{pipeline.settings.opensearch_alias}-1/{what}", body=body)
+
+
+# Slowness
+
+
+@fault("OpenSearch", "a batch takes longer than the session time-out: no partition moves")
+async def slow_batch(pipeline: Pipeline, rng: random.Random) -> int:
+    worker = pipeline.workers["index"]
+    before = worker.assignments()
+    slow = delayed(pipeline.settings.session_timeout * 1.3)
+    struck = await spoiled(pipeline, rng, proxy="opensearch", spoil=slow, times=2)
+    await worker.until_working()
+    assert worker.assignments() == before
+    return struck

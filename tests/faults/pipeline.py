@@ -1,0 +1,183 @@
+"""The whole flow under test: three workers that are started again whenever they end, proxies before two servers."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+import httpx
+from conftest import free_ports
+from faults.proxy import Proxy
+from support import LOGS, Worker, until
+
+from stream import topics
+from stream.config import STAGES, Settings, StageName
+from stream.local import supervisor
+from stream.local.profile import Profile
+from stream.local.servers import servers
+from stream.status import caught_up, stages
+from stream.stores import Stores, open_stores
+from stream.verify import Report, verify
+
+DYING = str(Path(__file__).parent / "dying_worker.py")
+SECONDS_TO_RECOVER = 240
+
+
+class Kept:
+    """A worker that is started again whenever it ends, as a supervisor does it; its exit codes are noted."""
+
+    def __init__(self, stage: StageName, instance: str = "first") -> None:
+        self.stage = stage
+        self.exits: list[int] = []
+        self._instance = instance
+        self._order = LOGS / f"{stage}-{instance}-order"
+        self._order.unlink(missing_ok=True)
+        (self._port,) = free_ports(1)
+
+    async def __aenter__(self) -> Self:
+        self._start()
+        self._keeping = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._keeping.cancel()
+        await asyncio.wait([self._keeping])
+        if self.worker.process.poll() is None:
+            self.signal(signal.SIGCONT)
+            await self.worker.end(signal.SIGTERM)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.worker.process.send_signal(number)
+
+    async def killed_at(self, point: str) -> None:
+        """Waits until it has killed itself at that point of a batch."""
+        ends = len(self.exits) + 1
+        self._order.write_text(point)
+        await self.until_ended(ends)
+        assert self.exits[-1] == -signal.SIGKILL, f"{self.stage} ended with {self.exits[-1]}, not at {point}"
+
+    async def until_ended(self, times: int) -> None:
+        """Waits until it has ended so many times since it was first started."""
+
+        async def ended() -> bool:
+            return len(self.exits) >= times
+
+        await until(ended, 120, every=0.05)
+
+    async def until_ready(self, ready: bool = True) -> None:
+        """Waits until it takes records, or says that it does not."""
+
+        async def answers() -> bool:
+            with suppress(httpx.TransportError):
+                async with httpx.AsyncClient(trust_env=False) as client:
+                    code = (await client.get(f"{self.worker.url}/readyz", timeout=5)).status_code
+                return code == (200 if ready else 503)
+            return False
+
+        await until(answers, SECONDS_TO_RECOVER)
+
+    async def until_working(self) -> None:
+        """Waits until it has finished another batch."""
+
+        async def done() -> float:
+            return (await self.worker.metrics()).get("stream_batch_size_count", 0)
+
+        before = await done()
+
+        async def more() -> bool:
+            return await done() > before
+
+        await until(more, SECONDS_TO_RECOVER)
+
+    def assignments(self) -> int:
+        """How often Kafka has given it partitions."""
+        return self.worker.log.read_text().count("assigned")
+
+    def _start(self) -> None:
+        variables = {"STREAM_INSTANCE": self._instance, "ORDER": str(self._order)}
+        self.worker = Worker(self.stage, DYING, port=self._port, **variables)
+
+    async def _keep(self) -> None:
+        while True:
+            while (code := self.worker.process.poll()) is None:
+                await asyncio.sleep(0.05)
+            self.exits.append(code)
+            self._start()
+
+
+class Pipeline:
+    """Everything that a fault may touch."""
+
+    def __init__(
+        self, settings: Settings, stores: Stores, profile: Profile, embedder: Proxy, opensearch: Proxy
+    ) -> None:
+        self.settings = settings
+        self.stores = stores
+        self.embedder = embedder
+        self.opensearch = opensearch
+        self.workers = {stage: Kept(stage) for stage in STAGES}
+        self._profile = profile
+
+    async def kill(self, server: str) -> None:
+        """kill -9; the supervisor starts it again."""
+        await asyncio.to_thread(supervisor.kill, self._profile, server, signal.SIGKILL)
+
+    async def stop(self, server: str) -> None:
+        """A clean stop; it stays down until `start`."""
+        await asyncio.to_thread(supervisor.stop, self._profile, server)
+
+    async def start(self, server: str) -> None:
+        """Starts a server that was stopped."""
+        await asyncio.to_thread(supervisor.start, self._profile, server)
+
+    async def until_up(self, server: str) -> None:
+        """Waits until a server answers."""
+        program = next(program for program in servers(self._profile) if program.name == server)
+        await until(lambda: asyncio.to_thread(program.ready), SECONDS_TO_RECOVER)
+
+    async def recovered(self) -> Report:
+        """Waits until all is well and nothing lies ahead of any stage; then the checker's report."""
+        async with asyncio.timeout(SECONDS_TO_RECOVER):
+            for worker in self.workers.values():
+                await worker.until_ready()
+            await caught_up(self.settings)
+        return await verify(self.settings, self.stores, wait=10)
+
+    async def dead_letters(self) -> int:
+        return sum(stage.dead_letters for stage in await stages(self.settings))
+
+
+@asynccontextmanager
+async def pipeline(profile: Profile, variables: dict[str, str]) -> AsyncIterator[Pipeline]:
+    """A pipeline on topics and an index of its own. Its settings are this process's environment meanwhile."""
+    async with AsyncExitStack() as stack:
+        embedder = await stack.enter_async_context(Proxy(variables["STREAM_EMBED_URL"], "/v1/embeddings"))
+        opensearch = await stack.enter_async_context(Proxy(variables["STREAM_OPENSEARCH_URL"], "/_bulk"))
+        before = dict(os.environ)
+        stack.callback(lambda: (os.environ.clear(), os.environ.update(before)))
+        os.environ.update(
+            variables
+            | {
+                "STREAM_EMBED_URL": embedder.url,
+                "STREAM_OPENSEARCH_URL": opensearch.url,
+                "STREAM_BATCH_SIZE": "32",
+                "STREAM_EMBED_TIMEOUT": "2",
+                "STREAM_STORE_TIMEOUT": "10",
+                "STREAM_SESSION_TIMEOUT": "6",
+            }
+        )
+        settings = Settings(_env_file=None)  # type: ignore[call-arg]
+        await topics.create(settings)
+        stores = await stack.enter_async_context(open_stores(settings))
+        await stores.set_up()
+        await stores.neo4j._run("MATCH (n) WHERE n:Chunk OR n:DeletedChunk DETACH DELETE n")
+        LOGS.mkdir(parents=True, exist_ok=True)
+        flow = Pipeline(settings, stores, profile, embedder, opensearch)
+        for worker in flow.workers.values():
+            await stack.enter_async_context(worker)
+        for worker in flow.workers.values():
+            await worker.until_ready()
+        yield flow

@@ -1,0 +1,49 @@
+"""If this fails, an operator does not learn what a worker waits for, or an outage of hours costs chunks."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from conftest import free_ports
+from faults.proxy import Proxy
+from support import Worker, send, until
+
+from stream.status import caught_up, stages
+
+pytestmark = pytest.mark.servers
+
+
+async def test_an_outage_beyond_its_bound_is_seen_ends_the_worker_with_75_and_costs_nothing(flow):
+    async with Proxy(flow.embed_url, "/v1/embeddings") as proxy:
+        (port,) = free_ports(1)
+        lines = [json.dumps({"chunk_id": f"c{i}", "doc_id": "d", "text": f"text {i}"}).encode() for i in range(40)]
+        async with Worker("embed", port=port, STREAM_EMBED_URL=proxy.url, STREAM_OUTAGE_BOUND="4") as worker:
+            await worker.ready()
+            async with proxy.refusing():
+                await send(flow, [(json.loads(line)["chunk_id"].encode(), line) for line in lines])
+                assert "does not answer" in await unready(worker)
+                metrics = await worker.metrics()
+                assert metrics["stream_retries_total"] > 0
+                assert metrics["stream_outage"] == 1
+                assert await worker.exit_code() == 75
+        assert worker.log.read_text().splitlines()[-1].startswith("stream: the embedding server at")
+        embed, *_ = await stages(flow)
+        assert (embed.done, embed.dead_letters) == (0, 0)
+        async with Worker("embed", port=port, STREAM_EMBED_URL=proxy.url), asyncio.timeout(60):
+            await caught_up(flow, ["embed"])
+        embed, expand, _ = await stages(flow)
+        assert (embed.lag, embed.dead_letters, expand.total) == (0, 0, len(lines))
+
+
+async def unready(worker: Worker) -> str:
+    """What /readyz says once it is no longer 200."""
+    answers: list[httpx.Response] = []
+
+    async def refuses() -> bool:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            answers.append(await client.get(f"{worker.url}/readyz"))
+        return answers[-1].status_code == 503
+
+    await until(refuses, 30)
+    return answers[-1].text

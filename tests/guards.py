@@ -1,0 +1,82 @@
+"""Certificates, and servers with TLS and logins in front of the ones that have none."""
+
+import asyncio
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from aiohttp import ClientSession, web
+
+
+def openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that vouches for itself, and its key."""
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    openssl(
+        *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", f"/CN={name}"),
+        *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)),
+    )
+    return cert, key
+
+
+def serving(cert: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    return context
+
+
+@asynccontextmanager
+async def tls_before(address: str, context: ssl.SSLContext) -> AsyncIterator[str]:
+    """Takes TLS off and passes the bytes on to host:port; yields its own. All connections break at the end."""
+    host, _, port = address.partition(":")
+    writers: list[asyncio.StreamWriter] = []
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(OSError):
+            while data := await reader.read(2**16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind, to_behind = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(copy(reader, to_behind), copy(behind, writer))
+
+    server = await asyncio.start_server(pass_on, "127.0.0.1", 0, ssl=context)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+
+
+@asynccontextmanager
+async def login_before(url: str, authorization: str, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """Passes requests that carry this header on to the server behind and refuses others; yields its own host:port."""
+
+    async def pass_on(request: web.Request) -> web.Response:
+        if request.headers.get("authorization") != authorization:
+            return web.Response(status=401)
+        kept = {"content-type": request.headers.get("content-type", "application/json")}
+        body = await request.read()
+        async with session.request(request.method, f"{url}{request.rel_url}", data=body, headers=kept) as answer:
+            kept = {"content-type": answer.headers["content-type"]}
+            return web.Response(status=answer.status, body=await answer.read(), headers=kept)
+
+    application = web.Application(client_max_size=2**30)
+    application.router.add_route("*", "/{path:.*}", pass_on)
+    runner = web.AppRunner(application, shutdown_timeout=0)
+    async with ClientSession() as session:
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+            yield f"127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()

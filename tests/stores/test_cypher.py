@@ -1,0 +1,32 @@
+"""If this fails, whoever writes a chunk could write Cypher."""
+
+import ast
+from pathlib import Path
+
+import stream
+from stream.stores import neo4j
+
+MODULE = Path(neo4j.__file__)
+
+
+def statements() -> list[ast.expr]:
+    """The first argument of every call that sends Cypher."""
+    tree = ast.parse(MODULE.read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    return [call.args[0] for call in calls if call.func.attr == "_run"]
+
+
+def test_cypher_is_made_of_constants_and_of_the_index_s_name_which_is_checked():
+    parts = [part for statement in statements() for part in ast.walk(statement)]
+    formatted = {ast.unparse(part.value) for part in parts if isinstance(part, ast.FormattedValue)}
+    names = {part.id for part in parts if isinstance(part, ast.Name)}
+    assert len(statements()) > 5
+    assert formatted == {"settings.neo4j_index"}
+    assert names == {"settings", "constraint", "PUT", "DELETE", "STORED", "NEAREST"}
+    assert all(isinstance(constant, str) for constant in (*neo4j.CONSTRAINTS, neo4j.PUT, neo4j.DELETE, neo4j.STORED))
+    assert not any(isinstance(part, ast.BinOp | ast.Call) for part in parts)
+
+
+def test_only_the_store_of_neo4j_sends_cypher():
+    others = [path for path in Path(stream.__file__).parent.rglob("*.py") if path != MODULE]
+    assert [p.name for p in others if "execute_query" in p.read_text() or "neo4j._run" in p.read_text()] == []

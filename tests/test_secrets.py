@@ -1,0 +1,45 @@
+"""If this fails, whoever prints an object, by hand or in an error, shows a password."""
+
+from contextlib import AsyncExitStack
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+
+from stream import config, kafka, worker
+from stream.models.embeddings import EmbeddingClient
+from stream.stores import open_stores
+
+PLANTED = {
+    name: f"planted-{name}" for name in ("kafka_password", "neo4j_password", "opensearch_password", "embed_api_key")
+}
+LOGIN = {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": "PLAIN", "kafka_user": "alice"}
+
+
+@pytest.fixture
+async def told():
+    """Everything that was told a secret: our own objects, the libraries' clients, and what these keep it in."""
+    settings = config.only(PLANTED | LOGIN | {"opensearch_user": "alice"})
+    async with AsyncExitStack() as stack:
+        stores = await stack.enter_async_context(open_stores(settings))
+        embedder = await stack.enter_async_context(EmbeddingClient(settings))
+        brokers = [make(**kafka._reach(settings)) for make in (AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)]
+        for client in brokers:
+            stack.push_async_callback(getattr(client, "stop", None) or client.close)
+        app = worker._app("embed", settings)
+        opensearch = stores.opensearch._client.transport
+        yield [
+            settings,
+            *(stores, stores.neo4j, stores.neo4j._driver, stores.opensearch, stores.opensearch._client),
+            *(opensearch, opensearch.connection_pool, *opensearch.connection_pool.connections),
+            *(embedder, embedder._http, embedder._http.headers),
+            *brokers,
+            *(getattr(client, "_client", None) or client.client for client in brokers),
+            *(app, app.conf, app.conf.broker_credentials),
+        ]
+
+
+async def test_no_object_shows_the_secret_that_it_was_told(told):
+    shown = "\n".join(f"{thing!r} {thing} {thing:}" for thing in told)
+    assert "alice" in shown  # what is no secret may be seen, so something is shown
+    assert [name for name, secret in PLANTED.items() if secret in shown] == []
