@@ -2,6 +2,7 @@
 
 import pytest
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from support import until
 
 from stream import kafka, topics
 from stream.config import STAGES, Settings
@@ -55,6 +56,11 @@ async def test_only_what_is_missing_is_made(flow):
     missing = topics.dead_letters(flow, "index")
     async with kafka.admin(flow) as admin:
         await admin.delete_topics([missing])
+
+        async def gone() -> bool:
+            return missing not in await admin.list_topics()
+
+        await until(gone, 30)
     assert await topics.create(flow) == [missing]
 
 

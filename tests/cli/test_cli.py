@@ -216,7 +216,7 @@ async def test_search_says_when_there_is_nothing(settings, stores):
 
 
 @pytest.mark.parametrize("command", [["dlq", "ls"], ["verify"]])
-async def test_a_record_that_is_no_dead_letter_is_named_and_passed_over(flow, command):
+async def test_a_record_that_is_no_dead_letter_is_named_and_passed_over(flow, stores, command):
     async with kafka.producer(flow) as producer:
         await producer.send_and_wait(topics.dead_letters(flow, "embed"), value=b"somebody else's")
     ended = process(*command)
