@@ -5,6 +5,7 @@ import base64
 import random
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -199,25 +200,20 @@ async def neo4j_killed(pipeline: Pipeline, rng: random.Random) -> int:
 
 @fault("Neo4j", "deadlocks with a concurrent writer")
 async def deadlocks(pipeline: Pipeline, rng: random.Random) -> int:
-    """Worker and writer lock many nodes in other orders; Neo4j chooses who loses. Counted is when the writer does."""
-    settings = pipeline.settings
-    struck = 0
+    """Worker and writer lock the same nodes in other orders; Neo4j chooses who loses. Counted is a worker's loss."""
+    settings, worker = pipeline.settings, pipeline.workers["index"]
     assert settings.neo4j_password
     auth = (settings.neo4j_user, settings.neo4j_password.get_secret_value())
+    before = worker.logged("DeadlockDetected")
     async with (
         neo4j.AsyncGraphDatabase.driver(settings.neo4j_uri, auth=auth) as driver,
         driver.session() as session,
         asyncio.timeout(120),
     ):
-        found = await session.run("MATCH (c:Chunk) RETURN c.chunk_id AS id")
-        ids = [row["id"] async for row in found]
-        while struck < 3:
-            rng.shuffle(ids)
-            try:
-                write = await session.run("UNWIND $ids AS id MATCH (c:Chunk {chunk_id: id}) SET c.touched = 1", ids=ids)
+        while (struck := worker.logged("DeadlockDetected") - before) < 3:
+            with suppress(TransientError):
+                write = await session.run("MATCH (c:Chunk) WITH c ORDER BY rand() SET c.touched = 1")
                 await write.consume()
-            except TransientError:
-                struck += 1
     return struck
 
 
@@ -284,9 +280,9 @@ async def on_index(pipeline: Pipeline, method: str, what: str, body: Any = None)
 @fault("OpenSearch", "a batch takes longer than the session time-out: no partition moves")
 async def slow_batch(pipeline: Pipeline, rng: random.Random) -> int:
     worker = pipeline.workers["index"]
-    before = worker.assignments()
+    before = worker.logged("assigned")
     slow = delayed(pipeline.settings.session_timeout * 1.3)
     struck = await spoiled(pipeline, rng, proxy="opensearch", spoil=slow, times=2)
     await worker.until_working()
-    assert worker.assignments() == before
+    assert worker.logged("assigned") == before
     return struck

@@ -92,9 +92,9 @@ class Kept:
 
         await until(more, SECONDS_TO_RECOVER)
 
-    def assignments(self) -> int:
-        """How often Kafka has given it partitions."""
-        return self.worker.log.read_text().count("assigned")
+    def logged(self, what: str) -> int:
+        """How often its log says this."""
+        return self.worker.log.read_text().count(what)
 
     def _start(self) -> None:
         variables = {"STREAM_INSTANCE": self._instance, "ORDER": str(self._order)}
