@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import random
 import sys
@@ -32,8 +33,7 @@ does each once.
 """
 
 
-def rounds(seed: int, minutes: float) -> Iterator[int]:
-    deadline = time.monotonic() + 60 * minutes
+def rounds(seed: int, deadline: float) -> Iterator[int]:
     for number in count(seed):
         if time.monotonic() > deadline:
             return
@@ -60,12 +60,12 @@ async def one_round(
         return Counter(code for worker in flow.workers.values() for code in worker.exits)
 
 
-def page(found: dict[Fault, list[Result]], seeds: Iterable[int], ends: Counter[int], seconds: float) -> str:
+def page(found: dict[Fault, list[Result]], seeds: Iterable[int], ends: Counter[int], minutes: float) -> str:
     results = [result for each in found.values() for result in each]
     seeds = list(seeds)
     lines = [
         HEAD,
-        f"`make faults SEED={seeds[0]} MINUTES={seconds / 60:.0f}` on {datetime.now(UTC):%Y-%m-%d}, "
+        f"`make faults SEED={seeds[0]} MINUTES={minutes:g}` on {datetime.now(UTC):%Y-%m-%d}, "
         f"{os.cpu_count()} cores: seeds {seeds[0]} to {seeds[-1]}, {len(results)} runs, "
         f"{sum(r.records for r in results):,} records published, workers ended "
         f"{sum(ends.values())} times ({', '.join(f'{n}× {said(code)}' for code, n in ends.most_common())}), "
@@ -98,17 +98,17 @@ def main() -> None:
     faults = [fault for fault in FAULTS if options.only in str(fault)]
     if not faults:
         parser.error(f"no fault is called {options.only!r}; they are: {'; '.join(map(str, FAULTS))}")
-    started = time.monotonic()
-    deadline = started + 60 * options.minutes
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that a broker is away is meant
+    deadline = time.monotonic() + 60 * options.minutes
     found: dict[Fault, list[Result]] = {}
     ends: Counter[int] = Counter()
     seeds = []
     with own_servers() as profile:
-        for seed in rounds(options.seed, options.minutes):
+        for seed in rounds(options.seed, deadline):
             seeds.append(seed)
             ends += asyncio.run(one_round(profile, seed, faults, found, deadline))
             if options.page:
-                options.page.write_text(page(found, seeds, ends, time.monotonic() - started))
+                options.page.write_text(page(found, seeds, ends, options.minutes))
     sys.exit(any(result.wrong or result.dead_letters for each in found.values() for result in each))
 
 
