@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import orjson
 from aiokafka.errors import KafkaError
@@ -45,6 +45,8 @@ class History:
             finally:
                 going.cancel()
                 await asyncio.wait([going, *self._on_their_way], timeout=60)
+                with suppress(asyncio.CancelledError):
+                    await going
 
     async def _publish(self, producer: kafka.AIOKafkaProducer) -> None:
         while True:
