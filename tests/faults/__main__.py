@@ -99,11 +99,11 @@ def main() -> None:
     if not faults:
         parser.error(f"no fault is called {options.only!r}; they are: {'; '.join(map(str, FAULTS))}")
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that a broker is away is meant
-    deadline = time.monotonic() + 60 * options.minutes
     found: dict[Fault, list[Result]] = {}
     ends: Counter[int] = Counter()
     seeds = []
     with own_servers() as profile:
+        deadline = time.monotonic() + 60 * options.minutes
         for seed in rounds(options.seed, deadline):
             seeds.append(seed)
             ends += asyncio.run(one_round(profile, seed, faults, found, deadline))
