@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     in_flight: int = Field(2, ge=1, description="Batches in the works at once in a stage that publishes to Kafka.")
     outage_bound: float = Field(
         300,
-        ge=0,
+        gt=0,
         description="Seconds to retry a batch while something outside is down; then the worker exits with 75.",
     )
     drain_timeout: float = Field(30, gt=0, description="Seconds to finish what is in flight on SIGTERM or revocation.")

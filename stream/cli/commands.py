@@ -61,8 +61,8 @@ def _configure(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     pairs = [assignment.partition("=") for assignment in assignments or []]
-    if bad := [name for name, equals, _ in pairs if not equals]:
-        raise typer.BadParameter(f"{bad[0]!r} is not NAME=VALUE", param_hint="--set")
+    if not all(equals for _, equals, _ in pairs):
+        raise typer.BadParameter("it must be NAME=VALUE", param_hint="--set")  # what it is may be a secret
     context.obj = {name.lower(): value for name, _, value in pairs}
 
 
