@@ -3,6 +3,8 @@
 Each raises `Outage` if no broker answers and `ConfigurationError` if one answers but does not let us in.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +17,9 @@ from stream import kafka_security
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
 from stream.records import Headers, Record
+
+
+SILENCE = 60.0  # seconds without a record until a topic that is being read counts as out of reach
 
 
 def _reach(settings: Settings) -> dict[str, Any]:
@@ -30,7 +35,11 @@ async def _started(settings: Settings, client: Any, stop: str) -> AsyncIterator[
             raise await kafka_security.refusal(settings) from None
         yield client
     finally:
-        await getattr(client, stop)()
+        try:
+            await getattr(client, stop)()
+        except asyncio.CancelledError:  # aiokafka lets out that of its own task which waited to fetch again
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
 
 
 @asynccontextmanager
@@ -122,7 +131,8 @@ async def read_to_end(
     """Every record of a topic to the end as it is now, in order within a partition; a few fetches are kept, no more.
 
     `since` says at which offset to begin, by partition; the default is the oldest record kept. `only` names the
-    partitions to read; the default is all. `progress` is told how many offsets of how many lie behind.
+    partitions to read; the default is all. `progress` is told how many offsets of how many lie behind. Raises `Outage`
+    if Kafka falls silent on the way.
     """
     async with admin(settings) as cluster:
         assigned = [tp for tp in await partitions(cluster, [topic]) if only is None or tp.partition in only]
@@ -134,8 +144,8 @@ async def read_to_end(
         for tp, start in starts.items():
             client.seek(tp, start)
         total = sum(max(ends[tp] - start, 0) for tp, start in starts.items())
-        # The position, not the last record seen, tells the end: compaction leaves gaps, also at the end.
-        while left := sum([max(end - await client.position(tp), 0) for tp, end in ends.items()]):
+        left, moved = total, time.monotonic()
+        while left:
             progress(total - left, total)
             for batch in (await client.getmany(timeout_ms=500)).values():
                 for message in batch:
@@ -149,4 +159,10 @@ async def read_to_end(
                             message.timestamp,
                             message.headers,
                         )
+            # The position, not the last record seen, tells the end: compaction leaves gaps, also at the end.
+            before, left = left, sum([max(end - await client.position(tp), 0) for tp, end in ends.items()])
+            if left < before:
+                moved = time.monotonic()
+            elif time.monotonic() - moved > SILENCE:
+                raise Outage(f"Kafka has sent nothing of {topic} for {SILENCE:g} s, {left:,} offsets before its end")
         progress(total, total)

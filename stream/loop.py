@@ -22,30 +22,20 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NoReturn
 
 import faust
-import orjson
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_random_exponential,
-)
+from aiokafka.errors import KafkaError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from stream import kafka, metrics
+from stream import heartbeats, metrics
 from stream.config import Settings, StageName
 from stream.contracts import Contract
-from stream.deadletters import LEFT_OUT_HEADER, letter_headers, without_letter
 from stream.errors import Outage
-from stream.records import VERSION_HEADER, Done, Headers, Outcome, Record, Rejected, Tombstone, decode
-from stream.topics import dead_letters, source, target
+from stream.outputs import Outputs
+from stream.records import Done, Outcome, Record, Rejected, Tombstone, decode
+from stream.topics import source
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +44,7 @@ MOST_ASSIGNMENTS = 20  # within a minute; two static members of one name throw e
 LONGEST_PAUSE = 30.0  # seconds between two tries during an outage
 PULSE = 0.5  # seconds
 SLOW = 10.0  # seconds for Kafka to take a batch's outputs; more means that something is wrong with it
-
-# aiokafka gives up a send after the time-out of one request; the bound is `_publish`'s. Sending again changes no order,
-# because an output that found no room was not sent, and a second letter accounts for its record as the first one does.
-until_taken = retry(retry=retry_if_exception_type(KafkaTimeoutError))
+LEASE = 0.8  # of the session: how long an answered heartbeat allows to publish
 
 
 @dataclass(frozen=True)
@@ -102,8 +89,7 @@ class BatchLoop:
         self._last_progress = time.monotonic()
         self._last_beat = time.monotonic()
         self._publishing: float | None = None  # since when
-        self._producer = producer
-        self._letters = letters
+        self._outputs = Outputs(stage.name, producer, letters, settings)
         self._fail = fail
         self._room = asyncio.Semaphore(1 if stage.writes_stores else settings.in_flight)
         self._started: asyncio.Queue[_Batch] = asyncio.Queue()
@@ -123,6 +109,7 @@ class BatchLoop:
         app.on_before_shutdown.connect(self._on_shutdown, weak=False)
         self._finisher = asyncio.create_task(self._finish())
         self._pulse = asyncio.create_task(self._beat())
+        metrics.outage.labels(self.stage.name).set_function(lambda: self._down() is not None)
 
     def unhealthy(self) -> str | None:
         """Why only a restart can help; None while the loop turns.
@@ -150,6 +137,10 @@ class BatchLoop:
                 f"Kafka has assigned partitions {MOST_ASSIGNMENTS} times within a minute: "
                 f"does another {self.stage.name} worker use the same STREAM_INSTANCE?"
             )
+        return self._down()
+
+    def _down(self) -> str | None:
+        """What a batch waits for; None if nothing is down."""
         if self._publishing and (seconds := time.monotonic() - self._publishing) > SLOW:
             return f"Kafka has not taken the outputs of a batch for {seconds:.0f} s"
         return next(iter(self._waiting.values()), None)
@@ -204,7 +195,6 @@ class BatchLoop:
             assert state.outcome and state.next_action
             self._waiting[id(items)] = str(state.outcome.exception())
             metrics.retries.labels(self.stage.name).inc()
-            metrics.outage.labels(self.stage.name).set(1)
             log.warning("%s; trying again in %.1f s", state.outcome.exception(), state.next_action.sleep)
 
         try:
@@ -219,7 +209,6 @@ class BatchLoop:
                     outcomes = await self.stage.process(items)
         finally:
             self._waiting.pop(id(items), None)
-            metrics.outage.labels(self.stage.name).set(bool(self._waiting))
         return outcomes
 
     # Steps 3 and 4: publish and acknowledge, oldest batch first
@@ -243,44 +232,11 @@ class BatchLoop:
         self._publishing = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.outage_bound):
-                sent = []
-                for record, outcome in outcomes:
-                    if isinstance(outcome, Done) and outcome.output is not None:
-                        value, headers = _encode(record, outcome.output)
-                        sent.append(await self._send(record, value, headers))
-                    elif isinstance(outcome, Rejected):
-                        sent.append(await self._send_dead_letter(record, outcome))
-                await asyncio.gather(*sent)
+                await self._outputs.publish(outcomes)
         except (KafkaError, TimeoutError) as error:
             raise Outage(f"Kafka did not take the outputs of a batch: {error!r}") from error
         finally:
             self._publishing = None
-
-    async def _send(self, record: Record, value: bytes | None, headers: Headers) -> Awaitable[Any]:
-        size = DefaultRecordBatchBuilder.estimate_size_in_bytes(record.key, value, headers)
-        if size > self.settings.max_message_bytes:
-            sentence = f"the output of {self.stage.name} has {size:,} bytes, more than STREAM_MAX_MESSAGE_BYTES"
-            return await self._send_dead_letter(record, Rejected("too-large", sentence))
-        topic = target(self.settings, self.stage.name)
-        send = until_taken(self._producer.send)
-        return await send(topic, value=value, key=record.key, headers=headers)  # type: ignore[no-any-return]
-
-    async def _send_dead_letter(self, record: Record, rejected: Rejected) -> Awaitable[Any]:
-        log.warning(
-            "%s/%d@%d rejected: %s: %s",
-            record.topic, record.partition, record.offset, rejected.reason, rejected.detail,
-        )  # fmt: skip
-        metrics.dead_letters.labels(self.stage.name, rejected.reason).inc()
-        return asyncio.create_task(self._deliver(record, letter_headers(record, self.stage.name, rejected)))
-
-    async def _deliver(self, record: Record, headers: Headers) -> None:
-        topic = dead_letters(self.settings, self.stage.name)
-        send = partial(until_taken(kafka.send_letter), self._letters, topic, record.key)
-        try:
-            await send(record.value, headers)
-        except MessageSizeTooLargeError:  # it came compressed better than we can
-            left_out = (LEFT_OUT_HEADER, str(len(record.value or b"")).encode())
-            await send(None, [*headers, left_out])
 
     # Draining
 
@@ -305,14 +261,21 @@ class BatchLoop:
             await asyncio.sleep(PULSE)
 
     def _end_if_given_up(self) -> None:
-        """Ends a process that stood still for so long that Kafka has given its partitions to others.
+        """Ends a process whose partitions Kafka has given to others, or is about to, for want of a sign of life.
 
-        Like what is published after a drain has failed, what it publishes now could follow what the new owner has
-        published.
+        Like what is published after a drain has failed, what it has on its way could follow what the new owner has
+        published. A frozen process learns of it by its own clock, one that the network cuts off by its heartbeats.
         """
-        stood_still = time.monotonic() - self._last_beat
-        if stood_still > self.settings.session_timeout:
-            self._fail(Outage(f"this process stood still for {stood_still:.0f} s, longer than STREAM_SESSION_TIMEOUT"))
+        now, session = time.monotonic(), self.settings.session_timeout
+        if now - self._last_beat > session:
+            seconds = now - self._last_beat
+            self._fail(Outage(f"this process stood still for {seconds:.0f} s, longer than STREAM_SESSION_TIMEOUT"))
+        if self._in_flight:
+            seconds = now - max(heartbeats.answered, self._assignments[-1])
+            if seconds > LEASE * session:
+                self._fail(
+                    Outage(f"Kafka has not answered a heartbeat for {seconds:.0f} s and may give this worker up")
+                )
 
     async def _on_revoked(self, app: faust.App, revoked: set[Any], **_: Any) -> None:
         await self.drain()
@@ -377,11 +340,3 @@ def as_record(message: Any) -> Record:
         round(message.timestamp * 1000),
         tuple(message.headers or ()),
     )
-
-
-def _encode(record: Record, output: dict[str, Any] | Tombstone) -> tuple[bytes | None, Headers]:
-    headers = without_letter(record.headers)
-    if isinstance(output, Tombstone):
-        others = [(name, value) for name, value in headers if name != VERSION_HEADER]
-        return None, [*others, (VERSION_HEADER, str(output.version).encode())]
-    return orjson.dumps(output), headers

@@ -18,7 +18,7 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 VERSION_HEADER = "version"
 MAX_VERSION = 2**53 - 1  # the largest integer that every JSON reader keeps
-_A_TIMESTAMP = f"a timestamp from 0 to {MAX_VERSION} to take for one"
+UNDATED = "has no version, and its timestamp can be none"
 
 
 class Provenance(TypedDict):
@@ -146,7 +146,7 @@ def decode(record: Record, contract: Contract, max_bytes: int) -> dict[str, Any]
     if record.key != value["chunk_id"].encode():
         return Rejected("key", "the record's key must be its chunk_id, so that a chunk's records stay in order")
     if "version" not in value and not _dated(record):
-        return Rejected("version", f"the record has neither a version nor {_A_TIMESTAMP}")
+        return Rejected("version", f"the record {UNDATED}")
     value["version"] = int(value.get("version", record.timestamp))
     return value  # type: ignore[no-any-return]
 
@@ -160,7 +160,7 @@ def _tombstone(record: Record) -> Tombstone | Rejected:
         return Rejected("key", f"the key of a null record must be a chunk_id: {wrong}")
     if all(name != VERSION_HEADER for name, _ in record.headers):
         if not _dated(record):
-            return Rejected("version", f"the null record has neither a header {VERSION_HEADER!r} nor {_A_TIMESTAMP}")
+            return Rejected("version", f"the null record {UNDATED}")
         return Tombstone(chunk_id, record.timestamp)
     version = number(header(record.headers, VERSION_HEADER))
     if version is None:

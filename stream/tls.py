@@ -5,6 +5,13 @@ from pathlib import Path
 
 from stream.errors import ConfigurationError
 
+# What OpenSSL says of a server that starts, stops or is overloaded, or of a connection that was spoiled on its way.
+PASSING = {
+    "TLSV1_ALERT_INTERNAL_ERROR",
+    "APPLICATION_DATA_AFTER_CLOSE_NOTIFY",
+    "DECRYPTION_FAILED_OR_BAD_RECORD_MAC",
+}
+
 
 def context(ca_file: Path | None, cert_file: Path | None = None, key_file: Path | None = None) -> ssl.SSLContext:
     """What a client trusts, and the certificate that it shows; files are PEM, the key has no passphrase.
@@ -40,7 +47,7 @@ def refusal(error: BaseException | None) -> str | None:
     # aiohttp's errors count as OpenSSL's without having their attributes; the real one is their cause.
     if type(error) is ssl.SSLCertVerificationError:
         return f"its certificate is not trusted: {error.verify_message}"
-    if type(error) is ssl.SSLError:
+    if type(error) is ssl.SSLError and error.reason not in PASSING:
         return f"no TLS connection can be made: {_reason(error)}"
     if isinstance(error, BaseExceptionGroup):  # one for each router of Neo4j that was tried
         return next(filter(None, map(refusal, error.exceptions)), None)

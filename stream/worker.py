@@ -108,6 +108,7 @@ def _app(stage: StageName, settings: Settings) -> faust.App:
         consumer_auto_offset_reset="earliest",
         broker_session_timeout=settings.session_timeout,
         broker_heartbeat_interval=settings.session_timeout / 10,
+        broker_rebalance_timeout=settings.drain_timeout + 30,
         broker_commit_interval=settings.commit_interval,
         stream_buffer_maxsize=2 * settings.batch_size,
         stream_wait_empty=False,

@@ -10,6 +10,7 @@ import pytest
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from support import chunk, until
 
+from stream import heartbeats
 from stream import loop as batch_loop
 from stream.config import Settings
 from stream.deadletters import LEFT_OUT_HEADER
@@ -58,8 +59,8 @@ class Ended(BaseException):
 
 
 class Producer:
-    def __init__(self, too_large: bool = False):
-        self.sent, self.too_large, self.full = [], too_large, 0
+    def __init__(self):
+        self.sent, self.limit, self.full = [], None, 0
 
     async def send(self, topic, *, value, key, headers):
         if self.full:
@@ -71,7 +72,7 @@ class Producer:
         return done
 
     async def send_and_wait(self, topic, *, value, key, headers):
-        if self.too_large and value is not None:
+        if self.limit is not None and len(value or b"") + sum(len(v) for _, v in headers) > self.limit:
             raise MessageSizeTooLargeError
         await self.send(topic, value=value, key=key, headers=headers)
 
@@ -95,6 +96,7 @@ class Run:
             consumer=SimpleNamespace(assignment=lambda: {"tp"}),
         )
         self.loop.attach(self.app)
+        self.loop._assignments.append(time.monotonic())
 
     def fail(self, error):
         self.failed.append(error)
@@ -150,7 +152,6 @@ async def test_an_outage_is_retried_says_what_it_waits_for_and_ends_the_process_
         raise Outage("the model is away")
 
     run = Run(down, outage_bound=0.5)
-    run.loop._assignments.append(time.monotonic())
     await run.take(run.event(1))
     with pytest.raises(Ended):
         await run.loop._finisher
@@ -194,7 +195,18 @@ async def test_nothing_is_started_after_a_drain_and_what_is_never_done_ends_the_
         await run.loop.drain()
 
 
-async def test_a_process_that_stood_still_for_longer_than_its_session_publishes_nothing(monkeypatch):
+def stand_still(run):
+    run.loop._last_beat -= 7
+
+
+def be_cut_off(run):
+    run.loop._assignments[-1] -= 5
+
+
+@pytest.mark.parametrize(
+    ("happens", "said"), [(stand_still, "stood still for 7 s"), (be_cut_off, "not answered a heartbeat for 5 s")]
+)
+async def test_a_process_that_kafka_may_have_given_up_publishes_nothing(happens, said):
     """Others have its partitions: what it published now could follow what is newer."""
     gate = asyncio.Event()
 
@@ -204,21 +216,45 @@ async def test_a_process_that_stood_still_for_longer_than_its_session_publishes_
 
     run = Run(process, session_timeout=6)
     await run.take(run.event(1))
-    run.loop._last_beat -= 7
+    happens(run)
     gate.set()
     with pytest.raises(Ended):
         await run.loop._finisher
-    assert "stood still for 7 s" in str(run.failed[0])
+    assert said in str(run.failed[0])
     assert (run.producer.sent, run.acknowledged) == ([], [])
 
 
-async def test_a_value_that_kafka_takes_no_second_time_leaves_a_dead_letter_without_it():
+async def test_a_heartbeat_that_is_answered_lets_the_process_go_on(monkeypatch):
+    run = Run(everything, session_timeout=6)
+    be_cut_off(run)
+    monkeypatch.setattr(heartbeats, "answered", time.monotonic())
+    await run.take(run.event(1))
+    await run.acknowledges(1)
+
+
+@pytest.mark.parametrize("own", [b"kept", b"x" * 2000])
+async def test_what_kafka_takes_no_second_time_leaves_a_dead_letter_without_it(own):
+    """The value, and the record's own headers if they alone are too large; else the worker would never get past it."""
     run = Run(everything)
-    run.letters.too_large = True
-    await run.take(run.event(1, value=b"not json"))
+    run.letters.limit = 1000
+    event = run.event(1, value=b"not json" + b" " * 992)
+    event.message.headers = [("own", own)]
+    await run.take(event)
     await run.acknowledges(1)
     ((_, key, value, headers),) = run.letters.sent
-    assert (key, value, header(headers, LEFT_OUT_HEADER)) == (b"c1", None, b"8")
+    assert (key, value, header(headers, LEFT_OUT_HEADER)) == (b"c1", None, b"1000")
+    assert header(headers, "own") == (own if own == b"kept" else None)
+    assert header(headers, "dlq.reason") == b"not-json"
+
+
+async def test_a_dead_letter_that_kafka_does_not_take_at_all_ends_the_process_with_nothing_acknowledged():
+    run = Run(everything)
+    run.letters.limit = 0
+    await run.take(run.event(1, value=b"not json"))
+    with pytest.raises(Ended):
+        await run.loop._finisher
+    assert isinstance(run.failed[0], Outage)
+    assert run.acknowledged == []
 
 
 @pytest.mark.parametrize("headers", [[("字" * 400_000, None)], [("h", None)] * 500_000, [("h", b"x" * 2**20)]])
@@ -246,7 +282,6 @@ async def test_outputs_and_letters_that_kafka_has_no_room_for_are_sent_again_in_
 async def test_a_worker_whose_outputs_kafka_does_not_take_says_so(monkeypatch):
     monkeypatch.setattr(batch_loop, "SLOW", 0)
     run = Run(everything)
-    run.loop._assignments.append(time.monotonic())
     assert run.loop.unready() is None
     taken = asyncio.Event()
 
@@ -288,7 +323,7 @@ async def test_records_that_were_read_but_never_reach_the_loop_are_noticed(monke
 
 async def test_a_worker_that_is_assigned_its_partitions_again_and_again_is_not_ready():
     run = Run(everything)
-    for _ in range(batch_loop.MOST_ASSIGNMENTS):
-        assert "STREAM_INSTANCE" not in (run.loop.unready() or "")
+    for _ in range(batch_loop.MOST_ASSIGNMENTS - 1):
+        assert run.loop.unready() is None
         await run.loop._on_assigned(run.app, {"tp"})
     assert "STREAM_INSTANCE" in run.loop.unready()

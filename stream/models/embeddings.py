@@ -6,6 +6,7 @@ every answer is checked: count, order, length, finite, unit norm.
 """
 
 import base64
+import ssl
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import orjson
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from stream import metrics, tls
 from stream.config import Settings
@@ -28,8 +29,9 @@ NORM_TOLERANCE = 1e-2  # bfloat16 keeps 8 bits
 Vector = npt.NDArray[np.float32]
 
 
-class _NoVector(Exception):
-    """Numbers came back, but not a vector of unit norm."""
+def _may_pass_soon(error: BaseException) -> bool:
+    # Of a server that hangs whoever waits must learn after one time-out, not after four.
+    return isinstance(error, Outage) and not isinstance(error.__cause__, httpx.TimeoutException)
 
 
 class EmbeddingClient:
@@ -67,12 +69,15 @@ class EmbeddingClient:
         """Vectors of the texts, in order: base64 of `embed_dimensions` little-endian float32 each, unit norm.
 
         Raises `Refused` if the server will never embed one of them (nobody says which: split the batch), `Outage` if
-        it does not answer, is overloaded, does not serve the model or answers nonsense; three retries first.
+        it does not answer, is overloaded, does not serve the model or answers nonsense, the same to a harmless text
+        too; three retries first, but none of a time-out.
         """
         started = time.monotonic()
         try:
             vectors = await self._request(list(texts))
-        except _NoVector:
+        except Refused:
+            if len(texts) > 1:  # whose fault it is will be asked of the one that is left when the batch is split
+                raise
             vectors = await self._suspected(list(texts))
         seconds = time.monotonic() - started
         metrics.embed_latency_ms.observe(seconds * 1000)
@@ -92,24 +97,21 @@ class EmbeddingClient:
             self._let_in(response)
             response.raise_for_status()
             return {model["id"]: model.get("max_model_len") for model in response.json()["data"]}
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ssl.SSLError) as error:
             raise self._unreachable(error) from None
         except (ValueError, KeyError, TypeError) as error:
             raise Outage(f"{self._settings.embed_url} is no embedding server: {error!r}") from None
 
     async def _suspected(self, texts: list[str]) -> list[str]:
-        """Whether texts or server are to blame for what is no vector is found out with a text beyond suspicion."""
+        """Whether the text or the server is to blame is found out with a text beyond suspicion."""
         try:
             await self._request([PROBE])
-        except _NoVector as error:
+        except Refused as error:
             raise Outage(str(error)) from error
-        try:
-            return await self._request(texts)
-        except _NoVector as error:
-            raise Refused(str(error)) from error
+        return await self._request(texts)
 
     @retry(
-        retry=retry_if_exception_type(Outage),
+        retry=retry_if_exception(_may_pass_soon),
         wait=wait_random_exponential(multiplier=0.2, max=5),
         stop=stop_after_attempt(1 + RETRIES),
         reraise=True,
@@ -126,7 +128,7 @@ class EmbeddingClient:
             response = await self._http.post(
                 "/v1/embeddings", content=orjson.dumps(body), headers={"Content-Type": "application/json"}
             )
-        except httpx.TransportError as error:
+        except (httpx.TransportError, ssl.SSLError) as error:  # httpx lets some of OpenSSL's through
             raise self._unreachable(error) from error
         self._let_in(response)
         if response.status_code in (400, 413, 422):
@@ -135,7 +137,7 @@ class EmbeddingClient:
             raise Outage(f"the embedding server answers {response.status_code}: {_message(response)}")
         return self._checked(response.content, len(texts))
 
-    def _unreachable(self, error: httpx.HTTPError) -> StreamError:
+    def _unreachable(self, error: httpx.HTTPError | ssl.SSLError) -> StreamError:
         where = self._settings.embed_url
         if refusal := tls.refusal(error):
             return ConfigurationError(
@@ -152,25 +154,30 @@ class EmbeddingClient:
 
     def _checked(self, content: bytes, count: int) -> list[str]:
         try:
-            vectors = [item["embedding"] for item in sorted(orjson.loads(content)["data"], key=lambda i: i["index"])]
-            packed = b"".join(base64.b64decode(vector, validate=True) for vector in vectors)
+            items = sorted(orjson.loads(content)["data"], key=lambda item: item["index"])
+            vectors = [item["embedding"] for item in items]
+            packed = [base64.b64decode(vector, validate=True) for vector in vectors]
         except (ValueError, KeyError, TypeError) as error:
             raise Outage(f"the embedding server's answer cannot be read: {error!r}") from error
         dimensions = self._settings.embed_dimensions
-        if len(vectors) != count or len(packed) != 4 * count * dimensions:
-            raise Outage(
-                f"the embedding server gave {len(vectors)} vectors of {len(packed) / 4 / max(len(vectors), 1):g} "
-                f"numbers for {count} texts; {dimensions} each were expected"
-            )
-        norms = np.linalg.norm(np.frombuffer(packed, "<f4").reshape(count, dimensions), axis=1)
-        if not np.all(np.abs(norms - 1) < NORM_TOLERANCE):  # a NaN or an infinity fails this too
-            raise _NoVector("the embedding server gave a vector that is not finite or not of unit norm")
+        if [item["index"] for item in items] != list(range(count)):
+            raise Outage(f"the embedding server gave {len(items)} vectors for {count} texts, or numbered them wrongly")
+        if lengths := {len(vector) / 4 for vector in packed} - {dimensions}:
+            raise Outage(f"the embedding server gave a vector of {lengths.pop():g} numbers, not {dimensions}")
+        if not has_unit_norm(np.frombuffer(b"".join(packed), "<f4").reshape(count, dimensions)).all():
+            raise Refused("the embedding server gave a vector that is not finite or not of unit norm")
         return vectors
 
 
 def unpack(vector: str) -> Vector:
     """A vector as it travels (base64 of little-endian float32) as numbers; raises `ValueError` if it is none."""
     return np.frombuffer(base64.b64decode(vector, validate=True), "<f4")
+
+
+def has_unit_norm(vectors: Vector) -> npt.NDArray[np.bool_]:
+    """Which of the vectors (..., d) are finite and of unit norm, as closely as bfloat16 can say it."""
+    norms: npt.NDArray[np.float64] = np.linalg.norm(vectors.astype(np.float64), axis=-1)
+    return np.abs(norms - 1) < NORM_TOLERANCE  # false of a NaN and of an infinity
 
 
 def _message(response: httpx.Response) -> str:

@@ -3,9 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-import numpy as np
-
-from stream.models.embeddings import NORM_TOLERANCE, unpack
+from stream.models.embeddings import has_unit_norm, unpack
 from stream.records import Done, Expanded, Outcome, Rejected, Tombstone
 from stream.stores.base import Put, Store
 
@@ -50,7 +48,6 @@ def _put(chunk: Expanded, dimensions: int) -> Put | Rejected:
         return Rejected("embedding", "embedding_qwen is not base64 of float32 numbers")
     if len(vector) != dimensions:
         return Rejected("embedding", f"embedding_qwen must be {dimensions} numbers, it has {len(vector)}")
-    # Neo4j keeps a zero vector, but never finds it; a NaN or an infinity fails this too.
-    if not abs(np.linalg.norm(vector.astype(np.float64)) - 1) < NORM_TOLERANCE:
+    if not has_unit_norm(vector):  # Neo4j keeps a zero vector, but never finds it
         return Rejected("embedding", "embedding_qwen is not finite or not of unit norm")
     return Put(chunk, vector)

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import orjson
 from opensearchpy import AsyncOpenSearch
 from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
@@ -22,7 +23,7 @@ from stream.stores.base import Hit, Put, Stored
 
 ID_BYTES = 512  # OpenSearch takes no longer _id
 MOST_CLAUSES = 1000  # a query may have 1,024
-PROBE = Tombstone("\x00probe", 0)  # the name of no chunk: it may hold no control character
+NOBODY = "\x00probe"  # the name of no chunk: it may hold no control character
 
 INDEX: dict[str, Any] = {
     "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1", "gc_deletes": "1h"}},
@@ -43,6 +44,17 @@ INDEX: dict[str, Any] = {
         },
     },
 }
+
+BEYOND_SUSPICION: Any = {
+    "chunk_id": NOBODY,
+    "doc_id": "-",
+    "version": 0,
+    "text": "-",
+    "text_sha256": "-",
+    "splade_terms": {"-": 1.0},
+    "splade_norm": 1.0,
+}
+PROBE = (Put(BEYOND_SUSPICION, np.zeros(0, np.float32)), Tombstone(NOBODY, 0))  # gone again in the same request
 
 
 class OpenSearchStore:
@@ -102,12 +114,11 @@ class OpenSearchStore:
         }
 
     async def _bulk(self, writes: Sequence[Put | Tombstone]) -> list[Rejected | None]:
-        """Whether documents or the index are to blame for a refusal is found out with a delete beyond suspicion."""
+        """Whether documents or the index are to blame for a refusal is found out with a document beyond suspicion."""
         outcomes = await self._send(writes)
         refused = [i for i, outcome in enumerate(outcomes) if outcome]
         if refused:
-            (suspicion,) = await self._send([PROBE])
-            if suspicion:
+            if suspicion := next(filter(None, await self._send(PROBE)), None):
                 raise Outage(suspicion.detail)
             for i, outcome in zip(refused, await self._send([writes[i] for i in refused]), strict=True):
                 outcomes[i] = outcome

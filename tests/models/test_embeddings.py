@@ -1,6 +1,7 @@
 """If these fail, a wrong or missing vector travels on, or a good one is lost to a passing fault."""
 
 import base64
+import ssl
 
 import httpx
 import numpy as np
@@ -34,6 +35,16 @@ def answering(*answers: httpx.Response | Exception) -> tuple[EmbeddingClient, li
 def vectors(*seeds: int, dimensions: int = 8) -> httpx.Response:
     data = [{"index": i, "embedding": vector(seed, dimensions)} for i, seed in enumerate(seeds)]
     return httpx.Response(200, json={"data": data})
+
+
+def numbered(*numbers: object) -> httpx.Response:
+    return httpx.Response(200, json={"data": [{"index": n, "embedding": vector(1, 8)} for n in numbers]})
+
+
+def broken_tls(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, reason)
+    error.reason = reason
+    return error
 
 
 def packed(*numbers: float) -> httpx.Response:
@@ -73,7 +84,6 @@ async def test_a_query_carries_the_instruction_and_is_unpacked():
     "fault",
     [
         httpx.ConnectError("refused"),
-        httpx.ReadTimeout("slow"),
         httpx.RemoteProtocolError("cut"),
         httpx.Response(429),
         httpx.Response(500),
@@ -84,6 +94,8 @@ async def test_a_query_carries_the_instruction_and_is_unpacked():
         httpx.Response(200, json={"data": []}),
         vectors(1, 2),
         vectors(1, dimensions=4),
+        numbered(1),
+        broken_tls("APPLICATION_DATA_AFTER_CLOSE_NOTIFY"),
     ],
     ids=str,
 )
@@ -97,27 +109,55 @@ async def test_a_fault_of_the_server_is_retried_three_times_and_then_an_outage(f
     assert await client.embed(["a"]) == [vector(1, 8)]
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0, 1.0])
-async def test_what_is_no_vector_is_an_outage_only_if_the_probe_gets_none_either(number):
-    broken = packed(*[number] * 8)
-    client, _ = answering(broken)
+async def test_vectors_of_other_lengths_are_an_outage_even_if_their_total_is_right():
+    data = [{"index": i, "embedding": vector(i, d)} for i, d in enumerate([4, 12])]
+    client, _ = answering(httpx.Response(200, json={"data": data}))
+    with pytest.raises(Outage, match="not 8"):
+        await client.embed(["a", "b"])
+
+
+@pytest.mark.parametrize("numbers", [(0, 0), (0, 2), (1, 2), (-1, 0), (0, "1"), (0, None)])
+async def test_vectors_that_are_numbered_wrongly_are_an_outage(numbers):
+    """Else a chunk gets the vector of another."""
+    client, _ = answering(numbered(*numbers))
     with pytest.raises(Outage):
+        await client.embed(["a", "b"])
+
+
+async def test_a_time_out_is_told_at_once():
+    """Who waits for a server that hangs would else learn of it after four time-outs."""
+    client, bodies = answering(httpx.ReadTimeout("slow"), vectors(1))
+    with pytest.raises(Outage, match="slow"):
+        await client.embed(["a"])
+    assert len(bodies) == 1
+
+
+WRONG = {
+    "unit norm": [packed(*[number] * 8) for number in (float("nan"), float("inf"), 0.0, 1.0)],
+    "too long": [httpx.Response(status, json={"error": {"message": "too long"}}) for status in (400, 413, 422)],
+}
+
+
+@pytest.mark.parametrize(("said", "wrong"), [(said, answer) for said, each in WRONG.items() for answer in each])
+async def test_a_text_is_refused_only_if_the_server_still_embeds_another(said, wrong):
+    """Else a server that refuses everything makes dead letters of the whole corpus."""
+    client, _ = answering(wrong)
+    with pytest.raises(Outage, match=said):
         await client.embed(["a"])
 
-    client, bodies = answering(broken, vectors(1), broken)
-    with pytest.raises(Refused, match="unit norm"):
+    client, bodies = answering(wrong, vectors(1), wrong)
+    with pytest.raises(Refused, match=said):
         await client.embed(["a"])
     assert [body["input"] for body in bodies] == [["a"], ["probe"], ["a"]]
 
-    client, _ = answering(broken, vectors(1), vectors(1))
+    client, _ = answering(wrong, vectors(1), vectors(1))
     assert await client.embed(["a"]) == [vector(1, 8)]
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
-async def test_a_refusal_is_not_retried_and_says_what_the_server_said(status):
-    client, bodies = answering(httpx.Response(status, json={"error": {"message": "too long"}}))
-    with pytest.raises(Refused, match="too long"):
-        await client.embed(["a"])
+async def test_a_batch_that_is_refused_is_split_at_once():
+    client, bodies = answering(httpx.Response(400))
+    with pytest.raises(Refused):
+        await client.embed(["a", "b"])
     assert len(bodies) == 1
 
 

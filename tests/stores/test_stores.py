@@ -206,6 +206,22 @@ async def test_a_closed_index_is_an_outage_and_nobody_s_fault(stores, settings, 
     assert await stores.opensearch.write(writes) == {}
 
 
+async def test_an_index_that_was_changed_under_the_worker_is_an_outage_and_nobody_s_fault(stores, settings):
+    index = f"/{settings.opensearch_alias}-1"
+    await stores.opensearch._call("PUT", f"{index}/_settings", body={"index.default_pipeline": "gone"})
+    with pytest.raises(Outage, match="gone"):
+        await stores.opensearch.write([put("a")])
+    await stores.opensearch._call("PUT", f"{index}/_settings", body={"index.default_pipeline": "_none"})
+
+    other = {"mappings": {"dynamic": "strict"}, "aliases": {settings.opensearch_alias: {"is_write_index": True}}}
+    await stores.opensearch._call("PUT", f"/{settings.opensearch_alias}-2", body=other)
+    with pytest.raises(Outage, match="mapping set to strict"):
+        await stores.opensearch.write([put("a")])
+    await stores.opensearch._call("DELETE", f"/{settings.opensearch_alias}-2")
+    assert await stores.opensearch.write([put("a")]) == {}
+    assert await stores.opensearch.count() == 1
+
+
 @pytest.mark.parametrize("writes", [[put("a")], [Tombstone("a", 1)]], ids=["put", "tombstone"])
 async def test_an_index_that_is_gone_is_an_outage_and_opensearch_makes_no_other(stores, settings, writes):
     """OpenSearch would make one whose fields are guessed, in which no term would ever be found."""
