@@ -18,7 +18,6 @@ from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
 from stream.records import Headers, Record
 
-
 SILENCE = 60.0  # seconds without a record until a topic that is being read counts as out of reach
 
 
