@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -76,7 +76,7 @@ async def fill(settings: Settings, stores: Stores, numbers: range) -> Report:
                 topics.dead_letters(settings, stage), key=record.key, value=value, headers=headers
             )
 
-        for batch in _batches(numbers):
+        for batch in (numbers[n : n + BATCH] for n in range(0, len(numbers), BATCH)):
             chunks = [chunk(n) for n in batch]
             records = await asyncio.gather(*(publish(producer, settings.topic, one) for one in chunks))
             later: list[Chunk | Tombstone] = []
@@ -102,12 +102,6 @@ async def fill(settings: Settings, stores: Stores, numbers: range) -> Report:
     expected.indexed = expected.published - expected.deleted - expected.dead_lettered
     print(file=sys.stderr)
     return expected
-
-
-def _batches(numbers: range) -> Iterator[list[int]]:
-    iterator = iter(numbers)
-    while batch := list(islice(iterator, BATCH)):
-        yield batch
 
 
 async def write(stores: Stores, writes: Sequence[Put | Tombstone]) -> None:

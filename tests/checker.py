@@ -6,15 +6,15 @@ from typing import get_args
 
 import orjson
 from strategies import CASE_HEADER, Case
+from support import CONTRACTS, names
 
 from stream.config import Settings, StageName
-from stream.contracts import Contract, problem
+from stream.contracts import problem
 from stream.deadletters import ATTEMPTS_HEADER, PREFIX, DeadLetter, without_letter
 from stream.records import Headers, Reason, Record, Tombstone, decode, header, number
 from stream.stores import Stores
 from stream.stores.base import Stored
 
-CONTRACTS: dict[StageName, Contract] = {"embed": "chunk", "expand": "embedded", "index": "expanded"}
 AFTER: dict[StageName, StageName] = {"embed": "expand", "expand": "index"}
 
 
@@ -123,7 +123,3 @@ async def check_stores(stores: Stores, cases: Sequence[Case], through: Sequence[
             wanted = None if isinstance(write, Tombstone) else Stored(write["version"], write["text_sha256"], True)
             others = refused[chunk_id] if store.name == "Neo4j" else []
             assert held.get(chunk_id) in [wanted, *others], f"{store.name} {chunk_id!r}: {held.get(chunk_id)}, {wanted}"
-
-
-def names(write: Tombstone | dict) -> tuple[str, int]:
-    return (write.chunk_id, write.version) if isinstance(write, Tombstone) else (write["chunk_id"], write["version"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from dotenv import dotenv_values
+from support import empty_neo4j
 
 from stream import topics
 from stream.config import Settings
@@ -116,6 +117,6 @@ async def stores(settings: Settings) -> AsyncIterator[Stores]:
     """Both stores, set up and empty."""
     async with open_stores(settings) as opened:
         await opened.set_up()
-        await opened.neo4j._run("MATCH (n) WHERE n:Chunk OR n:DeletedChunk DETACH DELETE n")
+        await empty_neo4j(opened)
         yield opened
         await opened.opensearch._call("DELETE", f"/{settings.opensearch_alias}-1")

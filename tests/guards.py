@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from aiohttp import ClientSession, web
+from aiohttp import web
+from faults.proxy import Forward, Proxy
 
 
 def openssl(*arguments: str) -> None:
@@ -61,22 +62,8 @@ async def tls_before(address: str, context: ssl.SSLContext) -> AsyncIterator[str
 async def login_before(url: str, authorization: str, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """Passes requests that carry this header on to the server behind and refuses others; yields its own host:port."""
 
-    async def pass_on(request: web.Request) -> web.Response:
-        if request.headers.get("authorization") != authorization:
-            return web.Response(status=401)
-        kept = {"content-type": request.headers.get("content-type", "application/json")}
-        body = await request.read()
-        async with session.request(request.method, f"{url}{request.rel_url}", data=body, headers=kept) as answer:
-            kept = {"content-type": answer.headers["content-type"]}
-            return web.Response(status=answer.status, body=await answer.read(), headers=kept)
+    async def let_in(request: web.Request, body: bytes, forward: Forward) -> web.Response | None:
+        return None if request.headers.get("authorization") == authorization else web.Response(status=401)
 
-    application = web.Application(client_max_size=2**30)
-    application.router.add_route("*", "/{path:.*}", pass_on)
-    runner = web.AppRunner(application, shutdown_timeout=0)
-    async with ClientSession() as session:
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-            yield f"127.0.0.1:{runner.addresses[0][1]}"
-        finally:
-            await runner.cleanup()
+    async with Proxy(url, "", context) as proxy, proxy.spoiling(let_in):
+        yield proxy.address

@@ -18,8 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from stream import kafka
 from stream.config import Settings, StageName
-from stream.records import Chunk, Expanded, Headers, Record, text_sha256
+from stream.contracts import Contract
+from stream.records import Chunk, Expanded, Headers, Record, Tombstone, text_sha256
+from stream.stores import Stores
 
+CONTRACTS: dict[StageName, Contract] = {"embed": "chunk", "expand": "embedded", "index": "expanded"}
 LOGS = Path(__file__).parent.parent / ".local" / "test-logs"
 
 
@@ -56,6 +59,15 @@ async def send(settings: Settings, records: Iterable[tuple[bytes | None, bytes |
     async with kafka.producer(settings) as producer:
         sent = [await producer.send(settings.topic, key=key, value=value) for key, value in records]
         await asyncio.gather(*sent)
+
+
+def names(write: Tombstone | dict) -> tuple[str, int]:
+    """The chunk_id and the version of what `decode` has made of a record."""
+    return (write.chunk_id, write.version) if isinstance(write, Tombstone) else (write["chunk_id"], write["version"])
+
+
+async def empty_neo4j(stores: Stores) -> None:
+    await stores.neo4j._run("MATCH (n) WHERE n:Chunk OR n:DeletedChunk DETACH DELETE n")
 
 
 async def read(settings: Settings, topic: str) -> list[Record]:
@@ -99,7 +111,13 @@ class Worker:
             return await asyncio.to_thread(self.process.wait)
 
     async def ready(self, seconds: float = 60) -> None:
-        await until(lambda: self._answers("/readyz"), seconds)
+        async def answers() -> bool:
+            if self.process.poll() is not None:
+                log = self.log.read_text()[-2000:]
+                raise AssertionError(f"{self.stage} ended with {self.process.returncode}:\n{log}")
+            return (await self.get("/readyz"))[0] == 200
+
+        await until(answers, seconds)
 
     async def in_the_middle(self, seconds: float = 60) -> None:
         """Waits until it has done some batches and is at work on another."""
@@ -113,22 +131,21 @@ class Worker:
     async def metrics(self) -> dict[str, float]:
         """Samples by name, summed over their labels."""
         sums: dict[str, float] = {}
-        for family in text_string_to_metric_families(await self._get("/metrics")):
+        for family in text_string_to_metric_families((await self.get("/metrics"))[1]):
             for sample in family.samples:
                 sums[sample.name] = sums.get(sample.name, 0) + sample.value
         return sums
 
-    async def _answers(self, path: str) -> bool:
-        if self.process.poll() is not None:
-            raise AssertionError(f"{self.stage} ended with {self.process.returncode}:\n{self.log.read_text()[-2000:]}")
-        return bool(await self._get(path))
+    async def get(self, path: str) -> tuple[int, str]:
+        """Status and body of what it answers; 0 if it does not."""
 
-    async def _get(self, path: str) -> str:
-        def get() -> str:
+        def get() -> tuple[int, str]:
             try:
                 with urllib.request.urlopen(self.url + path, timeout=5) as answer:
-                    return answer.read().decode()
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                return error.code, error.read().decode()
             except (urllib.error.URLError, ConnectionError, TimeoutError):
-                return ""
+                return 0, ""
 
         return await asyncio.to_thread(get)

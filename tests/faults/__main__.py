@@ -5,12 +5,12 @@ import asyncio
 import logging
 import os
 import random
+import signal
 import sys
 import time
+import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 
 from conftest import isolated, own_servers
@@ -29,21 +29,13 @@ published. Then everything must recover by itself, `stream verify` must be clean
 must be in the topic, and no topic between the stages may end with an older record of a chunk than its newest. No record
 is at fault, so there must be no dead letter either. `make faults ONLY="words of a row"` shows one fault; `make test`
 does each once.
-
 """
-
-
-def rounds(seed: int, deadline: float) -> Iterator[int]:
-    for number in count(seed):
-        if time.monotonic() > deadline:
-            return
-        yield number
 
 
 async def one_round(
     profile: Profile, seed: int, faults: list[Fault], found: dict[Fault, list[Result]], deadline: float
 ) -> Counter[int]:
-    """Every fault once, in an order of its own; returns how the workers ended, by exit code."""
+    """Every fault once, in an order of its own, until one breaks the pipeline; how the workers ended, by exit code."""
     order = random.Random(seed).sample(faults, len(faults))
     async with pipeline(profile, isolated(profile.environment())) as flow:
         history = History(flow.settings, seed)
@@ -52,21 +44,25 @@ async def one_round(
                 break
             try:
                 result = await run(fault, flow, history, random.Random(f"{seed} {fault}"))
-            except (AssertionError, TimeoutError) as error:
+            except Exception as error:
+                traceback.print_exc()
                 result = Result(wrong=[repr(error)])
+            result.seed = seed
             found.setdefault(fault, []).append(result)
-            said = f"{result.records} records in {result.seconds:.0f} s, wrong: {result.wrong or 'nothing'}"
-            print(f"seed {seed}: {fault}: {said}", flush=True)
+            outcome = f"{result.records} records in {result.seconds:.0f} s, wrong: {result.wrong or 'nothing'}"
+            print(f"seed {seed}: {fault}: {outcome}", flush=True)
+            if result.wrong:
+                break
         return Counter(code for worker in flow.workers.values() for code in worker.exits)
 
 
-def page(found: dict[Fault, list[Result]], seeds: Iterable[int], ends: Counter[int], minutes: float) -> str:
+def page(found: dict[Fault, list[Result]], ends: Counter[int], minutes: float) -> str:
     results = [result for each in found.values() for result in each]
-    seeds = list(seeds)
+    first, last = min(r.seed for r in results), max(r.seed for r in results)
     lines = [
         HEAD,
-        f"`make faults SEED={seeds[0]} MINUTES={minutes:g}` on {datetime.now(UTC):%Y-%m-%d}, "
-        f"{os.cpu_count()} cores: seeds {seeds[0]} to {seeds[-1]}, {len(results)} runs, "
+        f"`make faults SEED={first} MINUTES={minutes:g}` on {datetime.now(UTC):%Y-%m-%d}, "
+        f"{os.cpu_count()} cores: seeds {first} to {last}, {len(results)} runs, "
         f"{sum(r.records for r in results):,} records published, workers ended "
         f"{sum(ends.values())} times ({', '.join(f'{n}× {said(code)}' for code, n in ends.most_common())}), "
         f"**{sum(len(r.wrong) for r in results)} lost or wrong**, "
@@ -85,7 +81,7 @@ def page(found: dict[Fault, list[Result]], seeds: Iterable[int], ends: Counter[i
 
 
 def said(code: int) -> str:
-    return "kill -9" if code < 0 else f"exit code {code}"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def main() -> None:
@@ -101,14 +97,14 @@ def main() -> None:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that a broker is away is meant
     found: dict[Fault, list[Result]] = {}
     ends: Counter[int] = Counter()
-    seeds = []
+    seed = options.seed
     with own_servers() as profile:
         deadline = time.monotonic() + 60 * options.minutes
-        for seed in rounds(options.seed, deadline):
-            seeds.append(seed)
+        while time.monotonic() < deadline:
             ends += asyncio.run(one_round(profile, seed, faults, found, deadline))
-            if options.page:
-                options.page.write_text(page(found, seeds, ends, options.minutes))
+            if options.page and found:
+                options.page.write_text(page(found, ends, options.minutes))
+            seed += 1
     sys.exit(any(result.wrong or result.dead_letters for each in found.values() for result in each))
 
 

@@ -1,15 +1,20 @@
 """`stream worker STAGE` that kills itself at a point of a batch once the file that ORDER names holds the point's name.
 
-Before it dies it gives Faust the time to commit what was acknowledged, so that what was acknowledged too early is lost.
+Where nothing of a batch may be acknowledged yet it gives Faust the time to commit before it dies, so that what was
+acknowledged too early is lost. At the point "cut off" it lives on, and all that it sends to Kafka stands still.
 """
 
 import asyncio
 import os
 import signal
 import sys
+import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.protocol.produce import ProduceRequest
 
 from stream import worker
 from stream.cli import main
@@ -18,7 +23,7 @@ from stream.stages import open_stage
 
 POINTS = {
     "taken": "once it has taken a batch",
-    "sent": "when half of a batch's effects are out (in Kafka, or in one store of two) and none is acknowledged",
+    "sent": "when outputs are on the wire and Kafka has not acknowledged them, or one store of two has a batch",
     "published": "when Kafka or the stores have a whole batch and Faust has no acknowledgement",
     "acknowledged": "when a batch is acknowledged and not committed",
 }
@@ -59,9 +64,8 @@ async def dying_stage(name, settings):
 
 class DyingLoop(BatchLoop):
     async def _publish(self, outcomes):
-        if not self.stage.writes_stores and ordered("sent"):
-            await super()._publish(outcomes[: (len(outcomes) + 1) // 2])
-            await die(self.settings)
+        if ordered("cut off"):
+            Network.back = time.monotonic() + 4 * self.settings.session_timeout
         await super()._publish(outcomes)
         if ordered("published"):
             await die(self.settings)
@@ -72,7 +76,29 @@ class DyingLoop(BatchLoop):
         super()._measure(batch, outcomes)
 
 
+class Network:
+    """Every connection to Kafka, also those of Faust's thread."""
+
+    back = 0.0  # time.monotonic() until which nothing is sent
+    send = AIOKafkaConnection.send
+
+    @staticmethod
+    def sending(connection, request, expect_response=True):
+        if time.monotonic() < Network.back:
+            return asyncio.ensure_future(Network.late(connection, request, expect_response))
+        answer = Network.send(connection, request, expect_response)
+        if isinstance(request, ProduceRequest) and ordered("sent"):
+            die_at_once()
+        return answer
+
+    @staticmethod
+    async def late(connection, request, expect_response):
+        await asyncio.sleep(Network.back - time.monotonic())
+        return await Network.send(connection, request, expect_response)
+
+
 if __name__ == "__main__":
+    AIOKafkaConnection.send = Network.sending
     worker.open_stage, worker.BatchLoop = dying_stage, DyingLoop
     sys.argv[:1] = ["stream", "worker"]
     main()

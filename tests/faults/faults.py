@@ -20,6 +20,7 @@ from faults.proxy import Forward, Proxy, Spoil, changed, cutting, delayed, half,
 from neo4j.exceptions import TransientError
 
 from stream.config import STAGES
+from stream.errors import Outage
 
 Strike = Callable[[Pipeline, random.Random], Awaitable[int]]
 
@@ -51,8 +52,9 @@ def fault(part: str, what: str) -> Callable[[Strike], Strike]:
 
 
 async def killed_at_a_point(pipeline: Pipeline, rng: random.Random, *, point: str) -> int:
-    await asyncio.gather(*(worker.killed_at(point) for worker in pipeline.workers.values()))
-    return len(pipeline.workers)
+    ends = await asyncio.gather(*(worker.ended_by(point) for worker in pipeline.workers.values()))
+    assert set(ends) == {-signal.SIGKILL}, f"they ended with {ends}"
+    return len(ends)
 
 
 for point, when in POINTS.items():
@@ -63,9 +65,7 @@ for point, when in POINTS.items():
 async def killed_at_any_moment(pipeline: Pipeline, rng: random.Random) -> int:
     for _ in range(2):
         for worker in pipeline.workers.values():
-            ends = len(worker.exits) + 1
-            worker.signal(signal.SIGKILL)
-            await worker.until_ended(ends)
+            await worker.ended_by(signal.SIGKILL)
         await asyncio.sleep(10 * rng.random())
     return 2 * len(pipeline.workers)
 
@@ -73,10 +73,8 @@ async def killed_at_any_moment(pipeline: Pipeline, rng: random.Random) -> int:
 @fault("each worker", "SIGTERM: it drains and ends with 0")
 async def terminated(pipeline: Pipeline, rng: random.Random) -> int:
     for worker in pipeline.workers.values():
-        ends = len(worker.exits) + 1
-        worker.signal(signal.SIGTERM)
-        await worker.until_ended(ends)
-        assert worker.exits[-1] == 0, f"{worker.stage} ended with {worker.exits[-1]}"
+        code = await worker.ended_by(signal.SIGTERM)
+        assert code == 0, f"{worker.stage} ended with {code}"
     return len(pipeline.workers)
 
 
@@ -85,9 +83,9 @@ async def stopped_for_long(pipeline: Pipeline, rng: random.Random) -> int:
     for worker in pipeline.workers.values():
         worker.signal(signal.SIGSTOP)
     await asyncio.sleep(pipeline.settings.session_timeout * 2)
-    for worker in pipeline.workers.values():
-        worker.signal(signal.SIGCONT)
-    return len(pipeline.workers)
+    ends = await asyncio.gather(*(worker.ended_by(signal.SIGCONT) for worker in pipeline.workers.values()))
+    assert set(ends) == {Outage.exit_code}, f"they ended with {ends}"
+    return len(ends)
 
 
 @fault("a worker", "SIGSTOP until another has its partitions, then SIGCONT: a zombie comes back")
@@ -96,8 +94,19 @@ async def zombie(pipeline: Pipeline, rng: random.Random) -> int:
     stopped.signal(signal.SIGSTOP)
     async with Kept(stopped.stage, "heir") as heir:
         await heir.until_working()
-        stopped.signal(signal.SIGCONT)
-        await stopped.until_working()
+        code = await stopped.ended_by(signal.SIGCONT)
+        assert code == Outage.exit_code, f"{stopped.stage} ended with {code}"
+    return 1
+
+
+@fault("a worker", "its network to Kafka stands still while it publishes, until another has its partitions")
+async def cut_off(pipeline: Pipeline, rng: random.Random) -> int:
+    worker = pipeline.workers[rng.choice(("embed", "expand"))]
+    async with Kept(worker.stage, "heir") as heir:
+        await heir.until_ready()
+        code = await worker.ended_by("cut off")
+        assert code == Outage.exit_code, f"{worker.stage} ended with {code}"
+        await heir.until_working()
     return 1
 
 
@@ -108,8 +117,7 @@ async def joining_and_leaving(pipeline: Pipeline, rng: random.Random) -> int:
         await second.until_ready()
         await third.until_ready()
         await pipeline.workers[stage].until_ready()
-        third.signal(signal.SIGKILL)
-        await third.until_ended(1)
+        await third.ended_by(signal.SIGKILL)
     return 4
 
 
@@ -190,12 +198,14 @@ async def neo4j_stopped(pipeline: Pipeline, rng: random.Random) -> int:
     return 1
 
 
-@fault("Neo4j", "kill -9")
-async def neo4j_killed(pipeline: Pipeline, rng: random.Random) -> int:
-    await pipeline.kill("neo4j")
+async def store_killed(pipeline: Pipeline, rng: random.Random, *, store: str) -> int:
+    await pipeline.kill(store)
     await pipeline.workers["index"].until_ready(False)
-    await pipeline.until_up("neo4j")
+    await pipeline.until_up(store)
     return 1
+
+
+FAULTS.append(Fault("Neo4j", "kill -9", partial(store_killed, store="neo4j")))
 
 
 @fault("Neo4j", "deadlocks with a concurrent writer")
@@ -220,14 +230,7 @@ async def deadlocks(pipeline: Pipeline, rng: random.Random) -> int:
 # OpenSearch
 
 
-@fault("OpenSearch", "kill -9")
-async def opensearch_killed(pipeline: Pipeline, rng: random.Random) -> int:
-    await pipeline.kill("opensearch")
-    await pipeline.workers["index"].until_ready(False)
-    await pipeline.until_up("opensearch")
-    return 1
-
-
+FAULTS.append(Fault("OpenSearch", "kill -9", partial(store_killed, store="opensearch")))
 FAULTS.append(Fault("OpenSearch", "429", partial(spoiled, proxy="opensearch", spoil=status(429))))
 
 

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager, suppress
 
 import orjson
 from aiokafka.errors import KafkaError
-from support import chunk, read
+from support import CONTRACTS, chunk, names, read
 
 from stream import kafka, topics
-from stream.config import Settings
+from stream.config import Settings, StageName
 from stream.contracts import Contract
 from stream.records import VERSION_HEADER, Rejected, decode
 
@@ -89,10 +89,10 @@ class History:
             for chunk_id, version in self.acknowledged.items()
             if newest.get(chunk_id, -1) < version
         ]
-        contracts: dict[str, Contract] = {"expand": "embedded", "index": "expanded"}
-        for stage, contract in contracts.items():
-            topic = topics.source(self._settings, stage)  # type: ignore[arg-type]
-            last = await self._newest(topic, contract, last=True)
+        stages: tuple[StageName, ...] = ("expand", "index")
+        for stage in stages:
+            topic = topics.source(self._settings, stage)
+            last = await self._newest(topic, CONTRACTS[stage], last=True)
             found += [
                 f"{chunk_id}: the last record in {topic} has version {last.get(chunk_id)}, the newest is {version}"
                 for chunk_id, version in newest.items()
@@ -106,10 +106,6 @@ class History:
         for record in await read(self._settings, topic):
             decoded = decode(record, contract, self._settings.max_message_bytes)
             assert not isinstance(decoded, Rejected)
-            chunk_id, version = (
-                (decoded["chunk_id"], decoded["version"])
-                if isinstance(decoded, dict)
-                else (decoded.chunk_id, decoded.version)
-            )
+            chunk_id, version = names(decoded)
             versions[chunk_id] = version if last else max(version, versions.get(chunk_id, -1))
         return versions

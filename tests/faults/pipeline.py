@@ -2,16 +2,15 @@
 
 import asyncio
 import os
-import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 from typing import Self
 
-import httpx
 from conftest import free_ports
 from faults.proxy import Proxy
-from support import LOGS, Worker, until
+from support import LOGS, Worker, empty_neo4j, until
 
 from stream import topics
 from stream.config import STAGES, Settings, StageName
@@ -46,36 +45,31 @@ class Kept:
         self._keeping.cancel()
         await asyncio.wait([self._keeping])
         if self.worker.process.poll() is None:
-            self.signal(signal.SIGCONT)
-            await self.worker.end(signal.SIGTERM)
+            self.signal(SIGCONT)
+            await self.worker.end(SIGTERM)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         self.worker.process.send_signal(number)
 
-    async def killed_at(self, point: str) -> None:
-        """Waits until it has killed itself at that point of a batch."""
-        ends = len(self.exits) + 1
-        self._order.write_text(point)
-        await self.until_ended(ends)
-        assert self.exits[-1] == -signal.SIGKILL, f"{self.stage} ended with {self.exits[-1]}, not at {point}"
-
-    async def until_ended(self, times: int) -> None:
-        """Waits until it has ended so many times since it was first started."""
+    async def ended_by(self, end: Signals | str) -> int:
+        """Sends a signal, or has it do at the next batch what `dying_worker` does at that point; its exit code then."""
+        before = len(self.exits)
+        if isinstance(end, str):
+            self._order.write_text(end)
+        else:
+            self.signal(end)
 
         async def ended() -> bool:
-            return len(self.exits) >= times
+            return len(self.exits) > before
 
         await until(ended, 120, every=0.05)
+        return self.exits[before]
 
     async def until_ready(self, ready: bool = True) -> None:
         """Waits until it takes records, or says that it does not."""
 
         async def answers() -> bool:
-            with suppress(httpx.TransportError):
-                async with httpx.AsyncClient(trust_env=False) as client:
-                    code = (await client.get(f"{self.worker.url}/readyz", timeout=5)).status_code
-                return code == (200 if ready else 503)
-            return False
+            return (await self.worker.get("/readyz"))[0] == (200 if ready else 503)
 
         await until(answers, SECONDS_TO_RECOVER)
 
@@ -123,7 +117,7 @@ class Pipeline:
 
     async def kill(self, server: str) -> None:
         """kill -9; the supervisor starts it again."""
-        await asyncio.to_thread(supervisor.kill, self._profile, server, signal.SIGKILL)
+        await asyncio.to_thread(supervisor.kill, self._profile, server, SIGKILL)
 
     async def stop(self, server: str) -> None:
         """A clean stop; it stays down until `start`."""
@@ -173,7 +167,7 @@ async def pipeline(profile: Profile, variables: dict[str, str]) -> AsyncIterator
         await topics.create(settings)
         stores = await stack.enter_async_context(open_stores(settings))
         await stores.set_up()
-        await stores.neo4j._run("MATCH (n) WHERE n:Chunk OR n:DeletedChunk DETACH DELETE n")
+        await empty_neo4j(stores)
         LOGS.mkdir(parents=True, exist_ok=True)
         flow = Pipeline(settings, stores, profile, embedder, opensearch)
         for worker in flow.workers.values():

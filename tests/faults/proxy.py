@@ -1,6 +1,7 @@
 """An HTTP server between a worker and a real server, which can spoil what passes."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,14 +28,16 @@ Spoil = Callable[[web.Request, bytes, Forward], Awaitable[web.StreamResponse | N
 class Proxy:
     """Passes requests on, unless `spoiling` holds a way to answer those to `path` otherwise."""
 
-    def __init__(self, upstream: str, path: str) -> None:
+    def __init__(self, upstream: str, path: str, context: ssl.SSLContext | None = None) -> None:
         self.spoiled = 0
         self._upstream = upstream
         self._path = path
         self._spoil: Spoil | None = None
         self._mistake: Exception | None = None
+        self._context = context
         (self._port,) = free_ports(1)
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.address = f"127.0.0.1:{self._port}"
+        self.url = f"http://{self.address}"
 
     async def __aenter__(self) -> Self:
         self._client = aiohttp.ClientSession()
@@ -82,7 +85,7 @@ class Proxy:
         await until(reached, 120, every=0.05)
 
     async def _listen(self) -> None:
-        self._site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
+        self._site = web.TCPSite(self._runner, "127.0.0.1", self._port, ssl_context=self._context, reuse_address=True)
         await self._site.start()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:

@@ -13,6 +13,7 @@ from faults.pipeline import Pipeline
 class Result:
     """`wrong` names what was lost or is wrong; `recovery` is seconds from the end of the fault until all is well."""
 
+    seed: int = 0
     records: int = 0
     strikes: int = 0
     seconds: float = 0

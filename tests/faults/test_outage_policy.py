@@ -3,7 +3,6 @@
 import asyncio
 import json
 
-import httpx
 import pytest
 from conftest import free_ports
 from faults.proxy import Proxy
@@ -38,12 +37,12 @@ async def test_an_outage_beyond_its_bound_is_seen_ends_the_worker_with_75_and_co
 
 async def unready(worker: Worker) -> str:
     """What /readyz says once it is no longer 200."""
-    answers: list[httpx.Response] = []
+    said: list[str] = []
 
     async def refuses() -> bool:
-        async with httpx.AsyncClient(trust_env=False) as client:
-            answers.append(await client.get(f"{worker.url}/readyz"))
-        return answers[-1].status_code == 503
+        status, body = await worker.get("/readyz")
+        said.append(body)
+        return status == 503
 
     await until(refuses, 30)
-    return answers[-1].text
+    return said[-1]

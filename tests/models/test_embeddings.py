@@ -7,11 +7,13 @@ import httpx
 import numpy as np
 import orjson
 import pytest
-from support import vector
+from support import chunk, vector
 
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.models.embeddings import EmbeddingClient, unpack
+from stream.records import Rejected
+from stream.stages.embed import embed
 
 SETTINGS = Settings(_env_file=None, embed_dimensions=8)
 
@@ -47,9 +49,12 @@ def broken_tls(reason: str) -> ssl.SSLError:
     return error
 
 
+def encoded(*numbers: float) -> str:
+    return base64.b64encode(np.array(numbers, "<f4").tobytes()).decode()
+
+
 def packed(*numbers: float) -> httpx.Response:
-    embedding = base64.b64encode(np.array(numbers, "<f4").tobytes()).decode()
-    return httpx.Response(200, json={"data": [{"index": 0, "embedding": embedding}]})
+    return httpx.Response(200, json={"data": [{"index": 0, "embedding": encoded(*numbers)}]})
 
 
 async def test_what_is_sent_is_what_vllm_takes():
@@ -184,3 +189,21 @@ async def test_the_key_is_sent_as_a_bearer_token_and_never_shown():
     await EmbeddingClient(settings, httpx.MockTransport(handle)).embed(["a"])
     assert seen == ["Bearer hush"]
     assert "hush" not in repr(settings)
+
+
+@pytest.mark.parametrize("poisoned", [0, 100, 255])
+async def test_a_text_that_yields_no_vector_costs_its_batch_few_requests(poisoned):
+    """2·⌈log2 256⌉ to find it, and two to make sure that the server is well."""
+    requests = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        texts = orjson.loads(request.content)["input"]
+        requests.append(texts)
+        numbers = [[float("nan")] * 8 if text == f"text {poisoned}" else [1.0] + [0.0] * 7 for text in texts]
+        data = [{"index": i, "embedding": encoded(*each)} for i, each in enumerate(numbers)]
+        return httpx.Response(200, json={"data": data})
+
+    chunks = [chunk(f"c{n}", f"text {n}") for n in range(256)]
+    outcomes = await embed(chunks, client=EmbeddingClient(SETTINGS, httpx.MockTransport(handle)))
+    assert [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Rejected)] == [poisoned]
+    assert len(requests) - 1 <= 2 * 8 + 2
