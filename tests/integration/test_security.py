@@ -354,7 +354,7 @@ async def it_works(secure, workers, said):
         await caught_up(secure)
     for stage, worker in workers.items():
         for path in ("/metrics", "/readyz", "/healthz"):
-            said.add(f"{stage}{path}", await worker._get(path))
+            said.add(f"{stage}{path}", (await worker.get(path))[1])
     report = json.loads(await said.by(0, "verify", "--json"))
     assert (report["clean"], report["indexed"], report["dead_lettered"]) == (True, len(names), 1)
     assert [letter["key"] for letter in json.loads(await said.by(0, "dlq", "ls", "--json"))] == ["bad"]
