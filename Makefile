@@ -17,6 +17,9 @@ down: ## Stop what `make demo` started; its data stay
 test: lint types ## Every test, the ones against the real servers included
 	$(BIN)/pytest
 
+test-gpu: .venv/installed ## The tests that need a CUDA GPU
+	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
+
 faults: .venv/installed ## Accidents on the real servers: SEED=1 MINUTES=30, or ONLY="words of its row in docs/faults.md"
 	PYTHONPATH=tests $(BIN)/python -m faults --seed $(or $(SEED),1) --minutes $(or $(MINUTES),30) \
 	  $(if $(ONLY),--only "$(ONLY)",--page docs/faults.md)
@@ -49,4 +52,4 @@ clean: ## Remove what was installed and what the local servers keep
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down test faults lint types docs lock clean
+.PHONY: help demo down test test-gpu faults lint types docs lock clean

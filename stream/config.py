@@ -145,7 +145,13 @@ class Settings(BaseSettings):
     splade_threshold: float = Field(0.05, ge=0, description="Weights up to this are dropped (before normalising).")
     splade_top_k: int = Field(400, ge=1, le=1000, description="The heaviest terms of a chunk that are kept.")
     splade_normalise: bool = Field(True, description="L2-normalise the weights that are kept; the norm is kept beside.")
-    splade_max_tokens: int = Field(512, ge=8, description="Tokens of one window; longer texts become several.")
+    splade_max_tokens: int = Field(512, ge=8, description="Tokens of one window.")
+    splade_long_texts: Literal["windows", "truncate"] = Field(
+        "windows", description="A text of more tokens: `windows` whose terms are pooled, or `truncate` after the first."
+    )
+    splade_token_budget: int = Field(
+        65_536, ge=512, description="Tokens on the GPU at once; halved for a while when its memory does not suffice."
+    )
 
     # The stores
     neo4j_uri: BoltAddress = Field("bolt://localhost:7687", description="Neo4j's Bolt address.")

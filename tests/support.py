@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from stream import kafka
 from stream.config import Settings, StageName
 from stream.contracts import Contract
+from stream.models.splade import SparseVector
 from stream.records import Chunk, Expanded, Headers, Record, Tombstone, text_sha256
 from stream.stores import Stores
 
@@ -47,6 +48,11 @@ def expanded(chunk_id: str = "c1", text: str = "a text about sockets", version: 
         "splade_provenance": provenance,
         **more,
     }  # type: ignore[return-value]
+
+
+def sparse_vector(terms: dict[str, float], norm: float) -> SparseVector:
+    vocabulary = np.array(list(terms), np.object_)
+    return SparseVector(np.arange(len(terms), dtype=np.int32), np.array(list(terms.values()), "<f4"), norm, vocabulary)
 
 
 def record(value: Any, key: str | bytes | None = "c1", headers: Headers = (), timestamp: int = 1000) -> Record:

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cachetools import TTLCache
+from support import sparse_vector
 
 from stream import search
 from stream.config import Settings
 from stream.models.splade import SparseVector
 from stream.stores.base import Hit
 
-VECTOR = SparseVector({"socket": 0.8, "port": 0.6}, 5.0)
+VECTOR = sparse_vector({"socket": 0.8, "port": 0.6}, 5.0)
 HIT = Hit("a", "d", 1.0, "text")
 
 

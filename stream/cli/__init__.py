@@ -5,6 +5,7 @@ import sys
 
 from aiokafka.errors import KafkaError
 
+from stream.cli.bench import bench
 from stream.cli.commands import app
 from stream.cli.dlq import dlq
 from stream.cli.local import local
@@ -14,6 +15,7 @@ INTERRUPTED = 130  # what typer exits with at Ctrl-C, as shells do: 128 + SIGINT
 
 app.add_typer(local)
 app.add_typer(dlq)
+app.add_typer(bench)
 
 
 def main() -> None:

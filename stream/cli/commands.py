@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, cast
 
+import orjson
 import typer
 from rich.table import Table
 
@@ -40,6 +41,7 @@ before the environment, the environment before the file. `REQUIRE_GPU` is short 
 This page is made by `make docs`.
 
 """
+ENCODED_AT_ONCE = 1024  # texts
 HIT_LENGTH = 100  # characters of a hit's text that are shown
 
 
@@ -75,11 +77,46 @@ def settings_of(context: typer.Context) -> Settings:
 def worker(
     context: typer.Context,
     stage: Annotated[StageName, typer.Argument(help="The stage to run.", show_default=False)],
+    gpus: Annotated[
+        str | None, typer.Option(metavar="all|N", help="A process for each GPU, or for the first N; for `expand`.")
+    ] = None,
 ) -> None:
     """Run one stage until SIGTERM."""
-    from stream.worker import run  # noqa: PLC0415 - Faust takes a second to import
+    settings = settings_of(context)
+    if gpus is None:
+        from stream.worker import run  # noqa: PLC0415 - Faust takes a second to import
 
-    run(stage, settings_of(context))
+        run(stage, settings)
+        return
+    from stream import gpus as several  # noqa: PLC0415
+
+    if stage != "expand" or not (gpus == "all" or (gpus.isdecimal() and int(gpus))):
+        raise typer.BadParameter("it is for `expand`, and must be `all` or a number", param_hint="--gpus")
+    found = several.visible()
+    wanted = len(found) if gpus == "all" else int(gpus)
+    if wanted > len(found):
+        raise errors.GpuRequired(f"--gpus {wanted} asks for more GPUs than there are: {len(found)}")
+    raise typer.Exit(several.run(stage, settings, context.obj, found[:wanted]))
+
+
+@app.command()
+def encode(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="One text a line; - is standard input.")],
+) -> None:
+    """Print each line's SPLADE terms and raw norm as one JSON document a line, in order."""
+    from stream.models.splade import SparseEncoder  # noqa: PLC0415 - torch takes seconds to import
+
+    with ExitStack() as stack:
+        source, _ = _open(file, stack)
+        try:
+            texts = source.read().decode().splitlines()
+        except UnicodeDecodeError as error:
+            raise errors.StreamError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from None
+    encoder = SparseEncoder(settings_of(context))
+    for start in range(0, len(texts), ENCODED_AT_ONCE):
+        for vector in encoder.encode(texts[start : start + ENCODED_AT_ONCE]):
+            typer.echo(orjson.dumps({"terms": vector.terms, "norm": vector.norm}))
 
 
 @app.command()

@@ -1,42 +1,74 @@
 """A SPLADE encoder: texts to weighted terms of a masked language model's vocabulary.
 
 The weight of a term is the maximum over the text's tokens of log(1 + ReLU(logit)) (SPLADE-max: Formal et al. 2021,
-"SPLADE v2", arXiv 2109.10086). Special tokens count, padding does not. One model serves documents and queries.
+"SPLADE v2", arXiv 2109.10086). Special tokens count, padding does not. One model serves documents and queries. The
+logarithm keeps order, so it comes last, for the terms that are kept alone.
 """
 
+import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
+from stream import metrics
 from stream.config import Settings
-from stream.errors import ConfigurationError
+from stream.errors import ConfigurationError, Outage
+from stream.models.padded import PaddedModel
+from stream.models.windows import Windows, tokenise
 from stream.records import Provenance
 
-# Tokens of one forward pass, padding included. It bounds the logits, the largest tensor; on two cores 1,024 tokens are
-# encoded three times as fast as 16,384 because the logits of fewer stay in the cache.
-TOKEN_BUDGET = 1024
+log = logging.getLogger(__name__)
+
+MOST_TEXTS = 1024  # at once: each has a row of the vocabulary's size on the device
+DECIMALS = 6  # of a weight as it is stored
+GOOD_RUNS = 100  # until a token budget that was halved grows again
 
 
 @dataclass(frozen=True, slots=True)
 class SparseVector:
-    """Terms with their weights, the heaviest first (equal weights in the vocabulary's order), and the raw L2 norm."""
+    """Terms (n,) by their number in the vocabulary, the heaviest first, equal ones by number; and the raw L2 norm."""
 
-    terms: dict[str, float]
+    ids: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
     norm: float
+    vocabulary: npt.NDArray[np.object_]
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """Terms by name, the heaviest first, as they are stored: to six decimals, and none that is zero then."""
+        rounded = self.weights.astype(np.float64).round(DECIMALS)
+        kept = int(np.count_nonzero(rounded))
+        return dict(zip(self.vocabulary[self.ids[:kept]].tolist(), rounded[:kept].tolist(), strict=True))
+
+
+class Model(Protocol):
+    """What finds the largest logits: `PackedModel` or `PaddedModel`."""
+
+    def pool(self, windows: Windows, out: Tensor) -> None:
+        """Raises out (texts, V) float32 to the largest logits of each text's windows; again changes nothing."""
 
 
 class SparseEncoder:
-    """The encoder on one device. Synchronous: call it off the event loop."""
+    """The encoder on one device. Synchronous and safe to call from several threads: call it off the event loop.
+
+    While one call waits for the device another can tokenise; so two calls at a time keep a GPU busy.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Loads the model; raises `ConfigurationError` if it cannot be had."""
         self._settings = settings
         self.device = torch.device("cuda" if settings.require_gpu else "cpu")
-        logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         name, revision = settings.splade_model, settings.splade_revision
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
@@ -58,8 +90,19 @@ class SparseEncoder:
                 f"in its weights, and reads {most} tokens at most: set STREAM_SPLADE_MODEL to a whole model and "
                 f"STREAM_SPLADE_MAX_TOKENS ({settings.splade_max_tokens}) to what it reads"
             )
-        self.model = model.eval().to(self.device)
-        self.terms: list[str] = self.tokenizer.convert_ids_to_tokens(list(range(model.config.vocab_size)))
+        # One of our own: each call of transformers' sets padding and truncation of the one inside it.
+        self._tokenizer = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(settings.splade_max_tokens)
+        self.vocabulary = np.array(
+            self.tokenizer.convert_ids_to_tokens(list(range(model.config.vocab_size))), np.object_
+        )
+        self._model = _on(self.device, model.eval())
+        self._budget = settings.splade_token_budget
+        self._good_runs = 0
+        self._submitting = threading.Lock()
+        if self.device.type == "cuda":
+            self.encode(["its kernels are compiled now"])
 
     @property
     def provenance(self) -> Provenance:
@@ -73,6 +116,7 @@ class SparseEncoder:
                 "top_k": settings.splade_top_k,
                 "normalised": settings.splade_normalise,
                 "max_tokens": settings.splade_max_tokens,
+                "long_texts": settings.splade_long_texts,
             },
         }
 
@@ -81,52 +125,100 @@ class SparseEncoder:
         return f" {self.tokenizer.sep_token} ".join(part for part in parts if part.strip())
 
     def encode(self, texts: Sequence[str]) -> list[SparseVector]:
-        """The sparse vector of each text. A text of more than `splade_max_tokens` is encoded in windows, max-pooled."""
-        if not texts:
-            return []
-        windows = self.tokenizer(
-            list(texts),
-            truncation=True,
-            max_length=self._settings.splade_max_tokens,
-            return_overflowing_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        ids, owners = windows["input_ids"], windows["overflow_to_sample_mapping"]
-        weights = torch.zeros(len(texts), len(self.terms), device=self.device)
-        for batch in _batches_by_length([len(window) for window in ids]):
-            for i, pooled in zip(batch, self._pooled_logits([ids[i] for i in batch]), strict=True):
-                torch.maximum(weights[owners[i]], pooled, out=weights[owners[i]])
-        return [self._sparse(row) for row in torch.log1p(weights)]
+        """The sparse vector of each text. A text of more than `splade_max_tokens` is encoded in windows, max-pooled.
+
+        Raises `Outage` if the device has not even memory for one window.
+        """
+        return [
+            vector
+            for start in range(0, len(texts), MOST_TEXTS)
+            for vector in self.encode_windows(self.tokenise(texts[start : start + MOST_TEXTS]))
+        ]
+
+    def tokenise(self, texts: Sequence[str]) -> Windows:
+        """The windows of the texts."""
+        return tokenise(self._tokenizer, texts, self._settings.splade_long_texts)
+
+    def encode_windows(self, windows: Windows) -> list[SparseVector]:
+        """The sparse vector of each text whose windows these are."""
+        with self._submitting:
+            ranked = self._submit(windows)
+            done = torch.cuda.Event() if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+            if done:
+                done.record()
+        if done:
+            done.synchronize()
+        return self._vectors(ranked.numpy())
+
+    def _submit(self, windows: Windows) -> Tensor:
+        """The strongest terms of each text, on their way to the host."""
+        while (ranked := self._attempt(windows)) is None:
+            self._shrink()
+        self._grow()
+        return ranked
 
     @torch.inference_mode()
-    def _pooled_logits(self, windows: list[list[int]]) -> torch.Tensor:
-        """(windows, vocabulary): the largest positive logit of each term over a window's tokens."""
-        padded = self.tokenizer.pad({"input_ids": windows}, return_tensors="pt").to(self.device)
-        logits: torch.Tensor = self.model(**padded).logits
-        # A padded token's logits become 0, which the ReLU makes of every loser anyway.
-        return logits.mul_(padded["attention_mask"][..., None]).amax(1).relu_().float()
+    def _attempt(self, windows: Windows) -> Tensor | None:
+        """None if the device ran out of memory."""
+        texts = int(windows.owners[-1]) + 1
+        try:
+            out = torch.zeros(texts, len(self.vocabulary), device=self.device)
+            for part in windows.split(self._budget):
+                self._model.pool(part, out)
+            ranked = _ranked(out, min(self._settings.splade_top_k, len(self.vocabulary)))
+            return ranked.to("cpu", non_blocking=True)
+        except torch.cuda.OutOfMemoryError:
+            return None
 
-    def _sparse(self, weights: torch.Tensor) -> SparseVector:
-        """Threshold on the raw weight, the heaviest `splade_top_k`, then L2; log1p keeps order, so it came first."""
+    def _shrink(self) -> None:
+        torch.cuda.empty_cache()
+        metrics.splade_out_of_memory.inc()
+        if self._budget <= self._settings.splade_max_tokens:
+            raise Outage("the GPU has no memory left for one window of SPLADE: see who else uses it with nvidia-smi")
+        self._budget //= 2
+        self._good_runs = 0
+        log.warning("out of GPU memory; trying again with %d tokens at once", self._budget)
+
+    def _grow(self) -> None:
+        self._good_runs += 1
+        if self._good_runs % GOOD_RUNS == 0:
+            self._budget = min(self._budget * 2, self._settings.splade_token_budget)
+        metrics.splade_token_budget.set(self._budget)
+
+    def _vectors(self, ranked: npt.NDArray[np.int64]) -> list[SparseVector]:
+        """Threshold on the raw weight, then L2."""
         settings = self._settings
-        kept = torch.nonzero(weights > settings.splade_threshold)[:, 0]
-        order = torch.argsort(weights[kept], descending=True, stable=True)[: settings.splade_top_k]
-        kept = kept[order]
-        values = weights[kept].double()
-        norm = float(torch.linalg.vector_norm(values))
-        if settings.splade_normalise and norm:
-            values = values / norm
-        rounded = torch.round(values, decimals=6).tolist()
-        weighted = zip((self.terms[i] for i in kept.tolist()), rounded, strict=True)
-        return SparseVector({term: weight for term, weight in weighted if weight > 0}, norm)
+        weights = np.log1p((ranked >> 32).astype(np.int32).view(np.float32))
+        ids = (len(self.vocabulary) - 1 - (ranked & 0xFFFF_FFFF)).astype(np.int32)
+        weights[weights <= settings.splade_threshold] = 0
+        kept = np.count_nonzero(weights, axis=1).tolist()
+        norms = np.linalg.norm(weights, axis=1)
+        if settings.splade_normalise:
+            weights /= np.where(norms, norms, 1)[:, None]
+        return [
+            SparseVector(ids[i, :n], weights[i, :n], norm, self.vocabulary)
+            for i, (n, norm) in enumerate(zip(kept, norms.tolist(), strict=True))
+        ]
 
 
-def _batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in batches of similar length, each at most `TOKEN_BUDGET` tokens when padded to its longest."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > TOKEN_BUDGET:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
+def _on(device: torch.device, model: torch.nn.Module) -> Model:
+    """The fastest way to run a model on a device; what is not known to be right the fast way goes the slow one."""
+    if device.type == "cpu":
+        return PaddedModel(model, device)
+    from stream.models.packed import PackedModel, Unsupported  # noqa: PLC0415 - Triton takes seconds to import
+
+    try:
+        return PackedModel(model, device)
+    except Unsupported as error:
+        log.warning("%s is not BERT's architecture: its model runs on padded batches, several times slower", error)
+        return PaddedModel(model, device, torch.float16)
+
+
+def _ranked(logits: Tensor, k: int) -> Tensor:
+    """The largest of logits (texts, V) float32 ≥ 0 as (texts, k) int64: the logit's bits, and below them the term.
+
+    A positive float orders as its bits do; the term counts down, so that equal logits keep the vocabulary's order.
+    """
+    size = logits.shape[1]
+    keys = (logits.view(torch.int32).to(torch.int64) << 32) | torch.arange(size - 1, -1, -1, device=logits.device)
+    return keys.topk(k).values

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer
 
 from stream.config import Settings
-from stream.errors import ConfigurationError
+from stream.errors import ConfigurationError, Outage
+from stream.models import splade
 from stream.models.splade import SparseEncoder
 
 WORDS = ["socket", "port", "file", "read", "##er", "open", "close", "the", "a", "of", "and", "."]
@@ -134,11 +135,11 @@ def test_the_norm_is_of_the_terms_that_are_kept(encoder_of):
 def test_equal_weights_come_in_the_vocabulary_s_order_and_are_cut_there(encoder_of):
     encoder = encoder_of(splade_top_k=3)
     with torch.no_grad():
-        encoder.model.cls.predictions.decoder.weight.zero_()
-        encoder.model.cls.predictions.decoder.bias.fill_(1)
-        encoder.model.cls.predictions.decoder.bias[9] = 2
+        encoder._model._model.cls.predictions.decoder.weight.zero_()
+        encoder._model._model.cls.predictions.decoder.bias.fill_(1)
+        encoder._model._model.cls.predictions.decoder.bias[9] = 2
     for vector in encoder.encode(TEXTS):
-        assert list(vector.terms) == [encoder.terms[9], *encoder.terms[:2]]
+        assert list(vector.terms) == [encoder.vocabulary[9], *encoder.vocabulary[:2]]
 
 
 @pytest.mark.parametrize("normalise", [False, True])
@@ -150,8 +151,8 @@ def test_a_text_that_activates_nothing_has_no_terms_and_norm_zero(encoder_of, no
 def test_no_weight_is_zero_however_small(encoder_of):
     encoder = encoder_of()
     with torch.no_grad():
-        encoder.model.cls.predictions.decoder.weight.zero_()
-        encoder.model.cls.predictions.decoder.bias.fill_(1e-7)
+        encoder._model._model.cls.predictions.decoder.weight.zero_()
+        encoder._model._model.cls.predictions.decoder.bias.fill_(1e-7)
     (vector,) = encoder.encode(["socket"])
     assert all(weight > 0 for weight in vector.terms.values())
 
@@ -165,11 +166,17 @@ def test_parts_are_joined_by_the_separator_and_empty_ones_left_out(encoder_of):
 
 
 def test_the_provenance_says_what_would_change_the_weights(encoder_of, folder):
-    changed = {"splade_threshold": 0.5, "splade_top_k": 7, "splade_normalise": True, "splade_max_tokens": 32}
+    changed = {
+        "splade_threshold": 0.5,
+        "splade_top_k": 7,
+        "splade_normalise": True,
+        "splade_max_tokens": 32,
+        "splade_long_texts": "truncate",
+    }
     assert encoder_of(**changed).provenance == {
         "model": str(folder),
         "revision": "main",
-        "parameters": {"threshold": 0.5, "top_k": 7, "normalised": True, "max_tokens": 32},
+        "parameters": {"threshold": 0.5, "top_k": 7, "normalised": True, "max_tokens": 32, "long_texts": "truncate"},
     }
 
 
@@ -210,3 +217,37 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(folder, tmp_path, damage)
 def test_windows_longer_than_the_model_can_read_are_refused_at_the_start(encoder_of):
     with pytest.raises(ConfigurationError, match="STREAM_SPLADE_MAX_TOKENS"):
         encoder_of(splade_max_tokens=128)
+
+
+class Full:
+    """A model on a GPU that has memory for so many tokens at once."""
+
+    def __init__(self, model, tokens):
+        self.model, self.tokens, self.asked = model, tokens, []
+
+    def pool(self, windows, out):
+        self.asked.append(len(windows.ids))
+        if len(windows.ids) > self.tokens:
+            raise torch.cuda.OutOfMemoryError
+        self.model.pool(windows, out)
+
+
+def test_without_memory_less_is_tried_nothing_is_lost_and_more_is_tried_again_later(encoder_of):
+    encoder = encoder_of(splade_token_budget=2048)
+    expected = [vector.terms for vector in encoder.encode(MANY)]
+    full = encoder._model = Full(encoder._model, 600)
+    assert [vector.terms for vector in encoder.encode(MANY)] == [same(terms) for terms in expected]
+    assert [max(full.asked), full.asked[-1] <= 600] == [max(full.asked), True]
+    full.tokens = 2048
+    for _ in range(2 * splade.GOOD_RUNS):
+        encoder.encode(["socket"])
+    full.asked.clear()
+    encoder.encode(MANY)
+    assert max(full.asked) > 600
+
+
+def test_no_memory_for_a_single_window_is_an_outage(encoder_of):
+    encoder = encoder_of()
+    encoder._model = Full(encoder._model, 0)
+    with pytest.raises(Outage, match="nvidia-smi"):
+        encoder.encode(["socket"])

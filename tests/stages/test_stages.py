@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import chunk, expanded
+from support import chunk, expanded, sparse_vector
 
 from stream.errors import Outage, Refused
-from stream.models.splade import SparseVector
 from stream.records import Done, Rejected, Tombstone, text_sha256
 from stream.stages.embed import embed
 from stream.stages.expand import expand, parts
@@ -44,7 +43,7 @@ def test_what_is_expanded_is_text_facets_and_table_lines():
 
 
 async def test_expand_adds_terms_also_none_and_their_norm():
-    vectors = [SparseVector({"socket": 0.6, "port": 0.8}, 5.0), SparseVector({}, 0.0)]
+    vectors = [sparse_vector({"socket": 0.6, "port": 0.8}, 5.0), sparse_vector({}, 0.0)]
     encoder = SimpleNamespace(join=" | ".join, encode=lambda texts: vectors, provenance=PROVENANCE)
     records = [expanded("a"), expanded("b")]
     outcomes = await expand(records, encoder=encoder)

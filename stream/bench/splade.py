@@ -1,0 +1,371 @@
+"""How fast this machine encodes with SPLADE, beside the public encoders and beside what its GPU could do at most.
+
+Everything is measured in one run: a rate means something only as a share of the same GPU's peak, since GPUs of one name
+differ by their clocks, their power and their heat.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer
+
+from stream.config import Settings
+from stream.errors import GpuRequired
+from stream.models.padded import PaddedModel
+from stream.models.splade import SparseEncoder
+from stream.models.windows import Windows
+
+BATCH = 256  # texts, as they come from Kafka
+PEER_TEXTS = 1024  # in one call, so that a peer can sort them
+CALLS = 2  # at a time, as the expand stage has batches in flight: one on the GPU, one being tokenised
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+POSITIVE = 300  # terms of a text, about what splade-v3 has
+BATCH_SIZES = (64, 128, 256)
+MEMORY_BUDGETS = (2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
+KERNELS = {"head": ("_max_logits",), "top-k": ("mbtopk", "gatherTopK", "radixSort", "sort"), "transfers": ("Memcpy",)}
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """One encoder's: texts a second, the share of the roofline, and GiB of GPU memory at most."""
+
+    encoder: str
+    setting: str
+    texts_a_second: float
+    share: float
+    peak_gib: float
+
+
+@dataclass(slots=True)
+class Comparison:
+    """All encoders on the same texts. `roofline` is texts a second if the GPU ran at its peak all the time."""
+
+    texts: int
+    tokens: int
+    roofline: float
+    rates: list[Rate] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
+    busy: float = 0
+
+    def best(self, encoder: str) -> Rate:
+        """The fastest setting of an encoder."""
+        return max((rate for rate in self.rates if rate.encoder == encoder), key=lambda rate: rate.texts_a_second)
+
+
+@dataclass(slots=True)
+class Result:
+    """`peak` in TFLOP/s; `errors` are the largest differences of a logit from the float32 model's."""
+
+    device: str
+    software: str
+    model: str
+    peak: float
+    errors: dict[str, float]
+    overlap: float
+    cosine: float
+    comparisons: dict[str, Comparison]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def run(settings: Settings, folder: Path, seconds: float, say: Report) -> Result:
+    """Measures; `folder` takes a model of random weights if the settings name none that can be had here."""
+    settings, model = measurable(settings, folder)
+    say(f"model: {model}")
+    encoder = SparseEncoder(settings)
+    errors, overlap, cosine = compare_with_float32(encoder, settings)
+    say(f"largest difference of a logit from float32: {errors}")
+    peak = matrix_peak()
+    say(f"peak of a matrix product: {peak:.0f} TFLOP/s")
+    words = whole_words(settings)
+    generator = np.random.default_rng(0)
+    comparisons = {}
+    for name, lengths in {
+        "512 tokens": np.full(BATCH * 12, 512),
+        "mixed lengths": np.clip(generator.lognormal(np.log(200), 0.6, BATCH * 24), 8, 512).astype(int),
+    }.items():
+        texts = [" ".join(generator.choice(words, length - 2)) for length in lengths]
+        say(f"{name}:")
+        comparisons[name] = compare(encoder, settings, texts, peak=peak, seconds=seconds, say=say)
+    return Result(
+        torch.cuda.get_device_name(),
+        f"PyTorch {torch.__version__}, CUDA {torch.version.cuda}",
+        model, peak, errors, overlap, cosine, comparisons,
+    )  # fmt: skip
+
+
+# What is encoded
+
+
+def measurable(settings: Settings, folder: Path) -> tuple[Settings, str]:
+    """Settings whose model can be had here, and what it is. Raises `GpuRequired`."""
+    if not torch.cuda.is_available():
+        raise GpuRequired("this measures a GPU, and PyTorch finds none: check nvidia-smi and the driver")
+    model = settings.splade_model
+    if Path(model).exists():
+        return settings.model_copy(update={"require_gpu": True}), model
+    more = {"require_gpu": True, "splade_model": str(random_model(folder))}
+    return settings.model_copy(update=more), f"the shape of {model}, random weights"
+
+
+def random_model(folder: Path) -> Path:
+    """Saves a model and a tokenizer of BERT-base's shape, so that about `POSITIVE` terms of a text are above zero."""
+    torch.manual_seed(0)
+    config = BertConfig()
+    model = BertForMaskedLM(config).eval()
+    with torch.inference_mode():
+        logits = model(input_ids=torch.randint(len(SPECIAL), config.vocab_size, (4, 256))).logits.amax(1)
+    with torch.no_grad():
+        model.cls.predictions.decoder.bias -= logits.quantile(1 - POSITIVE / config.vocab_size, dim=1).mean()
+    model.save_pretrained(folder)
+    letters, generator = list("etaoinshrdlucmfw"), np.random.default_rng(0)
+    words: dict[str, None] = {}
+    while len(words) < config.vocab_size - len(SPECIAL):
+        words["".join(generator.choice(letters, generator.integers(3, 9)))] = None
+    vocabulary = {word: n for n, word in enumerate([*SPECIAL, *words])}
+    BertTokenizer(vocab=vocabulary, model_max_length=512).save_pretrained(folder)
+    return folder
+
+
+def whole_words(settings: Settings) -> list[str]:
+    """Words that are one token each, so that a text has as many tokens as it should."""
+    tokenizer = AutoTokenizer.from_pretrained(settings.splade_model, revision=settings.splade_revision)
+    return [word for word in tokenizer.get_vocab() if word.isalpha() and word.islower() and word.isascii()]
+
+
+def flops(settings: Settings, lengths: Sequence[int]) -> float:
+    """Floating-point operations for windows of these lengths: the products, attention's two and the head's."""
+    config: Any = AutoModelForMaskedLM.from_pretrained(settings.splade_model).config
+    hidden, layers, vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size
+    inner = getattr(config, "intermediate_size", None) or config.hidden_dim
+    a_token = layers * (8 * hidden**2 + 4 * hidden * inner) + 2 * hidden**2 + 2 * hidden * vocabulary
+    return float(sum(length * (a_token + layers * 4 * length * hidden) for length in lengths))
+
+
+# What is measured
+
+
+def matrix_peak(size: int = 8192, seconds: float = 2) -> float:
+    """TFLOP/s of one large bfloat16 product on random numbers, as long as this takes."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    (a @ b).sum().item()
+    started, rounds = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        for _ in range(10):
+            a @ b
+        rounds += 10
+        torch.cuda.synchronize()
+    return rounds * 2 * size**3 / (time.perf_counter() - started) / 1e12
+
+
+def compare_with_float32(encoder: SparseEncoder, settings: Settings) -> tuple[dict[str, float], float, float]:
+    """Largest differences of a logit, and the worst overlap and cosine of the vectors that are kept."""
+    words, generator = whole_words(settings), np.random.default_rng(1)
+    texts = [" ".join(generator.choice(words, n)) for n in (1, 100, 126, 127, 254, 300, 510, 511, 1500, 30, 12, 200)]
+    windows = encoder.tokenise(texts)
+    outs = {}
+    models: dict[str, Any] = {"this, float16": encoder._model}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        models[f"transformers, {str(dtype)[6:]}"] = PaddedModel(_load(settings, dtype), torch.device("cuda"), dtype)
+    with torch.inference_mode():
+        for name, model in models.items():
+            outs[name] = torch.zeros(len(texts), len(encoder.vocabulary), device="cuda")
+            model.pool(windows, outs[name])
+    exact = outs.pop("transformers, float32")
+    errors = {name: float((out - exact).abs().max()) for name, out in outs.items()}
+    ours = outs["this, float16"]
+    overlap = min(len(a & b) / len(a) for a, b in zip(kept(exact, settings), kept(ours, settings), strict=True))
+    return errors, overlap, float(torch.cosine_similarity(ours.log1p(), exact.log1p()).min())
+
+
+def kept(logits: torch.Tensor, settings: Settings) -> list[set[int]]:
+    """The terms of each text that are kept."""
+    weights, ids = logits.log1p().topk(settings.splade_top_k)
+    pairs = zip(ids, weights > settings.splade_threshold, strict=True)
+    return [set(row[mask].tolist()) for row, mask in pairs]
+
+
+def compare(
+    encoder: SparseEncoder, settings: Settings, texts: list[str], *, peak: float, seconds: float, say: Report
+) -> Comparison:
+    """Every encoder on the same texts."""
+    batches = [texts[n : n + BATCH] for n in range(0, len(texts), BATCH)]
+    windows = [encoder.tokenise(batch) for batch in batches]
+    lengths = [length for each in windows for length in each.lengths.tolist()]
+    comparison = Comparison(len(texts), sum(lengths), peak * 1e12 / (flops(settings, lengths) / len(texts)))
+
+    def note(name: str, setting: str, rate: float) -> None:
+        peak_gib = torch.cuda.max_memory_allocated() / 2**30
+        comparison.rates.append(Rate(name, setting, rate, rate / comparison.roofline, peak_gib))
+        say(f"  {name}, {setting}: {rate:,.0f} texts/s, {rate / comparison.roofline:.1%} of the roofline")
+
+    say(f"  roofline: {comparison.roofline:,.0f} texts/s")
+    note("this, from ids", "float16", rate_of(encoder.encode_windows, windows, seconds))
+    note("this, from text", "float16", rate_of(encoder.encode, batches, seconds))
+    comparison.parts, comparison.busy = parts(encoder, batches)
+    say(f"  GPU busy {comparison.busy:.1%}; " + ", ".join(f"{k} {v:.1%}" for k, v in comparison.parts.items()))
+    slow = PaddedModel(_load(settings, torch.float16), torch.device("cuda"), torch.float16)
+    note("this, padded for another architecture", "float16", rate_of(
+        partial(_pooled, encoder, slow), windows, seconds / 2, calls=1
+    ))  # fmt: skip
+    del slow
+    sample = texts[:PEER_TEXTS]
+    for name, peer in (
+        ("transformers, sorted by length", transformers),
+        ("sentence-transformers", sentence_transformers),
+    ):
+        for setting, encode in peer(settings):
+            note(name, setting, rate_of(encode, [sample], seconds / 2, calls=1))
+            gc.collect()
+            torch.cuda.empty_cache()
+    return comparison
+
+
+def rate_of(
+    encode: Callable[[Any], Sequence[Any]], batches: Sequence[Any], seconds: float, calls: int = CALLS
+) -> float:
+    """Texts a second over about so many seconds, again and again through the batches, `calls` at a time."""
+    started = time.perf_counter()
+    for batch in batches:  # every shape once: cuBLAS looks for the way to multiply it, and loads it
+        encode(batch)
+    rounds = max(round(seconds / (time.perf_counter() - started)), 1)
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    with ThreadPoolExecutor(calls) as pool:
+        done = sum(map(len, pool.map(encode, [*batches] * rounds)))
+    torch.cuda.synchronize()
+    return done / (time.perf_counter() - started)
+
+
+def parts(encoder: SparseEncoder, batches: Sequence[list[str]]) -> tuple[dict[str, float], float]:
+    """The share of the GPU's time in each part, the tokeniser's beside it; and how much of the time the GPU worked."""
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        started = time.perf_counter()
+        with ThreadPoolExecutor(CALLS) as pool:
+            list(pool.map(encoder.encode, [*batches] * 2))
+        torch.cuda.synchronize()
+        wall = time.perf_counter() - started
+    spent = dict.fromkeys([*KERNELS, "encoder"], 0.0)
+    for event in recorded.key_averages():
+        part = next((part for part, names in KERNELS.items() if any(n in event.key for n in names)), "encoder")
+        spent[part] += event.self_device_time_total / 1e6
+    total = sum(spent.values())
+    started = time.perf_counter()
+    for batch in batches:
+        encoder.tokenise(batch)
+    tokenising = time.perf_counter() - started
+    shares = {part: seconds / total for part, seconds in spent.items()}
+    return shares | {"tokeniser, beside the GPU": tokenising / total}, total / wall
+
+
+# The peers
+
+
+def _load(settings: Settings, dtype: torch.dtype) -> Any:
+    name, revision = settings.splade_model, settings.splade_revision
+    model: Any = AutoModelForMaskedLM.from_pretrained(name, revision=revision)
+    return model.eval().to("cuda", dtype)
+
+
+def _pooled(encoder: SparseEncoder, model: PaddedModel, windows: Windows) -> Sequence[Any]:
+    with torch.inference_mode():
+        out = torch.zeros(int(windows.owners[-1]) + 1, len(encoder.vocabulary), device="cuda")
+        model.pool(windows, out)
+        return list(out.topk(400).values.log1p().cpu())
+
+
+Peer = Iterator[tuple[str, Callable[[Any], Sequence[Any]]]]
+
+
+def transformers(settings: Settings) -> Peer:
+    """SPLADE as the cards of its models have it, on texts sorted by length."""
+    tokenizer = AutoTokenizer.from_pretrained(settings.splade_model, revision=settings.splade_revision)
+    for dtype in (torch.float16, torch.bfloat16):
+        model = _load(settings, dtype)
+        for size in (32, 64, 128):
+
+            @torch.inference_mode()
+            def encode(texts: list[str], model: Any = model, size: int = size) -> Sequence[Any]:
+                kept = []
+                ordered = sorted(texts, key=len)
+                for n in range(0, len(ordered), size):
+                    batch = tokenizer(
+                        ordered[n : n + size], padding=True, truncation=True, max_length=512, return_tensors="pt"
+                    ).to("cuda")
+                    weights = torch.log1p(torch.relu(model(**batch).logits)) * batch["attention_mask"][..., None]
+                    kept.extend(weights.amax(1).topk(settings.splade_top_k).values.cpu())
+                return kept
+
+            yield f"{str(dtype)[6:]}, batch {size}", encode
+
+
+def sentence_transformers(settings: Settings) -> Peer:
+    """Its SparseEncoder; nothing if it is not installed."""
+    try:
+        from sentence_transformers import SparseEncoder as Encoder  # noqa: PLC0415
+        from sentence_transformers.sparse_encoder.models import MLMTransformer, SpladePooling  # noqa: PLC0415
+    except ImportError:
+        return
+    default = (torch.float32, 32)
+    for dtype, size in [default, *((d, s) for d in (torch.float16, torch.bfloat16) for s in BATCH_SIZES)]:
+        module = MLMTransformer(settings.splade_model, model_args={"dtype": dtype})
+        encoder = Encoder(modules=[module, SpladePooling("max")], device="cuda")
+
+        def encode(texts: list[str], encoder: Any = encoder, size: int = size) -> Sequence[Any]:
+            encoder.encode(texts, batch_size=size, max_active_dims=settings.splade_top_k, show_progress_bar=False)
+            return texts
+
+        yield f"{str(dtype)[6:]}, batch {size}" + (" (its default)" if (dtype, size) == default else ""), encode
+
+
+# What is shown
+
+
+def memory_table(settings: Settings, folder: Path) -> list[tuple[int, float, float]]:
+    """GiB of GPU memory at most, and milliseconds, of one forward pass, by tokens in flight."""
+    settings, _ = measurable(settings, folder)
+    settings = settings.model_copy(update={"splade_token_budget": MEMORY_BUDGETS[-1]})
+    encoder = SparseEncoder(settings)
+    text = " ".join(np.random.default_rng(0).choice(whole_words(settings), 510))
+    rows = []
+    for tokens in MEMORY_BUDGETS:
+        windows = encoder.tokenise([text] * (tokens // 512))
+        encoder.encode_windows(windows)
+        torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        encoder.encode_windows(windows)
+        rows.append((tokens, torch.cuda.max_memory_allocated() / 2**30, 1000 * (time.perf_counter() - started)))
+    return rows
+
+
+def draw(result: Result, path: Path) -> None:
+    """The best setting of each encoder as a share of the roofline; the format is that of the file's suffix."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - only who asks for a picture needs it
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    for axes, (name, comparison) in zip(
+        figure.subplots(1, len(result.comparisons), sharex=True), result.comparisons.items(), strict=True
+    ):
+        rates = [comparison.best(encoder) for encoder in dict.fromkeys(rate.encoder for rate in comparison.rates)]
+        labels = [f"{rate.encoder}\n{rate.setting}" for rate in rates]
+        bars = axes.barh(labels, [100 * rate.share for rate in rates], color="#4878a8")
+        axes.bar_label(bars, [f"{rate.texts_a_second:,.0f}/s" for rate in rates], padding=3, fontsize=7)
+        axes.set(title=name, xlabel=f"% of the roofline ({comparison.roofline:,.0f} texts/s)", xlim=(0, 100))
+        axes.tick_params(labelsize=6)
+        axes.invert_yaxis()
+    figure.suptitle(f"SPLADE on one {result.device}", fontsize=10)
+    figure.savefig(path)

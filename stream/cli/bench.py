@@ -1,0 +1,56 @@
+"""`stream bench`: what this machine can do."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from stream.cli.commands import settings_of
+from stream.cli.output import Json, err, out, print_json
+
+bench = typer.Typer(name="bench", help="Measure this machine.", no_args_is_help=True)
+
+
+@bench.callback()
+def _group() -> None:
+    """More than one command to come."""
+
+
+@bench.command()
+def splade(
+    context: typer.Context,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds for each encoder and setting, at least.")] = 5,
+    plot: Annotated[Path | None, typer.Option(help="Draw the rates: a file ending in .svg or .png.")] = None,
+    profile: Annotated[bool, typer.Option(help="Only the table of tokens in flight and GPU memory.")] = False,
+    json: Json = False,
+) -> None:
+    """SPLADE on this GPU beside the public encoders, as shares of what the GPU could do at most."""
+    from stream.bench import splade as measuring  # noqa: PLC0415 - torch takes seconds to import
+
+    settings = settings_of(context)
+    with tempfile.TemporaryDirectory() as folder:
+        if profile:
+            rows = measuring.memory_table(settings, Path(folder))
+            if json:
+                print_json([dict(zip(("tokens", "gib", "milliseconds"), row, strict=True)) for row in rows])
+                return
+            table = Table("tokens in flight", "GPU memory, GiB", "milliseconds")
+            for tokens, gib, milliseconds in rows:
+                table.add_row(f"{tokens:,}", f"{gib:.2f}", f"{milliseconds:.1f}")
+            out.print(table)
+            return
+        result = measuring.run(settings, Path(folder), seconds, lambda line: err.print(line, markup=False))
+    if plot:
+        measuring.draw(result, plot)
+    if json:
+        print_json(result.as_dict())
+        return
+    for name, comparison in result.comparisons.items():
+        table = Table("encoder", "setting", "texts/s", "of the roofline", "GiB", title=name)
+        for rate in comparison.rates:
+            table.add_row(
+                rate.encoder, rate.setting, f"{rate.texts_a_second:,.0f}", f"{rate.share:.1%}", f"{rate.peak_gib:.1f}"
+            )
+        out.print(table)

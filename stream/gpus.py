@@ -1,0 +1,69 @@
+"""A worker for each GPU of this machine, as processes that share nothing but the consumer group."""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+
+from stream.config import Settings, StageName
+from stream.errors import GpuRequired, Outage
+from stream.worker import WEB_PORTS
+
+PORTS_APART = 100  # between the web ports of two GPUs' workers: the stages' own lie between
+VARIABLE = "CUDA_VISIBLE_DEVICES"
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def visible() -> list[str]:
+    """Names of the GPUs that CUDA may use: those of `CUDA_VISIBLE_DEVICES`, or all. Raises `GpuRequired`."""
+    if named := os.environ.get(VARIABLE):
+        return named.split(",")
+    program = shutil.which("nvidia-smi")
+    if not program:
+        raise GpuRequired("there is no nvidia-smi to say which GPUs there are: install NVIDIA's driver")
+    asked = subprocess.run(  # noqa: S603
+        [program, "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    if asked.returncode or not asked.stdout.strip():
+        raise GpuRequired(f"nvidia-smi finds no GPU: {(asked.stderr or asked.stdout).strip() or 'it says nothing'}")
+    return asked.stdout.split()
+
+
+def run(stage: StageName, settings: Settings, assignments: Mapping[str, str], gpus: list[str]) -> int:
+    """Runs a worker on each GPU until SIGTERM or SIGINT, or until one ends; then the others drain.
+
+    Returns the exit code of the first that ended, 75 if a signal ended it. Worker n has the instance's name with
+    `-gpu<n>` behind it, and its web port is `PORTS_APART`·n above the first one's.
+    """
+    port = WEB_PORTS[stage] if settings.web_port is None else settings.web_port
+    workers = []
+    for n, gpu in enumerate(gpus):
+        own = {"instance": f"{settings.instance}-gpu{n}", "web_port": str(port and port + PORTS_APART * n)}
+        options = [f"--set={name}={value}" for name, value in {**assignments, **own}.items()]
+        command = [sys.executable, "-m", "stream", *options, "worker", stage]
+        environment = os.environ | {VARIABLE: gpu}
+        workers.append(subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent))  # noqa: S603, PLW1509
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for worker in workers:
+            worker.terminate()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    while all(worker.poll() is None for worker in workers):
+        time.sleep(0.2)
+    first = next(worker for worker in workers if worker.returncode is not None)
+    stop(signal.SIGTERM, None)
+    for worker in workers:
+        worker.wait()
+    return first.returncode if first.returncode >= 0 else Outage.exit_code
+
+
+def _end_with_parent() -> None:
+    """Linux sends this process SIGTERM when the one that started it dies, by kill -9 too."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

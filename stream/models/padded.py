@@ -1,0 +1,47 @@
+"""Any masked language model of `transformers`, on padded batches: correct everywhere, and slower."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stream.models.windows import Windows
+
+# Tokens of one forward pass, padding included. It bounds the logits, the largest tensor; on two cores 1,024 tokens are
+# encoded three times as fast as 16,384 because the logits of fewer stay in the cache.
+TOKENS = {"cpu": 1024, "cuda": 16_384}
+
+
+class PaddedModel:
+    """Runs windows in batches of similar length, on one device."""
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self._model: Any = model.to(device, dtype)
+        self._device = device
+
+    def pool(self, windows: Windows, out: Tensor) -> None:
+        """Raises out (texts, V) float32 on the device to the largest logits of each text's windows."""
+        for batch in _batches_by_length(windows.lengths, TOKENS[self._device.type]):
+            ids = torch.zeros(len(batch), int(windows.lengths[batch].max()), dtype=torch.int64)
+            real = torch.zeros_like(ids)
+            for row, i in enumerate(batch):
+                window = windows.ids[windows.bounds[i] : windows.bounds[i + 1]]
+                ids[row, : len(window)] = torch.from_numpy(window)
+                real[row, : len(window)] = 1
+            ids, real = ids.to(self._device), real.to(self._device)
+            logits: Tensor = self._model(input_ids=ids, attention_mask=real).logits
+            # A padded token's logits become 0, which is less than whatever counts.
+            largest = logits.mul_(real[..., None]).amax(1).float()
+            owners = torch.from_numpy(windows.owners[batch]).to(self._device, torch.int64)
+            out.scatter_reduce_(0, owners[:, None].expand_as(largest), largest, "amax")
+
+
+def _batches_by_length(lengths: Any, budget: int) -> list[list[int]]:
+    """Indices in batches of similar length, each at most `budget` tokens when padded to its longest."""
+    batches: list[list[int]] = []
+    for i in np.argsort(-lengths, kind="stable").tolist():
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
