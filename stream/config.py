@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from stream.errors import ConfigurationError
 
+REVISIONS = {"naver/splade-v3": "fdfeceb91d7b9de7985b38addd3ba9f53a59a355"}
 StageName = Literal["embed", "expand", "index"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
@@ -119,6 +120,7 @@ class Settings(BaseSettings):
     instance: str = Field(
         default_factory=lambda: f"{socket.gethostname()}-0",
         pattern=NAME,
+        examples=["the host's name and -0"],
         description="This worker's name as a static member of its group: stable over restarts, unique in the stage.",
     )
 
@@ -141,7 +143,11 @@ class Settings(BaseSettings):
 
     # The sparse model
     splade_model: str = Field("naver/splade-v3", description="A masked language model of the SPLADE family.")
-    splade_revision: str = Field("main", description="The model's revision.")
+    splade_revision: str = Field(
+        default_factory=lambda settings: REVISIONS.get(settings["splade_model"], "main"),
+        examples=["a commit for splade-v3, else main"],
+        description="The model's revision.",
+    )
     splade_threshold: float = Field(0.05, ge=0, description="Weights up to this are dropped (before normalising).")
     splade_top_k: int = Field(400, ge=1, le=1000, description="The heaviest terms of a chunk that are kept.")
     splade_normalise: bool = Field(True, description="L2-normalise the weights that are kept; the norm is kept beside.")

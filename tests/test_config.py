@@ -201,3 +201,10 @@ def test_the_page_lists_the_settings_as_they_are(file, monkeypatch):
     monkeypatch.setenv("STREAM_PARTITIONS", "11")  # the page says the defaults
     printed = CliRunner().invoke(app, ["settings", "--markdown"]).stdout
     assert CONFIGURATION.read_text() == printed
+
+
+def test_the_default_model_is_pinned_and_no_other_is(monkeypatch):
+    """Else the terms of new chunks change when somebody pushes to the model's repository."""
+    assert len(Settings(_env_file=None).splade_revision) == 40
+    assert Settings(_env_file=None, splade_model="a/b").splade_revision == "main"
+    assert Settings(_env_file=None, splade_revision="mine").splade_revision == "mine"

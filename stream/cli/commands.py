@@ -277,5 +277,5 @@ def show_settings(
 
 def _default(field: Any) -> str:
     if field.default_factory:
-        return "the host's name and -0"
+        return str(field.examples[0])
     return "" if field.default is None else str(int(field.default) if field.default is True else field.default)
