@@ -46,4 +46,5 @@ FAULTS = {
 
 if __name__ == "__main__":
     setattr(*FAULTS[sys.argv.pop(1)])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     main()
