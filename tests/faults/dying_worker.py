@@ -27,6 +27,7 @@ POINTS = {
     "published": "when Kafka or the stores have a whole batch and Faust has no acknowledgement",
     "acknowledged": "when a batch is acknowledged and not committed",
 }
+SESSIONS_CUT_OFF = 4  # for so many session time-outs nothing reaches Kafka
 
 
 def ordered(point: str) -> bool:
@@ -65,7 +66,7 @@ async def dying_stage(name, settings):
 class DyingLoop(BatchLoop):
     async def _publish(self, outcomes):
         if ordered("cut off"):
-            Network.back = time.monotonic() + 4 * self.settings.session_timeout
+            Network.back = time.monotonic() + SESSIONS_CUT_OFF * self.settings.session_timeout
         await super()._publish(outcomes)
         if ordered("published"):
             await die(self.settings)

@@ -14,7 +14,7 @@ import neo4j
 import numpy as np
 import orjson
 from aiohttp import web
-from faults.dying_worker import POINTS
+from faults.dying_worker import POINTS, SESSIONS_CUT_OFF
 from faults.pipeline import Kept, Pipeline
 from faults.proxy import Forward, Proxy, Spoil, changed, cutting, delayed, half, silence, status
 from neo4j.exceptions import TransientError
@@ -93,7 +93,7 @@ async def zombie(pipeline: Pipeline, rng: random.Random) -> int:
     stopped = pipeline.workers[rng.choice(STAGES)]
     stopped.signal(signal.SIGSTOP)
     async with Kept(stopped.stage, "heir") as heir:
-        await heir.until_working()
+        await asyncio.gather(heir.until_working(), asyncio.sleep(pipeline.settings.session_timeout))
         code = await stopped.ended_by(signal.SIGCONT)
         assert code == Outage.exit_code, f"{stopped.stage} ended with {code}"
     return 1
@@ -104,7 +104,9 @@ async def cut_off(pipeline: Pipeline, rng: random.Random) -> int:
     worker = pipeline.workers[rng.choice(("embed", "expand"))]
     async with Kept(worker.stage, "heir") as heir:
         await heir.until_ready()
-        code = await worker.ended_by("cut off")
+        network_back = SESSIONS_CUT_OFF * pipeline.settings.session_timeout
+        async with asyncio.timeout(network_back):  # then what the worker held would go out
+            code = await worker.ended_by("cut off")
         assert code == Outage.exit_code, f"{worker.stage} ended with {code}"
         await heir.until_working()
     return 1
