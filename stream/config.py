@@ -155,6 +155,10 @@ class Settings(BaseSettings):
     splade_long_texts: Literal["windows", "truncate"] = Field(
         "windows", description="A text of more tokens: `windows` whose terms are pooled, or `truncate` after the first."
     )
+    splade_precision: Literal["float16", "float8"] = Field(
+        "float16",
+        description="What a GPU multiplies; float8 is faster, and refused if it changes the model's terms too much.",
+    )
     splade_token_budget: int = Field(
         65_536, ge=512, description="Tokens on the GPU at once; halved for a while when its memory does not suffice."
     )

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,6 @@ import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from tenacity import retry, retry_if_exception_type
 
 from stream import kafka, metrics
 from stream.config import Settings, StageName
@@ -21,14 +21,15 @@ from stream.topics import dead_letters, target
 log = logging.getLogger(__name__)
 
 
-@retry(retry=retry_if_exception_type(KafkaTimeoutError))
 async def until_taken(send: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
     """Sends again when aiokafka gives up after the time-out of one request; how long is for the caller to bound.
 
     That changes no order, because an output that found no room was not sent; and a second letter accounts for its
     record as the first one does.
     """
-    return await send(*args, **kwargs)
+    while True:  # not tenacity, which costs a tenth of a stage's time: this runs for every record
+        with suppress(KafkaTimeoutError):
+            return await send(*args, **kwargs)
 
 
 class Outputs:
@@ -53,7 +54,7 @@ class Outputs:
         await asyncio.gather(*sent)
 
     async def _send(self, record: Record, output: dict[str, Any] | Tombstone) -> Awaitable[Any]:
-        value, headers = _encoded(record, output)
+        value, headers = encoded(record, output)
         size = DefaultRecordBatchBuilder.estimate_size_in_bytes(record.key, value, headers)
         if size > self._settings.max_message_bytes:
             sentence = f"the output of {self._stage} has {size:,} bytes, more than STREAM_MAX_MESSAGE_BYTES"
@@ -87,7 +88,8 @@ class Outputs:
                 await send(None, [*described, left_out])
 
 
-def _encoded(record: Record, output: dict[str, Any] | Tombstone) -> tuple[bytes | None, Headers]:
+def encoded(record: Record, output: dict[str, Any] | Tombstone) -> tuple[bytes | None, Headers]:
+    """An output's value and headers, as they go to the next topic."""
     headers = without_letter(record.headers)
     if isinstance(output, Tombstone):
         others = [(name, value) for name, value in headers if name != VERSION_HEADER]

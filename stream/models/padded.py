@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stream.models.windows import Windows
 
@@ -16,9 +16,10 @@ TOKENS = {"cpu": 1024, "cuda": 16_384}
 class PaddedModel:
     """Runs windows in batches of similar length, on one device."""
 
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self._model: Any = model.to(device, dtype)
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self._model = model.to(device, dtype)
         self._device = device
+        self.vocabulary: int = model.config.vocab_size
 
     def pool(self, windows: Windows, out: Tensor) -> None:
         """Raises out (texts, V) float32 on the device to the largest logits of each text's windows."""

@@ -9,7 +9,6 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from stream import metrics
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
-from stream.models.padded import PaddedModel
+from stream.models.fastest import fastest
 from stream.models.windows import Windows, tokenise
 from stream.records import Provenance
 
@@ -49,13 +48,6 @@ class SparseVector:
         rounded = self.weights.astype(np.float64).round(DECIMALS)
         kept = int(np.count_nonzero(rounded))
         return dict(zip(self.vocabulary[self.ids[:kept]].tolist(), rounded[:kept].tolist(), strict=True))
-
-
-class Model(Protocol):
-    """What finds the largest logits: `PackedModel` or `PaddedModel`."""
-
-    def pool(self, windows: Windows, out: Tensor) -> None:
-        """Raises out (texts, V) float32 to the largest logits of each text's windows; again changes nothing."""
 
 
 class SparseEncoder:
@@ -97,7 +89,7 @@ class SparseEncoder:
         self.vocabulary = np.array(
             self.tokenizer.convert_ids_to_tokens(list(range(model.config.vocab_size))), np.object_
         )
-        self._model = _on(self.device, model.eval())
+        self._model = fastest(model.eval(), self.device, settings, self.tokenise)
         self._budget = settings.splade_token_budget
         self._good_runs = 0
         self._submitting = threading.Lock()
@@ -117,6 +109,7 @@ class SparseEncoder:
                 "normalised": settings.splade_normalise,
                 "max_tokens": settings.splade_max_tokens,
                 "long_texts": settings.splade_long_texts,
+                "precision": "float32" if self.device.type == "cpu" else settings.splade_precision,
             },
         }
 
@@ -160,9 +153,8 @@ class SparseEncoder:
     @torch.inference_mode()
     def _attempt(self, windows: Windows) -> Tensor | None:
         """None if the device ran out of memory."""
-        texts = int(windows.owners[-1]) + 1
         try:
-            out = torch.zeros(texts, len(self.vocabulary), device=self.device)
+            out = torch.zeros(windows.texts, len(self.vocabulary), device=self.device)
             for part in windows.split(self._budget):
                 self._model.pool(part, out)
             ranked = _ranked(out, min(self._settings.splade_top_k, len(self.vocabulary)))
@@ -199,19 +191,6 @@ class SparseEncoder:
             SparseVector(ids[i, :n], weights[i, :n], norm, self.vocabulary)
             for i, (n, norm) in enumerate(zip(kept, norms.tolist(), strict=True))
         ]
-
-
-def _on(device: torch.device, model: torch.nn.Module) -> Model:
-    """The fastest way to run a model on a device; what is not known to be right the fast way goes the slow one."""
-    if device.type == "cpu":
-        return PaddedModel(model, device)
-    from stream.models.packed import PackedModel, Unsupported  # noqa: PLC0415 - Triton takes seconds to import
-
-    try:
-        return PackedModel(model, device)
-    except Unsupported as error:
-        log.warning("%s is not BERT's architecture: its model runs on padded batches, several times slower", error)
-        return PaddedModel(model, device, torch.float16)
 
 
 def _ranked(logits: Tensor, k: int) -> Tensor:

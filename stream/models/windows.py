@@ -28,6 +28,11 @@ class Windows:
         return len(self.owners)
 
     @property
+    def texts(self) -> int:
+        """How many texts they are of."""
+        return int(self.owners[-1]) + 1
+
+    @property
     def lengths(self) -> Integers:
         """Tokens of each window."""
         return np.diff(self.bounds)

@@ -176,8 +176,20 @@ def test_the_provenance_says_what_would_change_the_weights(encoder_of, folder):
     assert encoder_of(**changed).provenance == {
         "model": str(folder),
         "revision": "main",
-        "parameters": {"threshold": 0.5, "top_k": 7, "normalised": True, "max_tokens": 32, "long_texts": "truncate"},
+        "parameters": {
+            "threshold": 0.5,
+            "top_k": 7,
+            "normalised": True,
+            "max_tokens": 32,
+            "long_texts": "truncate",
+            "precision": "float32",
+        },
     }
+
+
+def test_float8_without_a_gpu_that_has_it_is_refused(encoder_of):
+    with pytest.raises(ConfigurationError, match=r"float8 needs a GPU .* STREAM_SPLADE_PRECISION=float16"):
+        encoder_of(splade_precision="float8")
 
 
 def no_model(folder: Path) -> None:

@@ -1,0 +1,34 @@
+"""If these fail, float8 finds other terms than the model has, or is used where it does."""
+
+import pytest
+import torch
+from models.test_packed import CPU, bert, pooled, windows
+
+from stream.models.agreement import Agreement, agreement
+from stream.models.float8 import Float8Model
+from stream.models.padded import PaddedModel
+
+
+def test_the_largest_logits_are_nearly_those_of_transformers():
+    of = windows([1, 3, 63, 64, 65, 2, 127, 128, 129])
+    torch.manual_seed(0)
+    model = bert(initializer_range=0.1)
+    expected = pooled(PaddedModel(model, CPU), of)
+    found = pooled(Float8Model(model, CPU), of)
+    # A GPU comes closer: in Triton's interpreter what rounds up to a power of two becomes half of it.
+    assert agreement(found, expected, threshold=0.05, top_k=400).cosine > 0.99
+
+
+def test_agreement_counts_terms_that_are_kept_and_looks_at_all_weights():
+    exact = torch.tensor([[3.0, 2.0, 1.0, 0.01, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert agreement(exact, exact, threshold=0.05, top_k=4) == Agreement(pytest.approx(1), 1, 0)
+    found = torch.tensor([[3.0, 2.0, 0.02, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    other = agreement(found, exact, threshold=0.05, top_k=4)
+    assert other.overlap == pytest.approx((2 / 3 + 1) / 2)
+    assert other.logit_error == pytest.approx(0.99)
+    assert other.cosine < 1
+
+
+def test_a_text_that_gains_its_first_term_does_not_agree():
+    none, one = torch.zeros(1, 5), torch.tensor([[0.0, 2.0, 0.0, 0.0, 0.0]])
+    assert agreement(one, none, threshold=0.05, top_k=4).overlap == 0
