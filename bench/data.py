@@ -1,12 +1,20 @@
-"""Records of the usual size, of random numbers: what the benches publish. Number `n` is always the same."""
+"""What the benches publish: records of the usual size, of random numbers. Number `n` is always the same."""
 
+import asyncio
 import uuid
 from base64 import b64encode
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import orjson
 
+from stream import kafka, topics
+from stream.config import Settings, StageName
 from stream.records import Chunk, Expanded, text_sha256
+
+UNACKNOWLEDGED = 500
 
 WORDS = 110  # of a text: some 700 characters
 TERMS = (180, 50)  # of a chunk: mean and standard deviation
@@ -47,3 +55,17 @@ def expanded(of: Chunk) -> Expanded:
 def embedded(of: Chunk) -> dict[str, Any]:
     """A chunk as it is between embed and expand."""
     return {name: value for name, value in expanded(of).items() if not name.startswith("splade")}
+
+
+async def publish(settings: Settings, stage: StageName, chunks: Iterable[Any]) -> int:
+    """Fills the topic that a stage reads; returns the bytes of a record on average."""
+    topic, sizes, left = topics.source(settings, stage), list[int](), iter(chunks)
+    async with kafka.producer(settings) as producer:
+        while some := list(islice(left, UNACKNOWLEDGED)):
+            sent = []
+            for one in some:
+                value = orjson.dumps(one)
+                sizes.append(len(value))
+                sent.append(await producer.send(topic, value, key=one["chunk_id"].encode()))
+            await asyncio.gather(*sent)
+    return sum(sizes) // len(sizes)

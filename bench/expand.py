@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
-from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,42 +25,26 @@ import numpy as np
 import orjson
 import typer
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from data import publish
 from matplotlib.axes import Axes
 from measure import device, save
 
-from stream import config, kafka, topics
-from stream.bench.splade import random_model, whole_words
+from stream import config, topics
+from stream.bench.splade import embedded, random_model, whole_words
 from stream.config import Settings
-from stream.records import text_sha256
 
-UNACKNOWLEDGED = 500
 DIFFERENT = 512  # texts and vectors
 TENTH = 0.1  # at the beginning and at the end that does not count: workers start, workers run out of records
 EVERY = 0.25  # seconds between two looks
 LOGS = Path(".local/logs")
 
 
-async def publish(settings: Settings, records: int, tokens: int) -> None:
-    """Fills the topic that expand reads with chunks of so many tokens."""
+def chunks(settings: Settings, records: int, tokens: int) -> Iterator[dict[str, Any]]:
+    """Chunks of so many tokens as expand gets them."""
     words, rng = whole_words(settings), np.random.default_rng(0)
-    vectors = rng.standard_normal((DIFFERENT, 4096)).astype("<f4")
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    encoded = [b64encode(vector.tobytes()).decode() for vector in vectors]
-    texts = [" ".join(rng.choice(words, tokens - 2)) for _ in range(DIFFERENT)]
-    provenance = {"model": "random", "revision": "none", "parameters": {}}
-    topic = topics.source(settings, "expand")
-    async with kafka.producer(settings) as producer:
-        for start in range(0, records, UNACKNOWLEDGED):
-            sent = []
-            for n in range(start, min(start + UNACKNOWLEDGED, records)):
-                text, key = texts[n % DIFFERENT], f"chunk-{n}"
-                chunk = {
-                    "chunk_id": key, "doc_id": "document", "text": text, "version": 1,
-                    "text_sha256": text_sha256(text), "embedding_qwen": encoded[n % DIFFERENT],
-                    "embedding_provenance": provenance,
-                }  # fmt: skip
-                sent.append(await producer.send(topic, orjson.dumps(chunk), key=key.encode()))
-            await asyncio.gather(*sent)
+    different = [embedded(n, " ".join(rng.choice(words, tokens - 2))) for n in range(DIFFERENT)]
+    for n in range(records):
+        yield {**different[n % DIFFERENT], "chunk_id": f"chunk-{n}"}
 
 
 async def watched(settings: Settings, gpus: str, records: int, log: Path) -> dict[str, Any]:
@@ -102,14 +86,18 @@ async def watched(settings: Settings, gpus: str, records: int, log: Path) -> dic
 
 def utilisation(gpu: str) -> float:
     """Percent of the last moments in which the GPU did something, as nvidia-smi says."""
-    asked = ["nvidia-smi", f"--id={gpu}", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-    return float(subprocess.run(asked, capture_output=True, check=True).stdout)
+    return float(nvidia_smi("utilization.gpu", f"--id={gpu}"))
 
 
 def names() -> list[str]:
     """The GPUs of this machine."""
-    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    return subprocess.run(asked, capture_output=True, check=True, text=True).stdout.splitlines()
+    return nvidia_smi("name").splitlines()
+
+
+def nvidia_smi(query: str, *options: str) -> str:
+    """A line for each GPU."""
+    asked = ["nvidia-smi", *options, f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    return subprocess.run(asked, capture_output=True, check=True, text=True).stdout
 
 
 async def bench(lists: list[str], records: int, tokens: int) -> list[dict[str, Any]]:
@@ -119,7 +107,7 @@ async def bench(lists: list[str], records: int, tokens: int) -> list[dict[str, A
         os.environ["STREAM_TOPIC"] = f"bench-{uuid.uuid4().hex[:8]}"
         settings = config.load()
         await topics.create(settings)
-        await publish(settings, records, tokens)
+        await publish(settings, "expand", chunks(settings, records, tokens))
         print(f"{gpus}: {records:,} chunks of {tokens} tokens wait", file=sys.stderr)
         runs.append(await watched(settings, gpus, records, LOGS / f"{settings.topic}.log"))
         print(orjson.dumps(runs[-1]).decode(), file=sys.stderr)

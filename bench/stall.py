@@ -25,36 +25,20 @@ from typing import Annotated, Any
 import httpx
 import orjson
 import typer
-from data import chunk, embedded, expanded
+from data import chunk, embedded, expanded, publish
 from matplotlib.axes import Axes
 from measure import MIB, device, memory, save
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream import config, kafka, topics
-from stream.config import STAGES, Settings, StageName
+from stream import config, topics
+from stream.config import STAGES, StageName
 from stream.local import supervisor
 from stream.local.profile import Profile
 from stream.worker import WEB_PORTS
 
 EVERY = 0.5  # seconds between two looks
-UNACKNOWLEDGED = 500
 STALLED: dict[StageName, str] = {"embed": "embedder", "expand": "kafka", "index": "opensearch"}
 MADE: dict[StageName, Callable[[Any], Any]] = {"embed": lambda of: of, "expand": embedded, "index": expanded}
-
-
-async def publish(settings: Settings, stage: StageName, records: int) -> int:
-    """Fills the topic that a stage reads; returns the bytes of a record on average."""
-    size = 0
-    async with kafka.producer(settings) as producer:
-        for start in range(0, records, UNACKNOWLEDGED):
-            sent = []
-            for n in range(start, min(start + UNACKNOWLEDGED, records)):
-                one = chunk(n)
-                value = orjson.dumps(MADE[stage](one))
-                size += len(value)
-                sent.append(await producer.send(topics.source(settings, stage), value, key=one["chunk_id"].encode()))
-            await asyncio.gather(*sent)
-    return size // records
 
 
 async def watched(stage: StageName, profile: Profile, times: Sequence[float], log: Path) -> dict[str, Any]:
@@ -152,7 +136,7 @@ async def bench(
         os.environ |= {"STREAM_TOPIC": name, "STREAM_OPENSEARCH_ALIAS": name}
         settings = config.load()
         await topics.create(settings)
-        size = await publish(settings, stage, records)
+        size = await publish(settings, stage, (MADE[stage](chunk(n)) for n in range(records)))
         print(f"{stage}: {records:,} records of {size:,} bytes wait", file=sys.stderr)
         results[stage] = {"records": records, "record_bytes": size} | await watched(
             stage, profile, times, logs / f"bench-stall-{stage}.log"

@@ -13,7 +13,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,26 @@ import numpy as np
 import orjson
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
 from stream.config import Settings
 from stream.errors import GpuRequired
+from stream.local.splade_model import SPECIAL
 from stream.models.agreement import Agreement
-from stream.models.fastest import FLOAT8_CAPABILITY, Model, compare
+from stream.models.fastest import Model, compare, multiplies_float8
 from stream.models.float8 import Float8Model
 from stream.models.padded import PaddedModel
 from stream.models.splade import SparseEncoder
 from stream.models.windows import Windows
 from stream.outputs import encoded
-from stream.records import Done, Record, decode, text_sha256
+from stream.records import Done, Embedded, Record, decode, text_sha256
 from stream.stages.expand import expand
 
 BATCH = 256  # texts, as they come from Kafka
 PEER_TEXTS = 1024  # in one call, so that a peer can sort them
 CALLS = 2  # at a time, as the expand stage has batches in flight: one on the GPU, one being tokenised
 LONG = 4  # times `seconds` for the expand stage
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 POSITIVE = 300  # terms of a text, about what splade-v3 has
 FLOAT8 = "float8"
 BATCH_SIZES = (64, 128, 256)
@@ -97,22 +97,18 @@ class Result:
     agreements: dict[str, Agreement]
     comparisons: dict[str, Comparison]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def run(settings: Settings, folder: Path, seconds: float, say: Report) -> Result:
     """Measures; `folder` takes a model of random weights if the settings name none that can be had here."""
     settings, model = measurable(settings, folder)
     say(f"model: {model}")
     encoder = SparseEncoder(settings)
-    agreed = agreements(encoder, settings)
+    words = whole_words(settings)
+    agreed = agreements(encoder, settings, words)
     for name, of in agreed.items():
         say(f"{name}: logits within {of.logit_error:.4f}, cosine {of.cosine:.5f}, {of.overlap:.2%} of the terms")
     peak = matrix_peak()
     say(f"peak of a matrix product: {peak:.0f} TFLOP/s")
-    words = whole_words(settings)
     generator = np.random.default_rng(0)
     comparisons = {}
     for name, lengths in {
@@ -171,7 +167,7 @@ def whole_words(settings: Settings) -> list[str]:
 
 def flops(settings: Settings, lengths: Sequence[int]) -> float:
     """Floating-point operations for windows of these lengths: the products, attention's two and the head's."""
-    config: Any = AutoModelForMaskedLM.from_pretrained(settings.splade_model).config
+    config: Any = AutoConfig.from_pretrained(settings.splade_model)
     hidden, layers, vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size
     inner = getattr(config, "intermediate_size", None) or config.hidden_dim
     a_token = layers * (8 * hidden**2 + 4 * hidden * inner) + 2 * hidden**2 + 2 * hidden * vocabulary
@@ -194,12 +190,12 @@ def matrix_peak(size: int = 8192, seconds: float = 2) -> float:
     return rounds * 2 * size**3 / (time.perf_counter() - started) / 1e12
 
 
-def agreements(encoder: SparseEncoder, settings: Settings) -> dict[str, Agreement]:
+def agreements(encoder: SparseEncoder, settings: Settings, words: list[str]) -> dict[str, Agreement]:
     """How each precision agrees with float32, over texts of all lengths."""
-    words, generator = whole_words(settings), np.random.default_rng(1)
+    generator = np.random.default_rng(1)
     texts = [" ".join(generator.choice(words, n)) for n in (1, 12, 100, 126, 127, 200, 254, 300, 510, 511, 1500) * 8]
     models: dict[str, Model] = {"this, float16": encoder._model}
-    if torch.cuda.get_device_capability() >= FLOAT8_CAPABILITY:
+    if multiplies_float8(encoder.device):
         models["this, float8"] = Float8Model(_load(settings, torch.float32), encoder.device)
     for dtype in (torch.float16, torch.bfloat16):
         models[f"transformers, {str(dtype)[6:]}"] = PaddedModel(_load(settings, dtype), encoder.device, dtype)
@@ -231,7 +227,7 @@ def measure(
     note("this, in the expand stage", "float16", in_stage)
     comparison.busy = in_stage * a_text
     say(f"  there the GPU is busy {comparison.busy:.1%} of the time")
-    if torch.cuda.get_device_capability() >= FLOAT8_CAPABILITY:
+    if multiplies_float8(encoder.device):
         small = copy.copy(encoder)
         small._model = Float8Model(_load(settings, torch.float32), encoder.device)
         note("this, from ids", FLOAT8, rate_of(small.encode_windows, windows, seconds))
@@ -293,8 +289,13 @@ async def rate_of_stage(
 
 
 def _record(n: int, text: str) -> Record:
+    return Record("chunks.embedded", 0, n, f"chunk-{n}".encode(), orjson.dumps(embedded(n, text)), 0)
+
+
+def embedded(n: int, text: str) -> Embedded:
+    """A chunk as the expand stage gets it, with a random unit vector."""
     vector = np.random.default_rng(n).standard_normal(4096).astype("<f4")
-    chunk = {
+    return {
         "chunk_id": f"chunk-{n}",
         "doc_id": "document",
         "text": text,
@@ -303,7 +304,6 @@ def _record(n: int, text: str) -> Record:
         "embedding_qwen": b64encode((vector / np.linalg.norm(vector)).tobytes()).decode(),
         "embedding_provenance": {"model": "random", "revision": "none", "parameters": {}},
     }
-    return Record("chunks.embedded", 0, n, f"chunk-{n}".encode(), orjson.dumps(chunk), 0)
 
 
 def parts(encoder: SparseEncoder, batches: Sequence[list[str]]) -> tuple[dict[str, float], float]:

@@ -45,7 +45,7 @@ def splade(
     if plot:
         measuring.draw(result, plot)
     if json:
-        print_json(result.as_dict())
+        print_json(result)
         return
     for name, comparison in result.comparisons.items():
         table = Table("encoder", "setting", "texts/s", "of the roofline", "GiB", title=name)

@@ -50,11 +50,16 @@ def fastest(model: nn.Module, device: torch.device, settings: Settings, tokenise
         return PaddedModel(model, device, torch.float16)
 
 
+def multiplies_float8(device: torch.device) -> bool:
+    """Whether the device has products of float8."""
+    return device.type == "cuda" and torch.cuda.get_device_capability() >= FLOAT8_CAPABILITY
+
+
 def _float8(model: Any, device: torch.device, settings: Settings, tokenise: Tokenise) -> Model:
     from stream.models.float8 import Float8Model  # noqa: PLC0415
     from stream.models.packed import Unsupported  # noqa: PLC0415
 
-    if device.type == "cpu" or torch.cuda.get_device_capability() < FLOAT8_CAPABILITY:
+    if not multiplies_float8(device):
         raise ConfigurationError(f"float8 needs a GPU that multiplies it (Ada, Hopper or newer): {FLOAT16}")
     try:
         small = Float8Model(model, device)

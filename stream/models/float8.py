@@ -6,7 +6,6 @@ norms hold anyway. Sums, norms and what is added up from layer to layer stay as 
 model bears it is for `agreement` to say.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from stream.models import kernels
 from stream.models.kernels import FLOAT8, SCALE
-from stream.models.packed import Linear, Norm, PackedModel
+from stream.models.packed import Layer, Linear, PackedModel
 from stream.models.windows import Windows
 
 LARGEST = torch.finfo(FLOAT8).max
@@ -27,18 +26,6 @@ class Small(NamedTuple):
     bias: Tensor
     scale: float
     scales: tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One block, as in `packed`."""
-
-    qkv: Small
-    attended: Small
-    attended_norm: Norm
-    up: Small
-    down: Small
-    down_norm: Norm
 
 
 class Float8Model(PackedModel):

@@ -40,6 +40,15 @@ def _scale_of(matrix: torch.Tensor) -> float:
     return SCALE if matrix.dtype == FLOAT8 else 1.0
 
 
+@triton.jit
+def _tile(n, token_tiles, column_tiles, GROUP: tl.constexpr):
+    """The tile of tokens and that of columns which the n-th step of a product computes."""
+    group = n // (GROUP * column_tiles) * GROUP
+    inside = n % (GROUP * column_tiles)
+    width = tl.minimum(token_tiles - group, GROUP)
+    return group + inside % width, inside // width
+
+
 # Sums and norms
 
 
@@ -199,10 +208,7 @@ def _linear_gelu(
 ):  # fmt: skip
     token_tiles, column_tiles = tl.cdiv(T, TOKENS), tl.cdiv(N, COLUMNS)
     for n in range(tl.program_id(0), token_tiles * column_tiles, PROGRAMS):
-        group = n // (GROUP * column_tiles) * GROUP
-        inside = n % (GROUP * column_tiles)
-        width = tl.minimum(token_tiles - group, GROUP)
-        tile, block = group + inside % width, inside // width
+        tile, block = _tile(n, token_tiles, column_tiles, GROUP)
         y = tl.zeros((TOKENS, COLUMNS), tl.float32)
         for k in range(tl.cdiv(K, DEPTH)):
             y = tl.dot(rows.load([tile * TOKENS, k * DEPTH]), columns.load([block * COLUMNS, k * DEPTH]).T, y)
@@ -243,10 +249,7 @@ def _max_logits(
 ):  # fmt: skip
     token_tiles, term_tiles = tl.cdiv(T, TOKENS), tl.cdiv(V, TERMS)
     for n in range(tl.program_id(0), token_tiles * term_tiles, PROGRAMS):
-        group = n // (GROUP * term_tiles) * GROUP
-        inside = n % (GROUP * term_tiles)
-        width = tl.minimum(token_tiles - group, GROUP)
-        tile, block = group + inside % width, inside // width
+        tile, block = _tile(n, token_tiles, term_tiles, GROUP)
         logits = tl.zeros((TERMS, TOKENS), tl.float32)
         for k in range(tl.cdiv(H, DEPTH)):
             logits = tl.dot(terms.load([block * TERMS, k * DEPTH]), rows.load([tile * TOKENS, k * DEPTH]).T, logits)

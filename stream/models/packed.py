@@ -7,7 +7,7 @@ them. The products are PyTorch's; what lies between them is in `kernels`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from stream.models.windows import Windows
 ACTIVATIONS = {"gelu", "gelu_new", "gelu_pytorch_tanh"}
 HEAD_SIZES = {16, 32, 64, 128}
 ALIGNMENT = kernels.TOKENS
+
+
+Product = TypeVar("Product")
 
 
 class Unsupported(Exception):
@@ -42,14 +45,14 @@ class Norm(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Generic[Product]):
     """One block: attention, then two products, each added to what went in and normed."""
 
-    qkv: Linear
-    attended: Linear
+    qkv: Product
+    attended: Product
     attended_norm: Norm
-    up: Linear
-    down: Linear
+    up: Product
+    down: Product
     down_norm: Norm
 
 

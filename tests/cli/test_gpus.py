@@ -39,19 +39,9 @@ class Several:
         self.log.parent.mkdir(parents=True, exist_ok=True)
 
     async def __aenter__(self):
-        command = [
-            sys.executable,
-            "-m",
-            "stream",
-            "--set",
-            f"web_port={self.port}",
-            "worker",
-            "expand",
-            "--gpus",
-            "all",
-        ]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            asked = command("all", "--set", f"web_port={self.port}")
+            self.process = subprocess.Popen(asked, stdout=log, stderr=log)
         await until(lambda: asyncio.sleep(0, self.log.read_text().count("assigned 1 partitions") >= 2), 90)
         return self
 
@@ -97,23 +87,13 @@ async def test_when_their_parent_is_killed_none_is_left_behind(flow, two_gpus):
 
 @pytest.mark.parametrize(("gpus", "code"), [("3", 99), ("0", 2), ("some", 2)])
 def test_gpus_that_there_are_not_are_named(settings, two_gpus, gpus, code):
-    ended = subprocess.run(
-        [sys.executable, "-m", "stream", "worker", "expand", "--gpus", gpus],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = subprocess.run(command(gpus), capture_output=True, text=True, check=False)
     assert ended.returncode == code
     assert "--gpus" in ended.stderr
 
 
 def test_without_nvidia_smi_the_exit_code_is_99(settings, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    ended = subprocess.run(
-        [sys.executable, "-m", "stream", "worker", "expand", "--gpus", "all"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ended = subprocess.run(command("all"), capture_output=True, text=True, check=False)
     assert ended.returncode == 99
     assert "nvidia-smi" in ended.stderr.splitlines()[-1]
