@@ -14,11 +14,13 @@ demo: .venv/installed ## Everything on this machine: servers, workers, real text
 down: ## Stop what `make demo` started; its data stay
 	@if test -x $(BIN)/stream; then $(BIN)/stream local down; fi
 
-test: lint types ## Every test, the ones against the real servers included
+test: lint types vllm ## Every test, the ones against the real servers included
 	$(BIN)/pytest
 
 test-gpu: .venv/installed ## The tests that need a CUDA GPU
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
+
+vllm: .local/vllm/installed ## A real vLLM on the CPU, which the tests talk to
 
 faults: .venv/installed ## Accidents on the real servers: SEED=1 MINUTES=30, or ONLY="words of its row in docs/faults.md"
 	PYTHONPATH=tests $(BIN)/python -m faults --seed $(or $(SEED),1) --minutes $(or $(MINUTES),30) \
@@ -37,6 +39,9 @@ docs: .venv/installed ## The generated pages of docs/
 lock: $(UV) ## Pin the newest versions that pyproject.toml allows (UPGRADE=1 moves pins that are there)
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
 	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
+	  --overrides tests/contract/vllm-overrides.txt tests/contract/vllm.in -o tests/contract/vllm.txt
 
 clean: ## Remove what was installed and what the local servers keep
 	-$(BIN)/stream local down
@@ -48,8 +53,13 @@ clean: ## Remove what was installed and what the local servers keep
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
+.local/vllm/installed: tests/contract/vllm.txt | $(UV)
+	@test -x .local/vllm/bin/python || $(UV) venv --quiet --python '>=3.11,<3.14' .local/vllm
+	$(UV) pip sync --quiet --python .local/vllm/bin/python --require-hashes tests/contract/vllm.txt
+	@touch $@
+
 .local/uv/bin/uv:
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down test test-gpu faults lint types docs lock clean
+.PHONY: help demo down test test-gpu vllm faults lint types docs lock clean

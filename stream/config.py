@@ -31,7 +31,13 @@ DATABASE = r"^[a-zA-Z][a-zA-Z0-9.-]{2,62}$"  # what Neo4j allows
 IDENTIFIER = r"^[a-z][a-z0-9_-]*$"  # safe as an OpenSearch index and, in backticks, as a Neo4j index
 
 
-def _address(*schemes: str) -> AfterValidator:
+def _address(*schemes: str, several: bool = False) -> AfterValidator:
+    def check_all(addresses: str) -> str:
+        parts = [check(address.strip()) for address in addresses.split(",")]
+        if len(set(parts)) < len(parts):
+            raise ValueError("must not name an address twice")
+        return ",".join(parts)
+
     def check(address: str) -> str:
         if "@" in address or "?" in address or "#" in address:
             raise ValueError("must not hold a user, password or query, which would be shown: a secret has its setting")
@@ -42,9 +48,9 @@ def _address(*schemes: str) -> AfterValidator:
             fits = False
         if not fits:
             raise ValueError(f"must be {schemes[0]}://host:port")
-        return address
+        return address.rstrip("/")
 
-    return AfterValidator(check)
+    return AfterValidator(check_all if several else check)
 
 
 def _fits_a_header(secret: SecretStr) -> SecretStr:
@@ -54,6 +60,7 @@ def _fits_a_header(secret: SecretStr) -> SecretStr:
 
 
 HttpAddress = Annotated[str, _address("http", "https")]
+HttpAddresses = Annotated[str, _address("http", "https", several=True)]
 BoltAddress = Annotated[str, _address("bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc")]
 
 
@@ -125,7 +132,10 @@ class Settings(BaseSettings):
     )
 
     # The dense model
-    embed_url: HttpAddress = Field("http://localhost:8000", description="The vLLM server (its OpenAI-compatible API).")
+    embed_url: HttpAddresses = Field(
+        "http://localhost:8000",
+        description="The vLLM server (its OpenAI-compatible API), or several that serve the same, with commas.",
+    )
     embed_model: str = Field("Qwen/Qwen3-Embedding-8B", description="The model that the server must serve.")
     embed_revision: str = Field("main", description="The model's revision, for the provenance of each vector.")
     embed_dimensions: int = Field(4096, ge=1, le=4096, description="Length of a vector; Neo4j indexes 4096 at most.")
@@ -136,6 +146,15 @@ class Settings(BaseSettings):
         None, description="The certificates (PEM) that the server's must come from, with https."
     )
     embed_timeout: float = Field(120, gt=0, description="Seconds for one request to answer.")
+    embed_request_tokens: int = Field(
+        2**18,
+        ge=1,
+        description="Tokens of one request at most, taking three bytes for a token; a longer text goes alone.",
+    )
+    embed_long_texts: Literal["reject", "truncate"] = Field(
+        "reject",
+        description="A text of more tokens than the model reads: `reject` makes it a dead letter, `truncate` cuts it.",
+    )
     embed_instruction: str = Field(
         "Given a web search query, retrieve relevant passages that answer the query",
         description="What Qwen3-Embedding is told about a query; documents go in bare.",
@@ -228,9 +247,14 @@ class Settings(BaseSettings):
             raise ValueError("neo4j_ca_file needs a neo4j_uri of bolt+s:// or neo4j+s://")
         if self.opensearch_ca_file and not self.opensearch_url.startswith("https:"):
             raise ValueError("opensearch_ca_file needs an opensearch_url of https://")
-        if self.embed_ca_file and not self.embed_url.startswith("https:"):
+        if self.embed_ca_file and not all(address.startswith("https:") for address in self.embed_urls):
             raise ValueError("embed_ca_file needs an embed_url of https://")
         return self
+
+    @property
+    def embed_urls(self) -> list[str]:
+        """The addresses of `embed_url`."""
+        return self.embed_url.split(",")
 
     @property
     def max_letter_bytes(self) -> int:

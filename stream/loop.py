@@ -20,7 +20,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -30,6 +30,7 @@ from aiokafka.errors import KafkaError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from stream import heartbeats, metrics
+from stream.batches import split
 from stream.config import Settings, StageName
 from stream.contracts import Contract
 from stream.errors import Outage
@@ -150,7 +151,7 @@ class BatchLoop:
     async def _take(self, stream: Any) -> None:
         try:
             async for events in stream.noack_take(self.settings.batch_size, within=self.settings.batch_within):
-                for part in split_by_bytes(events, self.settings.batch_bytes):
+                for part in split(events, _bytes, self.settings.batch_bytes):
                     await self._room.acquire()
                     self._start(stream, part)
         except Exception as error:
@@ -314,19 +315,8 @@ class BatchLoop:
         log.info("batch of %d in %.3f s, %d rejected", len(outcomes), seconds, rejected)
 
 
-def split_by_bytes(events: Sequence[Any], limit: int) -> Iterator[list[Any]]:
-    """Cuts events into runs of at most `limit` bytes of values; a larger event stands alone."""
-    part: list[Any] = []
-    size = 0
-    for event in events:
-        length = len(event.message.value or b"")
-        if part and size + length > limit:
-            yield part
-            part, size = [], 0
-        part.append(event)
-        size += length
-    if part:
-        yield part
+def _bytes(event: Any) -> int:
+    return len(event.message.value or b"")
 
 
 def as_record(message: Any) -> Record:

@@ -19,6 +19,9 @@ embed_latency_ms = Histogram(
     buckets=(5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000),
 )
 embed_batch_size = Histogram("embed_batch_size", "Texts of one request to the embedding server.", buckets=SIZES)
+embed_in_flight = Gauge("embed_in_flight", "Requests to the embedding server that have no answer yet.")
+embed_retries = Counter("embed_retries", "Requests to the embedding server made again, by cause.", ["cause"])
+embed_tokens = Counter("embed_tokens", "Tokens that the embedding server has read.")
 
 splade_token_budget = Gauge("stream_splade_token_budget", "Tokens that SPLADE runs on the GPU at once.")
 splade_out_of_memory = Counter("stream_splade_out_of_memory", "Times that SPLADE found no GPU memory and tried less.")

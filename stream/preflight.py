@@ -1,41 +1,48 @@
 """What must be there before a worker takes its first record."""
 
+import asyncio
+import logging
+
+from stream import doctor
 from stream.config import Settings, StageName
 from stream.errors import GpuRequired, Outage
-from stream.models.embeddings import EmbeddingClient
+
+log = logging.getLogger(__name__)
 
 
 async def check(stage: StageName, settings: Settings) -> None:
-    """Checks what the stage uses; raises `GpuRequired` if the GPU, or the model server on one, is not to be had.
+    """Checks what the stage uses; raises `GpuRequired` if the GPU, or a model server on one, is not to be had.
 
-    With `require_gpu` off a model server that does not answer is an `Outage`: the worker is started again.
+    With `require_gpu` off a model server that is down is an `Outage`: the worker is started again.
     """
+    if stage == "embed":
+        await _a_model_server(settings)
+    elif stage == "expand" and settings.require_gpu:
+        await _a_gpu(settings)
+
+
+async def _a_gpu(settings: Settings) -> None:
     try:
-        if stage == "embed":
-            await _model_is_served(settings)
-        elif stage == "expand" and settings.require_gpu:
-            _cuda_works()
-    except Outage as error:
-        if settings.require_gpu:
-            raise GpuRequired(f"{error}; start it, or set STREAM_EMBED_URL and STREAM_EMBED_MODEL") from error
-        raise
+        await doctor.cuda(settings)
+    except GpuRequired as error:
+        try:
+            seen = f"nvidia-smi sees {await doctor.nvidia_smi(settings)}"
+        except GpuRequired as blind:
+            seen = str(blind)
+        raise GpuRequired(f"{error}; {seen}") from None
 
 
-async def _model_is_served(settings: Settings) -> None:
-    async with EmbeddingClient(settings) as client:
-        served = await client.served_models()
-    if settings.embed_model not in served:
-        raise Outage(
-            f"the embedding server at {settings.embed_url} serves {', '.join(served) or 'nothing'}, "
-            f"not {settings.embed_model}"
-        )
-
-
-def _cuda_works() -> None:
-    import torch  # noqa: PLC0415 - only the stage that needs it pays for the import
-
-    if not torch.cuda.is_available():
-        raise GpuRequired(
-            "no CUDA GPU is available to PyTorch: check nvidia-smi and the driver; "
-            "for development on a CPU set REQUIRE_GPU=0"
-        )
+async def _a_model_server(settings: Settings) -> None:
+    """One at least; the client leaves the others alone while they are down."""
+    checks = (doctor.embedding_server(settings, address) for address in settings.embed_urls)
+    answers = await asyncio.gather(*checks, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, Outage):
+            raise answer
+    wrong = [str(answer) for answer in answers if isinstance(answer, Outage)]
+    if len(wrong) < len(answers):
+        for sentence in wrong:
+            log.warning("%s", sentence)
+        return
+    sentence = "; ".join(wrong)
+    raise GpuRequired(sentence) if settings.require_gpu else Outage(sentence)

@@ -15,32 +15,8 @@ from stream import loop as batch_loop
 from stream.config import Settings
 from stream.deadletters import LEFT_OUT_HEADER
 from stream.errors import Outage
-from stream.loop import BatchLoop, Stage, as_record, split_by_bytes
+from stream.loop import BatchLoop, Stage, as_record
 from stream.records import Done, Record, header
-
-
-def events(*sizes: int | None) -> list[SimpleNamespace]:
-    values = (None if size is None else b"x" * size for size in sizes)
-    return [SimpleNamespace(message=SimpleNamespace(value=value)) for value in values]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "parts"),
-    [
-        ([], []),
-        ([4, 4], [[4, 4]]),
-        ([4, 4, 2, 1], [[4, 4, 2], [1]]),
-        ([4, 7, 3], [[4], [7, 3]]),
-        ([1, 50, 1, 1], [[1], [50], [1, 1]]),
-        ([50], [[50]]),
-        ([10, None, None], [[10, None, None]]),
-    ],
-)
-def test_a_batch_is_cut_at_ten_bytes_and_keeps_every_record_in_order(sizes, parts):
-    taken = events(*sizes)
-    cut = list(split_by_bytes(taken, 10))
-    assert [[e.message.value and len(e.message.value) for e in part] for part in cut] == parts
-    assert [e for part in cut for e in part] == taken
 
 
 @pytest.mark.parametrize("headers", [None, [], [("version", b"7")]])

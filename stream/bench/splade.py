@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
+from stream.bench.stage import rate_of_stage
 from stream.config import Settings
 from stream.errors import GpuRequired
 from stream.local.splade_model import SPECIAL
@@ -34,8 +35,7 @@ from stream.models.float8 import Float8Model
 from stream.models.padded import PaddedModel
 from stream.models.splade import SparseEncoder
 from stream.models.windows import Windows
-from stream.outputs import encoded
-from stream.records import Done, Embedded, Record, decode, text_sha256
+from stream.records import Embedded, Record, text_sha256
 from stream.stages.expand import expand
 
 BATCH = 256  # texts, as they come from Kafka
@@ -223,7 +223,9 @@ def measure(
     note("this, from text", "float16", rate_of(encoder.encode, batches, seconds))
     comparison.parts, a_text = parts(encoder, batches)
     say("  " + ", ".join(f"{part} {share:.1%}" for part, share in comparison.parts.items()))
-    in_stage = asyncio.run(rate_of_stage(encoder, settings, batches, LONG * seconds))
+    records = itertools.cycle([[_record(n, text) for n, text in enumerate(batch)] for batch in batches])
+    process = partial(expand, encoder=encoder)
+    in_stage = asyncio.run(rate_of_stage(process, "embedded", records, settings, LONG * seconds))
     note("this, in the expand stage", "float16", in_stage)
     comparison.busy = in_stage * a_text
     say(f"  there the GPU is busy {comparison.busy:.1%} of the time")
@@ -264,27 +266,6 @@ def rate_of(
     with ThreadPoolExecutor(calls) as pool:
         done = sum(map(len, pool.map(encode, [*batches] * rounds)))
     torch.cuda.synchronize()
-    return done / (time.perf_counter() - started)
-
-
-async def rate_of_stage(
-    encoder: SparseEncoder, settings: Settings, batches: Sequence[list[str]], seconds: float
-) -> float:
-    """Texts a second from records as Kafka has them to records for Kafka, as many batches at a time as a worker has."""
-    work = itertools.cycle([[_record(n, text) for n, text in enumerate(batch)] for batch in batches])
-    started, done = time.perf_counter(), 0
-
-    async def one_after_another() -> None:
-        nonlocal done
-        while time.perf_counter() - started < seconds:
-            records = next(work)
-            chunks: list[Any] = [decode(record, "embedded", settings.max_message_bytes) for record in records]
-            for record, outcome in zip(records, await expand(chunks, encoder=encoder), strict=True):
-                assert isinstance(outcome, Done) and outcome.output
-                encoded(record, outcome.output)
-            done += len(records)
-
-    await asyncio.gather(*(one_after_another() for _ in range(settings.in_flight)))
     return done / (time.perf_counter() - started)
 
 

@@ -3,14 +3,17 @@
 import asyncio
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, cast
 
 import orjson
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from stream import __version__, config, errors
+from stream import doctor as diagnosis
 from stream import publish as publishing
 from stream import status as state
 from stream import topics as kafka_topics
@@ -97,6 +100,26 @@ def worker(
     if wanted > len(found):
         raise errors.GpuRequired(f"--gpus {wanted} asks for more GPUs than there are: {len(found)}")
     raise typer.Exit(several.run(stage, settings, context.obj, found[:wanted]))
+
+
+@app.command()
+def doctor(context: typer.Context, json: Json = False) -> None:
+    """Look at everything that the stages need: the GPU, the servers, the topics, the indexes. Changes nothing."""
+    found = asyncio.run(_diagnosed(settings_of(context), quiet=json))
+    if json:
+        print_json([asdict(finding) for finding in found])
+    if not all(finding.ok for finding in found):
+        raise typer.Exit(errors.StreamError.exit_code)
+
+
+async def _diagnosed(settings: Settings, *, quiet: bool) -> list[diagnosis.Finding]:
+    found = []
+    async for finding in diagnosis.diagnose(settings):
+        found.append(finding)
+        if not quiet:
+            mark = "[green]ok   [/]" if finding.ok else "[red]wrong[/]"
+            out.print(f"{mark} {escape(f'{finding.check}: {finding.said}')}")
+    return found
 
 
 @app.command()

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ import orjson
 import typer
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from stream.errors import ConfigurationError
 
@@ -77,6 +77,12 @@ def tokens(text: str) -> int:
     return len(TOKEN.findall(text)) + 1
 
 
+def truncated(text: str, limit: int) -> str:
+    """The text up to as many tokens as fit beside the one at its end."""
+    ends = [match.end() for match in islice(TOKEN.finditer(text), limit)]
+    return text if len(ends) < limit else text[: ends[limit - 2]] if limit > 1 else ""
+
+
 def _weight(count: int) -> float:
     return 1 + round(math.log(count), 6)  # the last bits of a logarithm differ between machines
 
@@ -103,6 +109,7 @@ class EmbeddingRequest(BaseModel):
     embed_dtype: Literal["float32"] = "float32"
     endianness: Literal["native", "little", "big"] = "native"
     dimensions: int | None = None
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
     normalize: Any = None
 
 
@@ -147,6 +154,8 @@ class Server:
     async def _embeddings(self, http: web.Request) -> web.Response:
         request = self._checked(http.content_type, await http.read())
         texts = [request.input] if isinstance(request.input, str) else request.input
+        if (limit := request.truncate_prompt_tokens) is not None:
+            texts = [truncated(text, MAX_MODEL_LEN if limit == -1 else limit) for text in texts]
         if not texts:
             raise _refusal(web.HTTPBadRequest, "You must pass at least one prompt")
         self._waiting.inc(len(texts))

@@ -19,7 +19,8 @@ async def open_stage(name: StageName, settings: Settings) -> AsyncIterator[Stage
     match name:
         case "embed":
             async with EmbeddingClient(settings) as client:
-                yield Stage("embed", "chunk", partial(embed, client=client))
+                process = partial(embed, client=client, request_tokens=settings.embed_request_tokens)
+                yield Stage("embed", "chunk", process)
         case "expand":
             from stream.models.splade import SparseEncoder  # noqa: PLC0415 - torch takes seconds to import
 

@@ -5,6 +5,7 @@ two writes of one version the later wins. A delete counts as a version for as lo
 ever, OpenSearch for an hour.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stream.errors import ConfigurationError
 from stream.records import Expanded, Rejected, Tombstone
 
 
@@ -68,3 +70,13 @@ class Store(Protocol):
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
         """What the store holds of these chunks; a missing one is left out."""
+
+
+def require_version(name: str, version: str, oldest: str) -> None:
+    """Raises `ConfigurationError` for a version like 5.26.3 or 5.26-aura that comes before the oldest, like 5.26."""
+    if _numbers(version) < _numbers(oldest):
+        raise ConfigurationError(f"{name} {version} is older than {oldest}, the oldest it was tried with: update it")
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)[:2]]

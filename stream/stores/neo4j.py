@@ -18,7 +18,9 @@ from stream.errors import ConfigurationError, Outage, Refused
 from stream.models.embeddings import Vector
 from stream.outcomes import isolate
 from stream.records import Rejected, Tombstone
-from stream.stores.base import Hit, Put, Stored
+from stream.stores.base import Hit, Put, Stored, require_version
+
+OLDEST = "5.26"
 
 # The server's errors that a row can be guilty of; any other error is nobody's fault in the batch.
 BLAMES_INPUT = {
@@ -109,16 +111,36 @@ class Neo4jStore:
             dimensions=settings.embed_dimensions,
         )
         await self._run("CALL db.awaitIndexes($seconds)", seconds=int(settings.store_timeout * 0.9))
+        if await self._dimensions() is None:
+            raise ConfigurationError(
+                f"Neo4j has made no vector index {settings.neo4j_index}, because something else has that name; "
+                "name another with STREAM_NEO4J_INDEX"
+            )
+
+    async def examine(self) -> str:
+        """What is there, in a few words; raises what is wrong with it and makes nothing."""
+        components = await self._run("CALL dbms.components() YIELD name, versions RETURN name, versions[0] AS version")
+        version = next(row["version"] for row in components if row["name"] == "Neo4j Kernel")
+        require_version("Neo4j", version, OLDEST)
+        dimensions = await self._dimensions()
+        index = f"with {dimensions} dimensions" if dimensions else "not there yet, the index worker makes it"
+        return f"Neo4j {version}, vector index {self._settings.neo4j_index} {index}"
+
+    async def _dimensions(self) -> int | None:
+        settings = self._settings
         rows = await self._run(
             "SHOW VECTOR INDEXES YIELD name, options WHERE name = $name RETURN options.indexConfig AS config",
             name=settings.neo4j_index,
         )
-        dimensions = rows[0]["config"]["vector.dimensions"] if rows else None
+        if not rows:
+            return None
+        dimensions: int = rows[0]["config"]["vector.dimensions"]
         if dimensions != settings.embed_dimensions:
             raise ConfigurationError(
                 f"Neo4j's index {settings.neo4j_index} has {dimensions} dimensions, "
                 f"STREAM_EMBED_DIMENSIONS says {settings.embed_dimensions}; name another index with STREAM_NEO4J_INDEX"
             )
+        return dimensions
 
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
         """Puts and deletes in two transactions; a batch that is refused is split until the culprit is alone."""

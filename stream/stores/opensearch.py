@@ -19,8 +19,9 @@ from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.outcomes import isolate
 from stream.records import Expanded, Rejected, Tombstone
-from stream.stores.base import Hit, Put, Stored
+from stream.stores.base import Hit, Put, Stored, require_version
 
+OLDEST = "2.19"
 ID_BYTES = 512  # OpenSearch takes no longer _id
 MOST_CLAUSES = 1000  # a query may have 1,024
 NOBODY = "\x00probe"  # the name of no chunk: it may hold no control character
@@ -92,7 +93,20 @@ class OpenSearchStore:
                 if not await self._exists():  # else another worker was faster
                     raise
         await self._call("GET", f"/_cluster/health/{self._alias}", wait_for_status="yellow")
-        for index, found in (await self._call("GET", f"/{self._alias}/_mapping")).items():
+        await self._indexes()
+
+    async def examine(self) -> str:
+        """What is there, in a few words; raises what is wrong with it and makes nothing."""
+        version = (await self._call("GET", "/"))["version"]["number"]
+        require_version("OpenSearch", version, OLDEST)
+        there = await self._exists()
+        indexes = ", ".join(await self._indexes()) if there else "nothing yet, the index worker makes it"
+        return f"OpenSearch {version}, {self._alias} stands for {indexes}"
+
+    async def _indexes(self) -> list[str]:
+        """Indexes behind the alias, all with the right fields."""
+        mappings = await self._call("GET", f"/{self._alias}/_mapping")
+        for index, found in mappings.items():
             fields = found["mappings"].get("properties", {})
             for name, field in INDEX["mappings"]["properties"].items():
                 if fields.get(name, {}).get("type", "object") != field["type"]:
@@ -100,6 +114,7 @@ class OpenSearchStore:
                         f"OpenSearch's index {index} has no field {name} of type {field['type']}: it was not made by "
                         "this program; name another with STREAM_OPENSEARCH_ALIAS"
                     )
+        return list(mappings)
 
     async def _exists(self) -> bool:
         return bool(await self._call("HEAD", f"/{self._alias}"))

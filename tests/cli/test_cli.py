@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -328,9 +329,75 @@ def test_expand_refuses_to_start_without_a_gpu(flow):
     assert_one_sentence(process("worker", "expand", REQUIRE_GPU="1", CUDA_VISIBLE_DEVICES=""), 99, "nvidia-smi")
 
 
-def test_embed_refuses_to_start_without_its_server(flow):
-    ended = process("worker", "embed", REQUIRE_GPU="1", STREAM_EMBED_URL=f"http://{CLOSED}")
-    assert_one_sentence(ended, 99, "STREAM_EMBED_URL")
+def test_expand_refuses_to_start_if_nvidia_smi_finds_no_gpu(flow, tmp_path):
+    ended = process("worker", "expand", REQUIRE_GPU="1", CUDA_VISIBLE_DEVICES="", PATH=nvidia_smi(tmp_path, 9, SICK))
+    assert_one_sentence(ended, 99, SICK)
+
+
+SICK = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+
+
+def nvidia_smi(folder: Path, code: int, said: str) -> str:
+    """A PATH on which there is one that says this."""
+    program = folder / "nvidia-smi"
+    program.write_text(f'#!/bin/sh\necho "{said}"\nexit {code}\n')
+    program.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"STREAM_EMBED_URL": f"http://{CLOSED}"}, "does not answer"),
+        ({"STREAM_EMBED_URL": f"http://{CLOSED},http://localhost:2"}, "localhost:2"),
+        ({"STREAM_EMBED_MODEL": "another"}, "not another"),
+        ({"STREAM_EMBED_DIMENSIONS": "8"}, "4096 numbers, not 8"),
+    ],
+    ids=["down", "both down", "wrong model", "wrong dimension"],
+)
+def test_embed_refuses_to_start_without_its_server(flow, wrong, words):
+    assert_one_sentence(process("worker", "embed", REQUIRE_GPU="1", **wrong), 99, words)
+    assert process("worker", "embed", REQUIRE_GPU="0", **wrong).code == 75
+
+
+# doctor
+
+
+async def test_the_doctor_looks_at_everything_and_changes_nothing(flow):
+    ended = await stream("doctor")
+    assert ended.exit_code == 0, ended.stdout
+    found = [line.split(": ")[0].split(maxsplit=1) for line in ended.stdout.splitlines()]
+    assert found == [["ok", name] for name in (f"embedding server {flow.embed_url}", "Kafka", "Neo4j", "OpenSearch")]
+    assert f"vector index {flow.neo4j_index}" in ended.stdout
+    assert f"{flow.opensearch_alias} stands for nothing yet" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sick"),
+    [
+        (DOWN["Kafka"], "Kafka"),
+        (DOWN["Neo4j"], "Neo4j"),
+        (DOWN["OpenSearch"], "OpenSearch"),
+        ({"STREAM_EMBED_MODEL": "another"}, "embedding server"),
+        ({"STREAM_EMBED_DIMENSIONS": "8"}, "embedding server"),
+        ({"STREAM_TOPIC": "missing"}, "Kafka"),
+    ],
+)
+def test_the_doctor_names_what_is_sick_and_goes_on(flow, wrong, sick):
+    ended = process("doctor", "--json", STREAM_NEO4J_INDEX="made_by_nobody", **wrong)
+    findings = json.loads(ended.out)
+    assert ended.code == 1
+    assert len(findings) == 4
+    (found,) = [finding for finding in findings if not finding["ok"]]
+    assert found["check"].startswith(sick)
+    assert re.search("start it|set STREAM_|create", found["said"])
+
+
+def test_the_doctor_looks_for_a_gpu_where_one_is_required(flow, tmp_path):
+    ended = process("doctor", REQUIRE_GPU="1", CUDA_VISIBLE_DEVICES="", PATH=nvidia_smi(tmp_path, 0, "NVIDIA H100, 1"))
+    assert ended.code == 1
+    assert "ok    nvidia-smi: NVIDIA H100, 1" in ended.out
+    assert re.search("^wrong PyTorch: no CUDA GPU is available", ended.out, re.MULTILINE)
 
 
 def test_a_web_port_that_is_taken_is_named(flow):

@@ -1,12 +1,16 @@
 """If these fail, a wrong or missing vector travels on, or a good one is lost to a passing fault."""
 
+import asyncio
 import base64
 import ssl
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import httpx
 import numpy as np
 import orjson
 import pytest
+from prometheus_client import REGISTRY
 from support import chunk, vector
 
 from stream.config import Settings
@@ -30,7 +34,7 @@ def answering(*answers: httpx.Response | Exception) -> tuple[EmbeddingClient, li
         return answer
 
     client = EmbeddingClient(SETTINGS, httpx.MockTransport(handle))
-    client._request.retry.wait = lambda _: 0
+    client._pause = lambda _: 0
     return client, bodies
 
 
@@ -93,7 +97,7 @@ async def test_a_query_carries_the_instruction_and_is_unpacked():
         httpx.Response(429),
         httpx.Response(500),
         httpx.Response(503, text="overloaded"),
-        httpx.Response(404, json={"error": {"message": "no such model"}}),
+        httpx.ReadTimeout("slow"),
         httpx.Response(200, content=b'{"data": [{"ind'),
         httpx.Response(200, json={"data": [{"index": 0, "embedding": "!"}]}),
         httpx.Response(200, json={"data": []}),
@@ -129,12 +133,122 @@ async def test_vectors_that_are_numbered_wrongly_are_an_outage(numbers):
         await client.embed(["a", "b"])
 
 
-async def test_a_time_out_is_told_at_once():
-    """Who waits for a server that hangs would else learn of it after four time-outs."""
-    client, bodies = answering(httpx.ReadTimeout("slow"), vectors(1))
+async def test_a_server_that_hangs_is_told_after_one_time_out():
+    """Who waits for it would else learn of it after four."""
+    requests = []
+
+    async def hang(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        await asyncio.sleep(settings.embed_timeout)
+        raise httpx.ReadTimeout("slow")
+
+    settings = SETTINGS.model_copy(update={"embed_timeout": 0.05})
     with pytest.raises(Outage, match="slow"):
-        await client.embed(["a"])
+        await EmbeddingClient(settings, httpx.MockTransport(hang)).embed(["a"])
+    assert len(requests) == 1
+
+
+async def test_a_server_that_lacks_the_model_is_an_outage_at_once():
+    client, bodies = answering(httpx.Response(404, json={"error": {"message": "no such model"}}))
+    with pytest.raises(Outage, match="no such model"):
+        await client.embed(["a", "b"])
     assert len(bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "waits"),
+    [("7", 7), ("3600", 30), ("0", 0), ("soon", 0), ("Thu, 01 Jan 1970 00:00:00 GMT", 0), ("-1", 0)],
+)
+async def test_an_overloaded_server_says_when_to_come_back(asked, waits):
+    client, _ = answering(httpx.Response(429, headers={"Retry-After": asked}), vectors(1))
+    slept = []
+    client._retrying.sleep = lambda seconds: asyncio.sleep(0, slept.append(seconds))
+    await client.embed(["a"])
+    assert slept == [waits]
+
+
+async def test_a_date_says_when_to_come_back_too():
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    client, _ = answering(httpx.Response(503, headers={"Retry-After": date}), vectors(1))
+    slept = []
+    client._retrying.sleep = lambda seconds: asyncio.sleep(0, slept.append(seconds))
+    await client.embed(["a"])
+    assert 15 < slept[0] <= 20
+
+
+async def test_retries_are_counted_by_cause_and_tokens_as_the_server_says():
+    def value(name, **labels):
+        return REGISTRY.get_sample_value(name, labels) or 0
+
+    before = value("embed_retries_total", cause="503"), value("embed_tokens_total")
+    answer = vectors(1)
+    answer = httpx.Response(200, json=answer.json() | {"usage": {"prompt_tokens": 12}})
+    client, _ = answering(httpx.Response(503), answer)
+    await client.embed(["a"])
+    assert (value("embed_retries_total", cause="503"), value("embed_tokens_total")) == (before[0] + 1, before[1] + 12)
+    assert value("embed_in_flight") == 0
+
+
+@pytest.mark.parametrize(("policy", "sent"), [("reject", None), ("truncate", -1)])
+async def test_a_long_text_is_cut_only_if_that_is_wanted(policy, sent):
+    bodies = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        bodies.append(orjson.loads(request.content))
+        return vectors(1)
+
+    settings = SETTINGS.model_copy(update={"embed_long_texts": policy})
+    client = EmbeddingClient(settings, httpx.MockTransport(handle))
+    await client.embed(["a"])
+    assert bodies[0].get("truncate_prompt_tokens") == sent
+    assert client.provenance["parameters"]["long_texts"] == policy
+
+
+def replicated(handle) -> EmbeddingClient:
+    settings = Settings(_env_file=None, embed_dimensions=8, embed_url="http://one:1,http://two:1")
+    client = EmbeddingClient(settings, httpx.MockTransport(handle))
+    client._pause = lambda _: 0
+    return client
+
+
+async def test_two_requests_go_to_two_replicas():
+    hosts, both = [], asyncio.Event()
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        hosts.append(request.url.host)
+        if len(hosts) == 2:
+            both.set()
+        await both.wait()
+        return vectors(1)
+
+    client = replicated(handle)
+    await asyncio.gather(client.embed(["a"]), client.embed(["b"]))
+    assert sorted(hosts) == ["one", "two"]
+
+
+async def test_a_dead_replica_costs_a_retry_and_is_then_left_alone():
+    hosts = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        hosts.append(request.url.host)
+        if request.url.host == "one":
+            raise httpx.ConnectError("refused")
+        return vectors(1)
+
+    client = replicated(handle)
+    for _ in range(3):
+        await client.embed(["a"])
+    assert hosts == ["one", "two", "two", "two"]
+
+
+async def test_a_replica_that_refuses_everything_costs_no_text():
+    def handle(request: httpx.Request) -> httpx.Response:
+        texts = orjson.loads(request.content)["input"]
+        return httpx.Response(400) if request.url.host == "one" else vectors(*range(len(texts)))
+
+    chunks = [chunk(f"c{n}") for n in range(9)]
+    outcomes = await embed(chunks, client=replicated(handle), request_tokens=100)
+    assert not any(isinstance(outcome, Rejected) for outcome in outcomes)
 
 
 WRONG = {
@@ -170,7 +284,7 @@ async def test_a_batch_that_is_refused_is_split_at_once():
 async def test_a_key_that_is_refused_is_a_matter_of_settings_and_not_retried(status):
     """The server's own words are left out: some quote the key."""
     said = httpx.Response(status, json={"error": {"message": "hush is no key"}})
-    for call in (lambda client: client.embed(["a"]), lambda client: client.served_models()):
+    for call in (lambda client: client.embed(["a"]), lambda client: client.examine()):
         client, bodies = answering(said)
         with pytest.raises(ConfigurationError, match="STREAM_EMBED_API_KEY") as error:
             await call(client)
@@ -193,7 +307,7 @@ async def test_the_key_is_sent_as_a_bearer_token_and_never_shown():
 
 @pytest.mark.parametrize("poisoned", [0, 100, 255])
 async def test_a_text_that_yields_no_vector_costs_its_batch_few_requests(poisoned):
-    """2·⌈log2 256⌉ to find it, and two to make sure that the server is well."""
+    """⌈log2 256⌉ to find it, one for what lies behind it, and three or six to make sure that it is the text's fault."""
     requests = []
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -204,6 +318,6 @@ async def test_a_text_that_yields_no_vector_costs_its_batch_few_requests(poisone
         return httpx.Response(200, json={"data": data})
 
     chunks = [chunk(f"c{n}", f"text {n}") for n in range(256)]
-    outcomes = await embed(chunks, client=EmbeddingClient(SETTINGS, httpx.MockTransport(handle)))
+    outcomes = await embed(chunks, client=EmbeddingClient(SETTINGS, httpx.MockTransport(handle)), request_tokens=2**18)
     assert [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Rejected)] == [poisoned]
-    assert len(requests) - 1 <= 2 * 8 + 2
+    assert len(requests) - 1 <= 16

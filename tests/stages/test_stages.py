@@ -24,12 +24,26 @@ async def test_embed_adds_the_vector_its_origin_and_the_hash_of_the_text():
 
     client = SimpleNamespace(embed=vectors, provenance=PROVENANCE)
     a, bad, b = chunk("a", "one"), chunk("b", "bad"), chunk("c", "two", metadata={"k": 1})
-    first, second, third = await embed([a, bad, b], client=client)
+    first, second, third = await embed([a, bad, b], client=client, request_tokens=100)
     added = {"text_sha256": text_sha256("one"), "embedding_qwen": "vector of one", "embedding_provenance": PROVENANCE}
     assert first == Done(a | added)
     assert second == Rejected("refused-by-model", "too long")
     assert third.output["metadata"] == {"k": 1}
     assert third.output["embedding_qwen"] == "vector of two"
+
+
+async def test_a_request_carries_no_more_tokens_than_it_may():
+    requests = []
+
+    async def vectors(texts):
+        requests.append([len(text) for text in texts])
+        return list(texts)
+
+    client = SimpleNamespace(embed=vectors, provenance=PROVENANCE)
+    chunks = [chunk(f"c{n}", "x" * size) for n, size in enumerate([3, 6, 300, 3, 3])]
+    outcomes = await embed(chunks, client=client, request_tokens=6)
+    assert requests == [[3, 6], [300], [3, 3]]
+    assert [o.output["embedding_qwen"] for o in outcomes] == [each["text"] for each in chunks]
 
 
 def test_what_is_expanded_is_text_facets_and_table_lines():

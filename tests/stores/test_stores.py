@@ -10,7 +10,7 @@ from stream.errors import ConfigurationError, Outage
 from stream.models.embeddings import unpack
 from stream.records import Tombstone
 from stream.stores import Stores, neo4j, open_stores
-from stream.stores.base import Put, Stored
+from stream.stores.base import Put, Stored, require_version
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import OpenSearchStore
 
@@ -230,3 +230,16 @@ async def test_an_index_that_is_gone_is_an_outage_and_opensearch_makes_no_other(
         await stores.opensearch.write(writes)
     await stores.opensearch.set_up()
     assert await stores.opensearch.write(writes) == {}
+
+
+@pytest.mark.parametrize(
+    ("version", "oldest"), [("5.26.30", "5.26"), ("5.27-aura", "5.26"), ("2025.10.1", "5.26"), ("10.0.0", "2.19")]
+)
+def test_a_newer_server_will_do(version, oldest):
+    require_version("it", version, oldest)
+
+
+@pytest.mark.parametrize(("version", "oldest"), [("5.9.0", "5.26"), ("4.4.38", "5.26"), ("2.3.0", "2.19")])
+def test_an_older_server_is_refused(version, oldest):
+    with pytest.raises(ConfigurationError, match="update it"):
+        require_version("it", version, oldest)

@@ -1,0 +1,35 @@
+"""How fast a stage is without Kafka: from records as Kafka has them to records for Kafka."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+from stream.config import Settings
+from stream.contracts import Contract
+from stream.outputs import encoded
+from stream.records import Done, Outcome, Record, decode
+
+
+async def rate_of_stage(
+    process: Callable[[Sequence[Any]], Awaitable[Sequence[Outcome]]],
+    contract: Contract,
+    batches: Iterator[Sequence[Record]],
+    settings: Settings,
+    seconds: float,
+) -> float:
+    """Records a second, as many batches at a time as a worker has in flight."""
+    started, done = time.perf_counter(), 0
+
+    async def one_after_another() -> None:
+        nonlocal done
+        while time.perf_counter() - started < seconds:
+            records = next(batches)
+            chunks: list[Any] = [decode(record, contract, settings.max_message_bytes) for record in records]
+            for record, outcome in zip(records, await process(chunks), strict=True):
+                assert isinstance(outcome, Done) and outcome.output
+                encoded(record, outcome.output)
+            done += len(records)
+
+    await asyncio.gather(*(one_after_another() for _ in range(settings.in_flight)))
+    return done / (time.perf_counter() - started)
