@@ -57,6 +57,13 @@ def embedded(of: Chunk) -> dict[str, Any]:
     return {name: value for name, value in expanded(of).items() if not name.startswith("splade")}
 
 
+async def own_topics(settings: Settings) -> Settings:
+    """The same settings with empty topics; they stay."""
+    settings = settings.model_copy(update={"topic": f"bench-{uuid.uuid4().hex[:8]}"})
+    await topics.create(settings)
+    return settings
+
+
 async def publish(settings: Settings, stage: StageName, chunks: Iterable[Any]) -> int:
     """Fills the topic that a stage reads; returns the bytes of a record on average."""
     topic, sizes, left = topics.source(settings, stage), list[int](), iter(chunks)

@@ -12,11 +12,8 @@ can be thrown away.
 
 import asyncio
 import os
-import subprocess
 import sys
 import tempfile
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,19 +21,16 @@ from typing import Annotated, Any
 import numpy as np
 import orjson
 import typer
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from data import publish
+from data import own_topics, publish
 from matplotlib.axes import Axes
-from measure import device, save
+from measure import device, nvidia_smi, save
+from workers import rate, watched
 
-from stream import config, topics
+from stream import config
 from stream.bench.splade import embedded, random_model, whole_words
 from stream.config import Settings
 
 DIFFERENT = 512  # texts and vectors
-TENTH = 0.1  # at the beginning and at the end that does not count: workers start, workers run out of records
-EVERY = 0.25  # seconds between two looks
-LOGS = Path(".local/logs")
 
 
 def chunks(settings: Settings, records: int, tokens: int) -> Iterator[dict[str, Any]]:
@@ -47,69 +41,35 @@ def chunks(settings: Settings, records: int, tokens: int) -> Iterator[dict[str, 
         yield {**different[n % DIFFERENT], "chunk_id": f"chunk-{n}"}
 
 
-async def watched(settings: Settings, gpus: str, records: int, log: Path) -> dict[str, Any]:
+async def on_gpus(settings: Settings, gpus: str, records: int) -> dict[str, Any]:
     """Workers on these GPUs: chunks a second, and percent of the time that each GPU works."""
-    with log.open("wb") as file:
-        workers = subprocess.Popen(
-            [sys.executable, "-m", "stream", "worker", "expand", "--gpus", "all"],
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": gpus, "STREAM_WEB_PORT": "0"},
-            stderr=file,
-        )
-    samples: list[tuple[float, int]] = []
-    busy: dict[str, list[float]] = {gpu: [] for gpu in sorted(set(gpus.split(",")))}
-    target = [TopicPartition(topics.source(settings, "index"), n) for n in range(settings.partitions)]
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_servers)
-    await consumer.start()
-    try:
-        while not samples or samples[-1][1] < records * (1 - TENTH):
-            if workers.poll() is not None:
-                raise RuntimeError(f"the workers ended with {workers.returncode}; see {log}")
-            done = sum((await consumer.end_offsets(target)).values())
-            if done > records * TENTH:
-                samples.append((time.monotonic(), done))
-                for gpu, percents in busy.items():
-                    percents.append(await asyncio.to_thread(utilisation, gpu))
-            await asyncio.sleep(EVERY)
-    finally:
-        await consumer.stop()
-        workers.terminate()
-        code = workers.wait(120)
-    (began, first), (ended, last) = samples[0], samples[-1]
+    each = sorted(set(gpus.split(",")))
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    samples = await watched(
+        settings, "expand", records, "--gpus", "all", look=lambda: [utilisation(gpu) for gpu in each]
+    )
+    busy = np.mean([sample.seen for sample in samples], axis=0)
     return {
         "gpus": gpus,
-        "chunks_a_second": (last - first) / (ended - began),
-        "seconds": ended - began,
-        "busy_percent": {gpu: float(np.mean(percents)) for gpu, percents in busy.items()},
-        "exit_code": code,
+        "chunks_a_second": rate(samples),
+        "seconds": samples[-1].at - samples[0].at,
+        "busy_percent": dict(zip(each, busy.tolist(), strict=True)),
     }
 
 
-def utilisation(gpu: str) -> float:
-    """Percent of the last moments in which the GPU did something, as nvidia-smi says."""
-    return float(nvidia_smi("utilization.gpu", f"--id={gpu}"))
-
-
-def names() -> list[str]:
-    """The GPUs of this machine."""
-    return nvidia_smi("name").splitlines()
-
-
-def nvidia_smi(query: str, *options: str) -> str:
-    """A line for each GPU."""
-    asked = ["nvidia-smi", *options, f"--query-gpu={query}", "--format=csv,noheader,nounits"]
-    return subprocess.run(asked, capture_output=True, check=True, text=True).stdout
+def utilisation(gpus: list[str]) -> list[float]:
+    """Percent of the last moments in which each GPU did something, as nvidia-smi says."""
+    return [float(nvidia_smi("utilization.gpu", f"--id={gpu}")[0]) for gpu in gpus]
 
 
 async def bench(lists: list[str], records: int, tokens: int) -> list[dict[str, Any]]:
     """The lists of GPUs one after another."""
     runs = []
     for gpus in lists:
-        os.environ["STREAM_TOPIC"] = f"bench-{uuid.uuid4().hex[:8]}"
-        settings = config.load()
-        await topics.create(settings)
+        settings = await own_topics(config.load())
         await publish(settings, "expand", chunks(settings, records, tokens))
         print(f"{gpus}: {records:,} chunks of {tokens} tokens wait", file=sys.stderr)
-        runs.append(await watched(settings, gpus, records, LOGS / f"{settings.topic}.log"))
+        runs.append(await on_gpus(settings, gpus, records))
         print(orjson.dumps(runs[-1]).decode(), file=sys.stderr)
     return runs
 
@@ -131,9 +91,8 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         if "STREAM_SPLADE_MODEL" not in os.environ:
             os.environ["STREAM_SPLADE_MODEL"] = str(random_model(Path(folder)))
-        LOGS.mkdir(parents=True, exist_ok=True)
         runs = asyncio.run(bench(gpus, records, tokens))
-    machine = {"device": device(), "gpus": names()}
+    machine = {"device": device(), "gpus": nvidia_smi("name")}
     save(out, {**machine, "records": records, "tokens": tokens, "runs": runs}, lambda axes: draw(axes, runs))
 
 

@@ -1,6 +1,8 @@
 """What the benches share: processes and their memory, and a JSON with its picture."""
 
 import platform
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,15 @@ def device() -> str:
     memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
     cores = sum(line.startswith("processor") for line in Path("/proc/cpuinfo").read_text().splitlines())
     return f"{cores} cores, {memory_kib / 2**20:.0f} GiB, Python {platform.python_version()}"
+
+
+def nvidia_smi(query: str, *options: str) -> list[str]:
+    """What it says of each GPU; nothing where there is none."""
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return []
+    asked = [program, *options, f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    return subprocess.run(asked, capture_output=True, check=True, text=True).stdout.splitlines()
 
 
 def save(path: Path, results: dict[str, Any], draw: Callable[[Axes], None]) -> None:
