@@ -92,10 +92,11 @@ async def send_letter(
 
 
 @asynccontextmanager
-async def consumer(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
-    """A consumer that neither joins a group nor commits."""
+async def consumer(settings: Settings, group: str | None = None) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer to which partitions are assigned by hand, and that commits, for a group, only when told to."""
     client = AIOKafkaConsumer(
         **_reach(settings),
+        group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         fetch_max_bytes=8 * 2**20,

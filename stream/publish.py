@@ -1,7 +1,7 @@
 """Chunks from JSON lines into the topic: each line checked first, and sent as it is."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import orjson
@@ -32,11 +32,7 @@ async def publish(
     published = Published()
     async with kafka.producer(settings) as producer:
         waiting: list[asyncio.Future[object]] = []
-        for number, line in enumerate(lines, start=1):
-            progress(len(line))
-            value = line.strip()
-            if not value:
-                continue
+        for number, value in _numbered(lines, progress):
             key, wrong = check_line(value, settings.max_record_bytes)
             if wrong:
                 published.bad[number] = wrong
@@ -48,6 +44,42 @@ async def publish(
                 waiting.clear()
         await asyncio.gather(*waiting)
     return published
+
+
+@dataclass
+class Validated:
+    """How many lines are chunks, what is wrong with the others by number from 1, and what is legal but seldom meant."""
+
+    good: int = 0
+    bad: dict[int, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def validate(lines: Iterable[bytes], max_bytes: int) -> Validated:
+    """Checks lines as `publish` does; needs nothing but the lines."""
+    validated = Validated()
+    numbered = 0
+    for number, value in _numbered(lines):
+        _, wrong = check_line(value, max_bytes)
+        if wrong:
+            validated.bad[number] = wrong
+        else:
+            validated.good += 1
+            numbered += "version" in orjson.loads(value)
+    if 0 < numbered < validated.good:
+        validated.remarks.append(
+            f"{numbered:,} chunks have a version and {validated.good - numbered:,} have none: those take the time at "
+            "which they are published, which is above any number"
+        )
+    return validated
+
+
+def _numbered(lines: Iterable[bytes], progress: Callable[[int], None] = lambda _: None) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not empty, with their numbers from 1."""
+    for number, line in enumerate(lines, start=1):
+        progress(len(line))
+        if value := line.strip():
+            yield number, value
 
 
 def check_line(value: bytes, max_bytes: int) -> tuple[bytes, str | None]:

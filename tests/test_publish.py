@@ -8,7 +8,7 @@ from support import chunk, read
 
 from stream import publish as publishing
 from stream.errors import ConfigurationError
-from stream.publish import check_line, publish
+from stream.publish import check_line, publish, validate
 
 LIMIT = 10_000
 
@@ -43,6 +43,19 @@ def test_a_line_is_as_large_as_the_record_that_it_becomes():
     exactly = len(b"c1") + len(line())
     assert check_line(line(), exactly)[1] is None
     assert check_line(line(), exactly - 1)[1]
+
+
+def test_a_file_is_checked_without_kafka():
+    checked = validate([line("a"), b"", b"{", line("b", text=" ")], LIMIT)
+    assert checked.good == 1
+    assert list(checked.bad) == [3, 4]
+    assert checked.remarks == []
+
+
+def test_numbers_and_times_for_versions_in_one_file_are_remarked_on():
+    undated = json.dumps({"chunk_id": "b", "doc_id": "d", "text": "t"}).encode()
+    (remark,) = validate([line("a"), undated], LIMIT).remarks
+    assert remark.startswith("1 chunks have a version and 1 have none")
 
 
 @pytest.mark.servers

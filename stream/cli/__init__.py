@@ -9,12 +9,14 @@ from stream.cli.bench import bench
 from stream.cli.commands import app
 from stream.cli.dlq import dlq
 from stream.cli.local import local
+from stream.cli.replay import replay
 from stream.errors import Outage, StreamError
 
 INTERRUPTED = 130  # what typer exits with at Ctrl-C, as shells do: 128 + SIGINT
 
 app.add_typer(local)
 app.add_typer(dlq)
+app.add_typer(replay)
 app.add_typer(bench)
 
 

@@ -13,11 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from stream import __version__, config, errors
+from stream import delete as deleting
 from stream import doctor as diagnosis
 from stream import publish as publishing
 from stream import status as state
 from stream import topics as kafka_topics
 from stream import verify as checking
+from stream.cli.options import DryRun
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import SearchMode, Settings, StageName
 from stream.models.embeddings import EmbeddingClient
@@ -160,6 +162,54 @@ def publish(
     err.print(f"published {published.sent:,} chunks" + (f", {len(published.bad):,} bad lines" if published.bad else ""))
     if published.bad:
         raise typer.Exit(1)
+
+
+@app.command()
+def validate(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE.jsonl|-", help="One chunk a line; - is standard input.")],
+    json: Json = False,
+) -> None:
+    """Check chunks as `publish` does, without Kafka and without publishing any. Exit code 1 if any is bad."""
+    with ExitStack() as stack:
+        source, _ = _open(file, stack)
+        checked = publishing.validate(source, settings_of(context).max_record_bytes)
+    if json:
+        print_json(checked)
+    else:
+        for number, wrong in checked.bad.items():
+            out.print(f"line {number}: {wrong}", markup=False)
+        for remark in checked.remarks:
+            out.print(remark, markup=False)
+        out.print(f"{checked.good:,} good chunks, {len(checked.bad):,} bad lines")
+    if checked.bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def delete(
+    context: typer.Context,
+    doc_id: Annotated[str, typer.Option(help="The document whose chunks are to go.", show_default=False)],
+    dry_run: DryRun = False,
+) -> None:
+    """Publish a tombstone for each chunk of a document; the workers then delete them in both stores."""
+    settings = settings_of(context)
+
+    async def run() -> list[str]:
+        with progress_bars() as bars:
+            reading = bars.add_task("read", total=None)
+            tombstones = await deleting.chunks_of(
+                settings, doc_id, lambda n, of: bars.update(reading, completed=n, total=of)
+            )
+            if not dry_run:
+                sending = bars.add_task("delete", total=len(tombstones))
+                await deleting.delete(settings, tombstones, lambda n: bars.update(sending, completed=n))
+        return [tombstone.chunk_id for tombstone in tombstones]
+
+    chunk_ids = asyncio.run(run())
+    for chunk_id in chunk_ids if dry_run else ():
+        out.print(chunk_id, markup=False)
+    out.print(f"{'would delete' if dry_run else 'deleted'} {len(chunk_ids):,} chunks of {doc_id}", markup=False)
 
 
 def _open(file: str, stack: ExitStack) -> tuple[BinaryIO, int | None]:

@@ -1,10 +1,9 @@
 """`stream dlq`: dead letters."""
 
 import asyncio
-import re
 import sys
 from collections import deque
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
@@ -16,6 +15,7 @@ from stream import deadletters
 from stream import purge as purging
 from stream import redrive as redriving
 from stream.cli.commands import settings_of
+from stream.cli.options import DryRun, moment, place
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import STAGES, Settings, StageName
 from stream.deadletters import DeadLetter, Filter, Place
@@ -24,32 +24,9 @@ from stream.records import Reason
 from stream.redrive import Verdict
 
 COLUMNS = ("at", "stage", "place", "from", "key", "reason", "detail", "attempts")
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 FEWEST_LINES = 10  # of a value that are shown, however small the screen
 
 dlq = typer.Typer(name="dlq", help="Dead letters: records that could not go through.", no_args_is_help=True)
-
-
-def moment(text: str) -> int:
-    """An ISO 8601 time (UTC if it names no zone) or a duration before now, such as 90s or 2h, as ms since the epoch."""
-    if duration := re.fullmatch(r"(\d{1,6})([smhdw])", text):
-        at = datetime.now(UTC) - timedelta(**{UNITS[duration[2]]: int(duration[1])})
-    else:
-        try:
-            at = datetime.fromisoformat(text)
-        except ValueError:
-            raise typer.BadParameter(
-                f"{text!r} is neither an ISO time such as 2026-01-31T12:00 nor a duration such as 90s, 2h or 7d"
-            ) from None
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-def place(text: str) -> Place:
-    """`PARTITION@OFFSET` of the command line."""
-    try:
-        return Place.of(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 Stage = Annotated[StageName | None, typer.Option(help="Only this stage's.")]
@@ -59,7 +36,6 @@ Since = Annotated[
     int | None, typer.Option(parser=moment, metavar="TIME", help="Rejected at this time (ISO, or 2h ago: 2h) or later.")
 ]
 Until = Annotated[int | None, typer.Option(parser=moment, metavar="TIME", help="Rejected before this time.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 
 @dlq.command("ls")

@@ -94,6 +94,20 @@ async def test_nothing_at_all_is_published_without_complaint(flow):
     assert (result.exit_code, result.stderr) == (0, "published 0 chunks\n")
 
 
+def test_a_file_is_validated_where_there_is_no_kafka(settings, tmp_path):
+    (tmp_path / "chunks.jsonl").write_bytes(lines(chunk("a")) + b"{not json\n")
+    ended = process("validate", str(tmp_path / "chunks.jsonl"), STREAM_KAFKA_SERVERS=CLOSED)
+    assert (ended.code, ended.err) == (1, "")
+    assert ended.out.splitlines()[0].startswith("line 2: not JSON")
+    assert ended.out.splitlines()[1] == "1 good chunks, 1 bad lines"
+    ended = process("validate", str(tmp_path / "chunks.jsonl"), "--json", STREAM_KAFKA_SERVERS=CLOSED)
+    found = json.loads(ended.out)
+    assert (ended.code, found["good"], list(found["bad"])) == (1, 1, ["2"])
+    (tmp_path / "chunks.jsonl").write_bytes(lines(chunk("a")))
+    ended = process("validate", str(tmp_path / "chunks.jsonl"), STREAM_KAFKA_SERVERS=CLOSED)
+    assert (ended.code, ended.out) == (0, "1 good chunks, 0 bad lines\n")
+
+
 # topics, status
 
 

@@ -1,0 +1,116 @@
+"""`stream replay`: what went through a stage goes through it again."""
+
+import asyncio
+import re
+from typing import Annotated
+
+import typer
+
+from stream import replay as replaying
+from stream import topics
+from stream.cli.commands import settings_of
+from stream.cli.options import DryRun, moment
+from stream.cli.output import Json, out, print_json, progress_bars
+from stream.config import Settings, StageName
+from stream.replay import Moment, Range
+
+replay = typer.Typer(name="replay", help="Records that went through a stage go through it again.", no_args_is_help=True)
+
+Stage = Annotated[StageName, typer.Argument(help="The stage whose topic it is.", show_default=False)]
+
+
+def offsets(text: str) -> tuple[int, range]:
+    """`PARTITION@FIRST-LAST` of the command line."""
+    match = re.fullmatch(r"(\d+)@(\d+)-(\d+)", text)
+    if not match:
+        raise typer.BadParameter(f"{text!r} is not PARTITION@FIRST-LAST, such as 0@100-199", param_hint="--offsets")
+    partition, first, last = map(int, match.groups())
+    return partition, range(first, last + 1)
+
+
+def field(text: str) -> tuple[str, str]:
+    """`FIELD=VALUE` of the command line."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise typer.BadParameter(f"{text!r} is not FIELD=VALUE, such as metadata.lang=en", param_hint="--where")
+    return name, value
+
+
+def target(text: str) -> Moment:
+    """`earliest`, `latest` or a time."""
+    match text:
+        case "earliest" | "latest":
+            return text
+    return moment(text)
+
+
+@replay.command("publish")
+def publish(
+    context: typer.Context,
+    stage: Stage,
+    *,
+    since: Annotated[
+        int | None, typer.Option(parser=moment, metavar="TIME", help="Of this time (ISO, or 2h ago: 2h) or later.")
+    ] = None,
+    until: Annotated[int | None, typer.Option(parser=moment, metavar="TIME", help="Of before this time.")] = None,
+    places: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--offsets", metavar="PARTITION@FROM-UNTIL", help="Only these, both included; as often as needed."
+        ),
+    ] = None,
+    keys: Annotated[list[str] | None, typer.Option("--key", help="Only these chunks.")] = None,
+    doc_id: Annotated[str | None, typer.Option(help="Only chunks of this document.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Only with this value, such as metadata.lang=en; all must hold."),
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="At most so many records a second.")] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Publish records of the stage's topic once more; a record whose key has a newer one stays where it is."""
+    fields = dict(map(field, where or ())) | ({} if doc_id is None else {"doc_id": doc_id})
+    names = frozenset(key.encode() for key in keys or ())
+    wanted = Range(since, until, [offsets(place) for place in places or ()], names, fields)
+    settings = settings_of(context)
+    planned, sent = asyncio.run(_publish(settings, stage, wanted, rate, dry_run))
+    if json:
+        return print_json({"dry_run": dry_run, "records": sent, "older": planned.older})
+    out.print(
+        f"{'would publish' if dry_run else 'published'} {sent:,} records of {topics.source(settings, stage)} again"
+        + (f"; {planned.older:,} stay, their keys have newer ones" if planned.older else "")
+    )
+    return None
+
+
+async def _publish(
+    settings: Settings, stage: StageName, wanted: Range, rate: float | None, dry_run: bool
+) -> tuple[replaying.Plan, int]:
+    with progress_bars() as bars:
+        reading = bars.add_task("read", total=None)
+        planned = await replaying.plan(
+            settings, stage, wanted, lambda n, of: bars.update(reading, completed=n, total=of)
+        )
+        if dry_run or not planned.places:
+            return planned, len(planned.places)
+        sending = bars.add_task("publish", total=len(planned.places))
+        sent = await replaying.publish_again(
+            settings, stage, planned, rate=rate, progress=lambda n, of: bars.update(sending, completed=n, total=of)
+        )
+    return planned, sent
+
+
+@replay.command("reset")
+def reset(
+    context: typer.Context,
+    stage: Stage,
+    to: Annotated[str, typer.Option(metavar="earliest|latest|TIME", help="Where it goes on.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Set the stage's consumer group to the beginning, the end or a time; refused while its workers run."""
+    at = asyncio.run(replaying.reset(settings_of(context), stage, target(to)))
+    if json:
+        return print_json({"stage": stage, "offsets": at})
+    out.print(f"{stage} goes on at " + ", ".join(f"{partition}@{offset}" for partition, offset in sorted(at.items())))
+    return None
