@@ -1,8 +1,7 @@
 """What the two stores have in common: guarded by version, every write idempotent.
 
 The guard: a write takes effect unless the store holds a higher version of its chunk, whatever order they come in. Of
-two writes of one version the later wins. A delete counts as a version for as long as the store remembers it: Neo4j for
-ever, OpenSearch for an hour.
+two writes of one version the later wins. A delete counts as a version, and neither store forgets it.
 """
 
 import re

@@ -1,10 +1,13 @@
 """OpenSearch: a document for each chunk, its terms as `rank_features`, its text analysed as English.
 
-The guard is OpenSearch's own external versioning. It remembers a deleted document for `index.gc_deletes`.
+The guard is OpenSearch's own external versioning. It forgets what it has deleted after `index.gc_deletes`, so a deleted
+chunk leaves a document that has nothing to be found by, with its version: an older record cannot bring it back.
 """
 
 import base64
 import hashlib
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,30 +24,36 @@ from stream.outcomes import isolate
 from stream.records import Expanded, Rejected, Tombstone
 from stream.stores.base import Hit, Put, Stored, require_version
 
+log = logging.getLogger(__name__)
+
 OLDEST = "2.19"
 ID_BYTES = 512  # OpenSearch takes no longer _id
 MOST_CLAUSES = 1000  # a query may have 1,024
 NOBODY = "\x00probe"  # the name of no chunk: it may hold no control character
 
-INDEX: dict[str, Any] = {
-    "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1", "gc_deletes": "1h"}},
-    "mappings": {
-        "dynamic": "strict",
-        "properties": {
-            "chunk_id": {"type": "keyword"},
-            "doc_id": {"type": "keyword"},
-            "version": {"type": "long"},
-            "text": {"type": "text", "analyzer": "english"},
-            "table_lines": {"type": "text", "analyzer": "english"},
-            "facet_json": {"type": "object", "enabled": False},
-            "metadata": {"type": "object", "enabled": False},
-            "text_sha256": {"type": "keyword"},
-            "splade_terms": {"type": "rank_features"},
-            "splade_norm": {"type": "float"},
-            "splade_provenance": {"type": "object", "enabled": False},
-        },
-    },
+FIELDS: dict[str, Any] = {
+    "chunk_id": {"type": "keyword"},
+    "doc_id": {"type": "keyword"},
+    "version": {"type": "long"},
+    "text": {"type": "text", "analyzer": "english"},
+    "table_lines": {"type": "text", "analyzer": "english"},
+    "facet_json": {"type": "object", "enabled": False},
+    "metadata": {"type": "object", "enabled": False},
+    "text_sha256": {"type": "keyword"},
+    "splade_terms": {"type": "rank_features"},
+    "splade_norm": {"type": "float"},
+    "splade_provenance": {"type": "object", "enabled": False},
 }
+DELETED = {"deleted": {"type": "boolean"}}  # an index of an earlier version gets it when a worker starts
+INDEX: dict[str, Any] = {
+    "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1"}},
+    "mappings": {"dynamic": "strict", "properties": FIELDS | DELETED},
+}
+ALIVE = {"bool": {"must_not": {"term": {"deleted": True}}}}
+
+# Milliseconds since 1973: no producer counts its versions so far, and every timestamp is beyond.
+FIRST_TIMESTAMP = 10**11
+CONFLICT = re.compile(r"current version \[(\d+)\]")
 
 BEYOND_SUSPICION: Any = {
     "chunk_id": NOBODY,
@@ -55,7 +64,7 @@ BEYOND_SUSPICION: Any = {
     "splade_terms": {"-": 1.0},
     "splade_norm": 1.0,
 }
-PROBE = (Put(BEYOND_SUSPICION, np.zeros(0, np.float32)), Tombstone(NOBODY, 0))  # gone again in the same request
+PROBE = (Put(BEYOND_SUSPICION, np.zeros(0, np.float32)), Tombstone(NOBODY, 0))  # what is left counts as deleted
 
 
 class OpenSearchStore:
@@ -94,6 +103,7 @@ class OpenSearchStore:
                     raise
         await self._call("GET", f"/_cluster/health/{self._alias}", wait_for_status="yellow")
         await self._indexes()
+        await self._call("PUT", f"/{self._alias}/_mapping", body={"properties": DELETED})
 
     async def examine(self) -> str:
         """What is there, in a few words; raises what is wrong with it and makes nothing."""
@@ -108,7 +118,7 @@ class OpenSearchStore:
         mappings = await self._call("GET", f"/{self._alias}/_mapping")
         for index, found in mappings.items():
             fields = found["mappings"].get("properties", {})
-            for name, field in INDEX["mappings"]["properties"].items():
+            for name, field in FIELDS.items():
                 if fields.get(name, {}).get("type", "object") != field["type"]:
                     raise ConfigurationError(
                         f"OpenSearch's index {index} has no field {name} of type {field['type']}: it was not made by "
@@ -142,12 +152,15 @@ class OpenSearchStore:
     async def _send(self, writes: Sequence[Put | Tombstone]) -> list[Rejected | None]:
         body = b"".join(map(_bulk_lines, writes))
         answer = await self._call("POST", f"/{self._alias}/_bulk", body=body, require_alias="true")
-        return [_rejection(next(iter(item.values()))) for item in answer["items"]]
+        results = [item["index"] for item in answer["items"]]
+        _warn_of_two_schemes(writes, results)
+        return [_rejection(result) for result in results]
 
     async def count(self) -> int:
-        """Documents, after a refresh; none if there is no index yet."""
+        """Chunks that are not deleted, after a refresh; none if there is no index yet."""
         await self._call("POST", f"/{self._alias}/_refresh", ignore_unavailable="true")
-        return int((await self._call("GET", f"/{self._alias}/_count", ignore_unavailable="true"))["count"])
+        body = {"query": ALIVE}
+        return int((await self._call("POST", f"/{self._alias}/_count", body=body, ignore_unavailable="true"))["count"])
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
         """`complete` means that `splade_terms` is there (it may be empty)."""
@@ -157,10 +170,11 @@ class OpenSearchStore:
             "POST",
             f"/{self._alias}/_mget",
             body={"ids": [document_id(chunk_id) for chunk_id in chunk_ids]},
-            _source_includes="chunk_id,version,text_sha256,splade_terms",
+            _source_includes="chunk_id,version,text_sha256,splade_terms,deleted",
         )
         sources = [document["_source"] for document in answer["docs"] if document.get("found")]
-        return {s["chunk_id"]: Stored(s["version"], s["text_sha256"], "splade_terms" in s) for s in sources}
+        alive = [source for source in sources if not source.get("deleted")]
+        return {s["chunk_id"]: Stored(s["version"], s["text_sha256"], "splade_terms" in s) for s in alive}
 
     async def search(self, query: str, terms: Mapping[str, float], k: int) -> list[Hit]:
         """The k best chunks by the sum of BM25 on the text and the dot product of the sparse vectors."""
@@ -218,12 +232,24 @@ def _rejection(result: Mapping[str, Any]) -> Rejected | None:
     """What the answer to one line of a bulk request means; raises `Outage` if the line is not at fault."""
     status, error = result["status"], result.get("error")
     if error is None or status == 409:
-        return None  # without an error 404 means that there is nothing to delete; 409: the index has a higher version
+        return None  # 409: the index has a higher version
     cause = error.get("caused_by", {}).get("reason", "")
     sentence = f"{error['type']}: {error['reason']} {cause}".strip()
     if status != 400:
         raise Outage(f"OpenSearch does not take writes now ({status} {sentence})")
     return Rejected("refused-by-opensearch", f"OpenSearch refuses it: {sentence}")
+
+
+def _warn_of_two_schemes(writes: Sequence[Put | Tombstone], results: Sequence[Mapping[str, Any]]) -> None:
+    """Says so where a number came too late because its chunk has a timestamp for a version: every number will."""
+    for write, result in zip(writes, results, strict=True):
+        conflict = CONFLICT.search(result["error"]["reason"]) if result["status"] == 409 else None
+        if conflict and write.version < FIRST_TIMESTAMP <= int(conflict[1]):
+            log.warning(
+                "version %d of %r changes nothing, because its chunk has version %s, which is a timestamp: number its "
+                "tombstones too, or none of its records (docs/producers.md)",
+                *(write.version, write.chunk_id, conflict[1]),
+            )
 
 
 def escape(term: str) -> str:
@@ -239,11 +265,14 @@ def document_id(chunk_id: str) -> str:
 
 def _bulk_lines(write: Put | Tombstone) -> bytes:
     action = {"_id": document_id(write.chunk_id), "version": write.version, "version_type": "external_gte"}
-    if isinstance(write, Tombstone):
-        return orjson.dumps({"delete": action}) + b"\n"
-    return orjson.dumps({"index": action}) + b"\n" + orjson.dumps(_document(write.chunk)) + b"\n"
+    document = _gone(write) if isinstance(write, Tombstone) else _document(write.chunk)
+    return orjson.dumps({"index": action}) + b"\n" + orjson.dumps(document) + b"\n"
+
+
+def _gone(tombstone: Tombstone) -> dict[str, Any]:
+    return {"chunk_id": tombstone.chunk_id, "version": tombstone.version, "deleted": True}
 
 
 def _document(chunk: Expanded) -> dict[str, Any]:
-    fields = {name: value for name, value in chunk.items() if name in INDEX["mappings"]["properties"]}
+    fields = {name: value for name, value in chunk.items() if name in FIELDS}
     return fields | {"splade_terms": {escape(term): weight for term, weight in chunk["splade_terms"].items()}}

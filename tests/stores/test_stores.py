@@ -12,7 +12,7 @@ from stream.records import Tombstone
 from stream.stores import Stores, neo4j, open_stores
 from stream.stores.base import Put, Stored, require_version
 from stream.stores.neo4j import Neo4jStore
-from stream.stores.opensearch import OpenSearchStore
+from stream.stores.opensearch import FIELDS, OpenSearchStore
 
 pytestmark = pytest.mark.servers
 
@@ -73,6 +73,39 @@ async def test_of_equal_versions_the_later_wins(store):
     assert await store.stored(["c"]) == {}
     await store.write([new])
     assert await store.stored(["c"]) == {"c": stored(new)}
+
+
+async def test_a_delete_holds_after_opensearch_has_forgotten_its_deleted_documents(stores, settings):
+    """Else a record that is replayed a day later brings a deleted chunk back."""
+    index = f"/{settings.opensearch_alias}-1"
+    await stores.opensearch._call("PUT", f"{index}/_settings", body={"index": {"gc_deletes": "0ms"}})
+    for write in [put("c", version=2), Tombstone("c", 3), Tombstone("never seen", 3)]:
+        await stores.opensearch.write([write])
+    await stores.opensearch._call("POST", f"{index}/_forcemerge", max_num_segments="1")
+    await stores.opensearch.write([put("c", version=2), put("never seen", version=2)])
+    assert await stores.opensearch.stored(["c", "never seen"]) == {}
+    assert await stores.opensearch.count() == 0
+    assert await stores.opensearch.search("sockets", {"socket": 1.0}, 10) == []
+
+
+async def test_an_index_of_an_earlier_version_learns_to_remember_deletes(settings):
+    async with OpenSearchStore(settings) as store:
+        body = {"mappings": {"dynamic": "strict", "properties": FIELDS}, "aliases": {settings.opensearch_alias: {}}}
+        await store._call("PUT", f"/{settings.opensearch_alias}-1", body=body)
+        await store.set_up()
+        assert await store.write([Tombstone("c", 3), put("d")]) == {}
+        assert await store.count() == 1
+        await store._call("DELETE", f"/{settings.opensearch_alias}-1")
+
+
+async def test_numbers_that_a_timestamp_outranks_are_told(stores, caplog):
+    """Its producer thinks that it has replaced the chunk."""
+    await stores.opensearch.write([Tombstone("c", 1_795_000_000_000)])
+    await stores.opensearch.write([put("d", version=5)])
+    assert caplog.messages == []
+    await stores.opensearch.write([put("c", version=6), put("d", version=4)])
+    (message,) = caplog.messages
+    assert "version 6 of 'c' changes nothing" in message
 
 
 async def test_deleting_what_is_not_there_is_fine(store):
