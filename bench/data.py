@@ -12,7 +12,7 @@ import orjson
 
 from stream import kafka, topics
 from stream.config import Settings, StageName
-from stream.records import Chunk, Expanded, text_sha256
+from stream.records import Chunk, Expanded, sha256
 
 UNACKNOWLEDGED = 500
 
@@ -43,7 +43,7 @@ def expanded(of: Chunk) -> Expanded:
     provenance: Any = {"model": "random", "revision": "none", "parameters": {}}
     return {
         **of,
-        "text_sha256": text_sha256(of["text"]),
+        "text_sha256": sha256(of["text"]),
         "embedding_qwen": b64encode((vector / np.linalg.norm(vector)).tobytes()).decode(),
         "embedding_provenance": provenance,
         "splade_terms": {f"term{term}": weight / norm for term, weight in zip(terms, weights.tolist(), strict=True)},

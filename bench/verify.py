@@ -34,7 +34,7 @@ from stream.config import Settings, StageName
 from stream.deadletters import letter_headers
 from stream.errors import ConfigurationError
 from stream.models.embeddings import unpack
-from stream.records import Chunk, Record, Rejected, Tombstone, text_sha256
+from stream.records import Chunk, Record, Rejected, Tombstone, sha256
 from stream.stores import Stores, open_stores
 from stream.stores.base import Put
 from stream.verify import Report, verify
@@ -183,7 +183,7 @@ async def plant(settings: Settings, stores: Stores, chunks: int) -> set[str]:
     await stores.opensearch._call(  # no write of the product's leaves out the terms
         "PUT",
         f"/{settings.opensearch_alias}/_doc/{terms['chunk_id']}",
-        body=without | {"text_sha256": text_sha256(terms["text"])},
+        body=without | {"text_sha256": sha256(terms["text"])},
         version=1,
         version_type="external_gte",
     )

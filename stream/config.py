@@ -151,6 +151,9 @@ class Settings(BaseSettings):
         ge=1,
         description="Tokens of one request at most, taking three bytes for a token; a longer text goes alone.",
     )
+    embed_reuse: bool = Field(
+        True, description="Take the vector of an unchanged text from Neo4j, if it is there, instead of embedding again."
+    )
     embed_long_texts: Literal["reject", "truncate"] = Field(
         "reject",
         description="A text of more tokens than the model reads: `reject` makes it a dead letter, `truncate` cuts it.",

@@ -21,6 +21,7 @@ embed_latency_ms = Histogram(
 embed_batch_size = Histogram("embed_batch_size", "Texts of one request to the embedding server.", buckets=SIZES)
 embed_in_flight = Gauge("embed_in_flight", "Requests to the embedding server that have no answer yet.")
 embed_retries = Counter("embed_retries", "Requests to the embedding server made again, by cause.", ["cause"])
+embed_reused = Counter("embed_reused", "Chunks that got the vector which an unchanged text has had before.")
 embed_tokens = Counter("embed_tokens", "Tokens that the embedding server has read.")
 
 splade_token_budget = Gauge("stream_splade_token_budget", "Tokens that SPLADE runs on the GPU at once.")

@@ -114,8 +114,8 @@ class Rejected:
 Outcome = Done | Rejected
 
 
-def text_sha256(text: str) -> str:
-    """SHA-256 of a text as UTF-8, hexadecimal: tells whether a chunk's text has changed."""
+def sha256(text: str) -> str:
+    """SHA-256 of a string as UTF-8, hexadecimal: tells whether a text has changed, or a vector as it travels."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -21,7 +21,7 @@ from stream.config import STAGES, Settings
 from stream.deadletters import DeadLetter
 from stream.errors import ConfigurationError
 from stream.kafka import read_to_end
-from stream.records import Record, Rejected, Tombstone, decode, text_sha256
+from stream.records import Record, Rejected, Tombstone, decode, sha256
 from stream.stores import Stores
 from stream.stores.base import Store, Stored
 
@@ -194,24 +194,24 @@ async def _compare(db: sqlite3.Connection, stores: Sequence[Store], progress: Pr
     done, last = 0, ""
     while page := db.execute(UNSETTLED, (last, PAGE)).fetchall():
         found = await asyncio.gather(*(store.stored([chunk_id for chunk_id, *_ in page]) for store in stores))
-        for chunk_id, version, sha256 in page:
+        for chunk_id, version, digest in page:
             held = [stored.get(chunk_id) for stored in found]
             bits = sum(1 << i for i, stored in enumerate(held) if stored)
-            wrongs = [_difference(version, sha256, stored) for stored in held]
+            wrongs = [_difference(version, digest, stored) for stored in held]
             wrong = ", ".join(f"{store.name} {what}" for store, what in zip(stores, wrongs, strict=True) if what)
             db.execute("UPDATE chunks SET held = ?, wrong = ? WHERE chunk_id = ?", (bits, wrong, chunk_id))
         done, last = done + len(page), page[-1][0]
         progress(done, total)
 
 
-def _difference(version: int, sha256: bytes | None, stored: Stored | None) -> str | None:
-    if sha256 is None:
+def _difference(version: int, digest: bytes | None, stored: Stored | None) -> str | None:
+    if digest is None:
         return "still has it, although it was deleted" if stored else None
     if stored is None:
         return "does not have it"
     if stored.version != version:
         return f"has version {stored.version}, the topic {version}"
-    if stored.text_sha256 != sha256.hex():
+    if stored.text_sha256 != digest.hex():
         return "has another text"
     return None if stored.complete else "has it without its vector or terms"
 
@@ -229,4 +229,4 @@ async def _report(db: sqlite3.Connection, stores: Sequence[Store]) -> Report:
 
 
 def _digest(text: str) -> bytes:
-    return bytes.fromhex(text_sha256(text))
+    return bytes.fromhex(sha256(text))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from support import vector
 
 from stream.config import STAGES, Settings, StageName
-from stream.records import MAX_VERSION, Reason, Record, text_sha256
+from stream.records import MAX_VERSION, Reason, Record, sha256
 
 CASE_HEADER = "test.case"  # the number of the case in its batch: it travels with whatever the record leads to
 NOW = int(time.time() * 1000) // 86_400_000 * 86_400_000  # the last midnight: the same all day
@@ -157,7 +157,7 @@ class Good:
         self.values = st.builds(self._with_text, st.fixed_dictionaries(fields, optional=optional), texts)
 
     def _with_text(self, value: dict[str, Any], text: str) -> dict[str, Any]:
-        hashed = {} if self.stage == "embed" else {"text_sha256": text_sha256(text)}
+        hashed = {} if self.stage == "embed" else {"text_sha256": sha256(text)}
         return {**value, "text": text} | hashed
 
     def record(self, value: Any, chunk_id: str | bytes | None, headers: Any = (), timestamp: int = NOW) -> Record:
@@ -331,7 +331,7 @@ def control_characters_in_the_text(draw, good):
     value = draw(good.values)
     begun = draw(st.text(st.characters(categories=["Cc"]), max_size=5))
     text = begun + draw(st.sampled_from(["\x00", "\x00text", "t"]))
-    hashed = {} if good.stage == "embed" else {"text_sha256": text_sha256(text)}
+    hashed = {} if good.stage == "embed" else {"text_sha256": sha256(text)}
     return good.spoilt(value, text=text, **hashed)
 
 
@@ -388,7 +388,7 @@ def sized(good: Good, value: dict[str, Any], size: int) -> Record:
     """The value with a text that makes its record as large as said."""
     blank = good.spoilt(value, text="").size
     text = "x" * (size - blank)
-    hashed = {} if good.stage == "embed" else {"text_sha256": text_sha256(text)}
+    hashed = {} if good.stage == "embed" else {"text_sha256": sha256(text)}
     return good.spoilt(value, text=text, **hashed)
 
 

@@ -20,7 +20,7 @@ from stream import kafka
 from stream.config import Settings, StageName
 from stream.contracts import Contract
 from stream.models.splade import SparseVector
-from stream.records import Chunk, Expanded, Headers, Record, Tombstone, text_sha256
+from stream.records import Chunk, Expanded, Headers, Record, Tombstone, sha256
 from stream.stores import Stores
 
 CONTRACTS: dict[StageName, Contract] = {"embed": "chunk", "expand": "embedded", "index": "expanded"}
@@ -40,7 +40,7 @@ def expanded(chunk_id: str = "c1", text: str = "a text about sockets", version: 
     provenance = {"model": "m", "revision": "r", "parameters": {}}
     return {
         **chunk(chunk_id, text, version),
-        "text_sha256": text_sha256(text),
+        "text_sha256": sha256(text),
         "embedding_qwen": vector(len(chunk_id) + version),
         "embedding_provenance": provenance,
         "splade_terms": {"socket": 0.8, "...": 0.6},

@@ -13,7 +13,7 @@ from stream import __version__, topics
 from stream.config import STAGES, Settings
 from stream.contracts import SCHEMAS, problem
 from stream.models.embeddings import unpack
-from stream.records import Tombstone, decode, text_sha256
+from stream.records import Tombstone, decode, sha256
 
 DOCUMENT = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text())
 CHANNELS = DOCUMENT["channels"].values()
@@ -94,7 +94,7 @@ def test_an_example_keeps_the_contract_of_its_message(message, example):
 @pytest.mark.parametrize(("message", "example"), examples("embedded", "expanded"))
 def test_an_example_says_the_truth_about_its_own_text_and_vector(message, example):
     chunk = example["payload"]
-    assert chunk["text_sha256"] == text_sha256(chunk["text"])
+    assert chunk["text_sha256"] == sha256(chunk["text"])
     vector = unpack(chunk["embedding_qwen"])
     assert np.linalg.norm(vector) == pytest.approx(1)
     assert len(vector) == chunk["embedding_provenance"]["parameters"]["dimensions"]

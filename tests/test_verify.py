@@ -15,7 +15,7 @@ from stream import verify as checking
 from stream.config import Settings, StageName
 from stream.deadletters import Filter, letter_headers
 from stream.errors import ConfigurationError
-from stream.records import Headers, Record, Rejected, text_sha256
+from stream.records import Headers, Record, Rejected, sha256
 from stream.redrive import plan, redrive
 from stream.stores.base import Stored
 from stream.verify import Report, verify
@@ -47,7 +47,7 @@ class Stores(SimpleNamespace):
 
     def hold(self, chunk_id: str, text: str = "a text about sockets", version: int = 1, complete: bool = True) -> None:
         for store in self.both:
-            store.held[chunk_id] = Stored(version, text_sha256(text), complete)
+            store.held[chunk_id] = Stored(version, sha256(text), complete)
 
 
 @pytest.fixture
@@ -122,10 +122,10 @@ async def test_a_tombstone_counts_by_its_version(flow, both):
     ("held", "sentence"),
     [
         (None, "does not have it"),
-        (Stored(3, text_sha256("t"), True), "has version 3, the topic 2"),
-        (Stored(1, text_sha256("t"), True), "has version 1, the topic 2"),
-        (Stored(2, text_sha256("another"), True), "has another text"),
-        (Stored(2, text_sha256("t"), False), "has it without its vector or terms"),
+        (Stored(3, sha256("t"), True), "has version 3, the topic 2"),
+        (Stored(1, sha256("t"), True), "has version 1, the topic 2"),
+        (Stored(2, sha256("another"), True), "has another text"),
+        (Stored(2, sha256("t"), False), "has it without its vector or terms"),
     ],
 )
 async def test_what_one_store_has_wrong_is_said_of_it_alone(flow, both, store, held, sentence):

@@ -35,7 +35,7 @@ from stream.models.float8 import Float8Model
 from stream.models.padded import PaddedModel
 from stream.models.splade import SparseEncoder
 from stream.models.windows import Windows
-from stream.records import Embedded, Record, text_sha256
+from stream.records import Embedded, Record, sha256
 from stream.stages.expand import expand
 
 BATCH = 256  # texts, as they come from Kafka
@@ -281,7 +281,7 @@ def embedded(n: int, text: str) -> Embedded:
         "doc_id": "document",
         "text": text,
         "version": 1,
-        "text_sha256": text_sha256(text),
+        "text_sha256": sha256(text),
         "embedding_qwen": b64encode((vector / np.linalg.norm(vector)).tobytes()).decode(),
         "embedding_provenance": {"model": "random", "revision": "none", "parameters": {}},
     }

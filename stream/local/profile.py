@@ -94,6 +94,7 @@ class Profile:
             "STREAM_KAFKA_SERVERS": f"{HOST}:{self.kafka_port}",
             "STREAM_PARTITIONS": "2",
             "STREAM_EMBED_URL": f"http://{HOST}:{self.embedder_port}",
+            "STREAM_EMBED_REVISION": "development",  # it answers under the real model's name
             "STREAM_SPLADE_MODEL": str(self.home / "models" / "splade"),
             "STREAM_NEO4J_URI": f"bolt://{HOST}:{self.neo4j_port}",
             "STREAM_NEO4J_USER": "neo4j",

@@ -226,6 +226,11 @@ def unpack(vector: str) -> Vector:
     return np.frombuffer(base64.b64decode(vector, validate=True), "<f4")
 
 
+def pack(vector: Vector) -> str:
+    """Numbers as they travel: the reverse of `unpack`."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
 def has_unit_norm(vectors: Vector) -> npt.NDArray[np.bool_]:
     """Which of the vectors (..., d) are finite and of unit norm, as closely as bfloat16 can say it."""
     norms: npt.NDArray[np.float64] = np.linalg.norm(vectors.astype(np.float64), axis=-1)

@@ -1,31 +1,39 @@
 """embed: chunks to chunks with a dense vector."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from stream.batches import split
 from stream.models.embeddings import EmbeddingClient, estimated_tokens
 from stream.outcomes import isolate
-from stream.records import Chunk, Done, Embedded, Outcome, Rejected, text_sha256
+from stream.records import Chunk, Done, Embedded, Outcome, Rejected, sha256
+
+Known = Callable[[Sequence[Chunk]], Awaitable[Sequence[str | None]]]
 
 
-async def embed(chunks: Sequence[Chunk], *, client: EmbeddingClient, request_tokens: int) -> list[Outcome]:
+async def embed(
+    chunks: Sequence[Chunk], *, client: EmbeddingClient, request_tokens: int, known: Known | None = None
+) -> list[Outcome]:
     """Embeds the text of each chunk; a text that the server refuses is rejected alone. Raises `Outage`.
 
-    One request carries at most about `request_tokens` tokens.
+    One request carries at most about `request_tokens` tokens. A chunk whose vector is `known` is not embedded.
     """
-    vectors: list[str | Rejected] = []
-    for texts in split([chunk["text"] for chunk in chunks], estimated_tokens, request_tokens):
-        vectors += await isolate(texts, client.embed, "refused-by-model")
+    vectors = await known(chunks) if known else [None] * len(chunks)
+    new = [chunk["text"] for chunk, vector in zip(chunks, vectors, strict=True) if vector is None]
+    made: list[str | Rejected] = []
+    for texts in split(new, estimated_tokens, request_tokens):
+        made += await isolate(texts, client.embed, "refused-by-model")
+    rest = iter(made)
+    complete = [next(rest) if vector is None else vector for vector in vectors]
     return [
         vector if isinstance(vector, Rejected) else Done(dict(_embedded(chunk, vector, client)))
-        for chunk, vector in zip(chunks, vectors, strict=True)
+        for chunk, vector in zip(chunks, complete, strict=True)
     ]
 
 
 def _embedded(chunk: Chunk, vector: str, client: EmbeddingClient) -> Embedded:
     return {
         **chunk,
-        "text_sha256": text_sha256(chunk["text"]),
+        "text_sha256": sha256(chunk["text"]),
         "embedding_qwen": vector,
         "embedding_provenance": client.provenance,
     }

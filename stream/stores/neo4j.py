@@ -4,6 +4,7 @@ A deleted chunk leaves a node `:DeletedChunk` with its version, so that an older
 cannot be a property, so `facet_json` and `metadata` are JSON strings.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +16,12 @@ from neo4j.exceptions import DriverError, Neo4jError
 from stream import tls
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
-from stream.models.embeddings import Vector
+from stream.models.embeddings import Vector, pack
 from stream.outcomes import isolate
-from stream.records import Rejected, Tombstone
+from stream.records import Provenance, Rejected, Tombstone, sha256
 from stream.stores.base import Hit, Put, Stored, require_version
+
+log = logging.getLogger(__name__)
 
 OLDEST = "5.26"
 
@@ -63,6 +66,13 @@ UNWIND $chunk_ids AS chunk_id
 MATCH (chunk:Chunk {chunk_id: chunk_id})
 RETURN chunk.chunk_id AS chunk_id, chunk.version AS version, chunk.text_sha256 AS text_sha256,
        size(chunk.embedding_qwen) AS dimensions
+"""
+
+VECTORS = """
+UNWIND $chunk_ids AS chunk_id
+MATCH (chunk:Chunk {chunk_id: chunk_id})
+RETURN chunk.chunk_id AS chunk_id, chunk.text_sha256 AS text_sha256, chunk.embedding_provenance AS provenance,
+       chunk.embedding_sha256 AS digest, chunk.embedding_qwen AS vector
 """
 
 NEAREST = """
@@ -164,6 +174,22 @@ class Neo4jStore:
         wanted = self._settings.embed_dimensions
         return {r["chunk_id"]: Stored(r["version"], r["text_sha256"], r["dimensions"] == wanted) for r in rows}
 
+    async def vectors(self, chunk_ids: Sequence[str], provenance: Provenance) -> dict[str, tuple[str, str]]:
+        """Vectors of these chunks that were made so, as `text_sha256` and what travels (`embedding_qwen`).
+
+        One that is not what was once written is left out, with a warning.
+        """
+        found = {}
+        for row in await self._run(VECTORS, chunk_ids=list(chunk_ids)):
+            if row["provenance"] != _json(provenance) or row["digest"] is None:
+                continue
+            vector = pack(np.array(row["vector"] or (), np.float32))
+            if sha256(vector) == row["digest"]:
+                found[row["chunk_id"]] = row["text_sha256"], vector
+            else:
+                log.warning("Neo4j's vector of %r is not what was written: it is made anew", row["chunk_id"])
+        return found
+
     async def nearest(self, vector: Vector, k: int) -> list[Hit]:
         """The k chunks whose vectors (dimensions,) are nearest by cosine, approximately; score is (1 + cosine) / 2."""
         rows = await self._run(NEAREST, index=self._settings.neo4j_index, k=k, vector=vector.astype(np.float64))
@@ -212,6 +238,7 @@ def _row(put: Put) -> dict[str, Any]:
         "metadata": _json(chunk.get("metadata")),
         "text_sha256": chunk["text_sha256"],
         "embedding_provenance": _json(chunk["embedding_provenance"]),
+        "embedding_sha256": sha256(pack(put.vector)),
     }
     # The driver packs numpy's float64 six times faster than a list, and Bolt has no float32.
     return {

@@ -23,7 +23,7 @@ from stream import redrive as redriving
 from stream.cli import app
 from stream.config import Settings, StageName
 from stream.deadletters import ATTEMPTS_HEADER, LEFT_OUT_HEADER, DeadLetter, letter_headers, without_letter
-from stream.records import Headers, Reason, Record, Rejected, header, text_sha256
+from stream.records import Headers, Reason, Record, Rejected, header, sha256
 from stream.status import caught_up
 from stream.stores.base import Stored
 from stream.verify import verify
@@ -340,9 +340,7 @@ async def test_a_letter_sent_twice_is_the_same_bytes_and_the_stores_are_right(fl
         await caught_up(flow)
     report = await verify(flow, stores)
     assert (report.published, report.indexed, report.different) == (1, 1, 0)
-    assert await stores.neo4j.stored(["a"]) == {
-        "a": Stored(original.timestamp, text_sha256("a text about sockets"), True)
-    }
+    assert await stores.neo4j.stored(["a"]) == {"a": Stored(original.timestamp, sha256("a text about sockets"), True)}
 
 
 @pytest.mark.parametrize("value", [BROKEN, None])

@@ -8,7 +8,7 @@ import pytest
 from support import chunk, expanded, sparse_vector
 
 from stream.errors import Outage, Refused
-from stream.records import Done, Rejected, Tombstone, text_sha256
+from stream.records import Done, Rejected, Tombstone, sha256
 from stream.stages.embed import embed
 from stream.stages.expand import expand, parts
 from stream.stages.index import index
@@ -25,11 +25,27 @@ async def test_embed_adds_the_vector_its_origin_and_the_hash_of_the_text():
     client = SimpleNamespace(embed=vectors, provenance=PROVENANCE)
     a, bad, b = chunk("a", "one"), chunk("b", "bad"), chunk("c", "two", metadata={"k": 1})
     first, second, third = await embed([a, bad, b], client=client, request_tokens=100)
-    added = {"text_sha256": text_sha256("one"), "embedding_qwen": "vector of one", "embedding_provenance": PROVENANCE}
+    added = {"text_sha256": sha256("one"), "embedding_qwen": "vector of one", "embedding_provenance": PROVENANCE}
     assert first == Done(a | added)
     assert second == Rejected("refused-by-model", "too long")
     assert third.output["metadata"] == {"k": 1}
     assert third.output["embedding_qwen"] == "vector of two"
+
+
+async def test_only_what_is_not_known_is_embedded():
+    async def vectors(texts):
+        if "bad" in texts:
+            raise Refused("too long")
+        return [f"vector of {text}" for text in texts]
+
+    async def known(chunks):
+        return ["known" if each["text"] == "old" else None for each in chunks]
+
+    client = SimpleNamespace(embed=vectors, provenance=PROVENANCE)
+    chunks = [chunk(str(n), text) for n, text in enumerate(["old", "new", "bad", "old", "last"])]
+    outcomes = await embed(chunks, client=client, request_tokens=100, known=known)
+    found = [o.output["embedding_qwen"] if isinstance(o, Done) else o.reason for o in outcomes]
+    assert found == ["known", "vector of new", "refused-by-model", "known", "vector of last"]
 
 
 async def test_a_request_carries_no_more_tokens_than_it_may():

@@ -22,7 +22,7 @@ def test_cypher_is_made_of_constants_and_of_the_index_s_name_which_is_checked():
     names = {part.id for part in parts if isinstance(part, ast.Name)}
     assert len(statements()) > 5
     assert formatted == {"settings.neo4j_index"}
-    assert names == {"settings", "constraint", "PUT", "DELETE", "STORED", "NEAREST"}
+    assert names == {"settings", "constraint", "PUT", "DELETE", "STORED", "VECTORS", "NEAREST"}
     assert all(isinstance(constant, str) for constant in (*neo4j.CONSTRAINTS, neo4j.PUT, neo4j.DELETE, neo4j.STORED))
     assert not any(isinstance(part, ast.BinOp | ast.Call) for part in parts)
 
