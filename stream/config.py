@@ -122,6 +122,9 @@ class Settings(BaseSettings):
         description="Seconds to retry a batch while something outside is down; then the worker exits with 75.",
     )
     drain_timeout: float = Field(30, gt=0, description="Seconds to finish what is in flight on SIGTERM or revocation.")
+    rate_limit: float | None = Field(
+        None, gt=0, description="Records a second that a worker takes on average at most; none is as many as it can."
+    )
     commit_interval: float = Field(0.5, gt=0, description="Seconds between commits of acknowledged offsets.")
     session_timeout: float = Field(30, gt=0, description="Seconds after which Kafka gives up a silent worker.")
     instance: str = Field(
@@ -207,6 +210,14 @@ class Settings(BaseSettings):
         pattern=IDENTIFIER,
         max_length=200,
         description="OpenSearch's alias; the first index behind it has -1 at its end.",
+    )
+    flow: str = Field(
+        "",
+        pattern=r"^[a-z0-9]*$",
+        description="A name for topics, groups and a live generation of their own, for another model.",
+    )
+    generation: int | None = Field(
+        None, ge=1, description="The generation of both stores that is read and written; none is the live one."
     )
     store_timeout: float = Field(60, gt=0, description="Seconds for one call of a store to answer.")
 

@@ -1,22 +1,20 @@
 """A worker for each GPU of this machine, as processes that share nothing but the consumer group."""
 
-import ctypes
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from types import FrameType
 
+from stream import children
 from stream.config import Settings, StageName
 from stream.errors import GpuRequired, Outage
 from stream.worker import WEB_PORTS
 
 PORTS_APART = 100  # between the web ports of two GPUs' workers: the stages' own lie between
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def visible() -> list[str]:
@@ -44,10 +42,7 @@ def run(stage: StageName, settings: Settings, assignments: Mapping[str, str], gp
     workers = []
     for n, gpu in enumerate(gpus):
         own = {"instance": f"{settings.instance}-gpu{n}", "web_port": str(port and port + PORTS_APART * n)}
-        options = [f"--set={name}={value}" for name, value in {**assignments, **own}.items()]
-        command = [sys.executable, "-m", "stream", *options, "worker", stage]
-        environment = os.environ | {VARIABLE: gpu}
-        workers.append(subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent))  # noqa: S603, PLW1509
+        workers.append(children.worker(stage, {**assignments, **own}, {VARIABLE: gpu}))
 
     def stop(number: int, frame: FrameType | None) -> None:
         for worker in workers:
@@ -62,8 +57,3 @@ def run(stage: StageName, settings: Settings, assignments: Mapping[str, str], gp
     for worker in workers:
         worker.wait()
     return first.returncode if first.returncode >= 0 else Outage.exit_code
-
-
-def _end_with_parent() -> None:
-    """Linux sends this process SIGTERM when the one that started it dies, by kill -9 too."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

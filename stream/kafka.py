@@ -105,6 +105,13 @@ async def consumer(settings: Settings, group: str | None = None) -> AsyncIterato
         yield started
 
 
+async def commit(settings: Settings, group: str, offsets: Mapping[TopicPartition, int]) -> None:
+    """Sets a consumer group's offsets from outside; raises `CommitFailedError` while it has members."""
+    async with consumer(settings, group=group) as client:
+        client.assign(list(offsets))
+        await client.commit(dict(offsets))
+
+
 async def partitions(client: AIOKafkaAdminClient, topics: Iterable[str]) -> list[TopicPartition]:
     """All partitions of the topics; raises `ConfigurationError` if a topic is missing."""
     described = await client.describe_topics(list(topics))

@@ -35,6 +35,7 @@ from stream.config import Settings, StageName
 from stream.contracts import Contract
 from stream.errors import Outage
 from stream.outputs import Outputs
+from stream.pace import Pace
 from stream.records import Done, Outcome, Record, Rejected, Tombstone, decode
 from stream.topics import source
 
@@ -92,6 +93,7 @@ class BatchLoop:
         self._publishing: float | None = None  # since when
         self._outputs = Outputs(stage.name, producer, letters, settings)
         self._fail = fail
+        self._pace = Pace(settings.rate_limit)
         self._room = asyncio.Semaphore(1 if stage.writes_stores else settings.in_flight)
         self._started: asyncio.Queue[_Batch] = asyncio.Queue()
         self._in_flight = 0
@@ -152,6 +154,7 @@ class BatchLoop:
         try:
             async for events in stream.noack_take(self.settings.batch_size, within=self.settings.batch_within):
                 for part in split(events, _bytes, self.settings.batch_bytes):
+                    await self._pace.turn(len(part))
                     await self._room.acquire()
                     self._start(stream, part)
         except Exception as error:

@@ -9,22 +9,21 @@ the newer record. What a producer publishes meanwhile may be overtaken by a copy
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import CommitFailedError, MessageSizeTooLargeError
+from aiokafka.errors import MessageSizeTooLargeError
 from aiokafka.structs import RecordMetadata
 
 from stream import kafka, topics
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError
+from stream.pace import Pace
 from stream.records import Record
 
-_sleep, _clock = asyncio.sleep, time.monotonic
 UNACKNOWLEDGED = 500  # copies on their way to Kafka at most
 
 Progress = Callable[[int, int], None]  # how many, of how many
@@ -128,15 +127,13 @@ class _Copies:
     def __init__(self, producer: AIOKafkaProducer, topic: str, rate: float | None) -> None:
         self._producer = producer
         self._topic = topic
-        self._rate = rate
-        self._started = _clock()
+        self._pace = Pace(rate)
         self._waiting: list[tuple[Name, asyncio.Future[RecordMetadata]]] = []
         self._at: dict[Name, int] = {}
         self.sent = 0
 
     async def send(self, record: Record) -> None:
-        if self._rate:
-            await _sleep(max(self._started + self.sent / self._rate - _clock(), 0))
+        await self._pace.turn()
         try:
             sending = await self._producer.send(
                 self._topic,
@@ -176,21 +173,13 @@ class _Copies:
 async def reset(settings: Settings, stage: StageName, to: Moment) -> dict[int, int]:
     """Sets a stage's consumer group to the beginning, the end or a moment; returns the offsets by partition.
 
-    Raises `ConfigurationError` if the group has members: they would commit their own offsets over it.
+    Raises `CommitFailedError` if the group has members: they would commit their own offsets over it.
     """
-    source, group = topics.source(settings, stage), topics.group(settings, stage)
     async with kafka.admin(settings) as admin:
-        partitions = await kafka.partitions(admin, [source])
-    async with kafka.consumer(settings, group=group) as client:
-        client.assign(partitions)
+        partitions = await kafka.partitions(admin, [topics.source(settings, stage)])
+    async with kafka.consumer(settings) as client:
         offsets = await _offsets(client, partitions, to)
-        try:
-            await client.commit(offsets)
-        except CommitFailedError:
-            raise ConfigurationError(
-                f"workers of {stage} are running, or were within the last {settings.session_timeout:g} s: stop them, "
-                "and wait so long"
-            ) from None
+    await kafka.commit(settings, topics.group(settings, stage), offsets)
     return {tp.partition: offset for tp, offset in offsets.items()}
 
 

@@ -36,10 +36,11 @@ class StageStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Of all stages, in the flow's order, and chunks by store."""
+    """Of all stages, in the flow's order, and chunks by store; `origins` are those by what made their vectors."""
 
     stages: list[StageStatus]
     stores: Mapping[str, int]
+    origins: Mapping[str, Mapping[str, int]]
 
 
 async def status(settings: Settings, stores: Stores) -> Status:
@@ -48,7 +49,11 @@ async def status(settings: Settings, stores: Stores) -> Status:
         replace(look, dead_letters=await deadletters.waiting(settings, look.stage)) if look.dead_letters else look
         for look in await stages(settings)
     ]
-    return Status(found, {store.name: await store.count() for store in stores.both})
+    return Status(
+        found,
+        {store.name: await store.count() for store in stores.both},
+        {store.name: await store.origins() for store in stores.both},
+    )
 
 
 async def caught_up(
@@ -80,7 +85,7 @@ async def stages(settings: Settings) -> list[StageStatus]:
         found = []
         for stage in STAGES:
             source, letters = topics.source(settings, stage), topics.dead_letters(settings, stage)
-            offsets = await _committed(admin, topics.group(settings, stage))
+            offsets = await committed(admin, topics.group(settings, stage))
             mine = [tp for tp in partitions if tp.topic == source]
             found.append(
                 StageStatus(
@@ -100,7 +105,8 @@ async def stages(settings: Settings) -> list[StageStatus]:
     stop=stop_after_delay(15),
     reraise=True,
 )
-async def _committed(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartition, int]:
+async def committed(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartition, int]:
+    """What a consumer group has committed; nothing for a partition of which it has not."""
     committed = await admin.list_consumer_group_offsets(group)
     return {tp: meta.offset for tp, meta in committed.items() if meta.offset >= 0}
 

@@ -17,11 +17,8 @@ DLQ = ".dlq"
 
 def source(settings: Settings, stage: StageName) -> str:
     """The topic that a stage consumes."""
-    return {
-        "embed": settings.topic,
-        "expand": f"{settings.topic}.embedded",
-        "index": f"{settings.topic}.expanded",
-    }[stage]
+    own = _own(settings)
+    return {"embed": settings.topic, "expand": f"{own}.embedded", "index": f"{own}.expanded"}[stage]
 
 
 def target(settings: Settings, stage: StageName) -> str | None:
@@ -31,12 +28,17 @@ def target(settings: Settings, stage: StageName) -> str | None:
 
 def dead_letters(settings: Settings, stage: StageName) -> str:
     """The topic of a stage's dead letters."""
-    return f"{settings.topic}.{stage}{DLQ}"
+    return f"{_own(settings)}.{stage}{DLQ}"
 
 
 def group(settings: Settings, stage: StageName) -> str:
-    """The consumer group of a stage."""
-    return f"{settings.topic}.{stage}"
+    """The consumer group of a stage; whoever writes a generation that is not live has one of its own."""
+    generation = f".{settings.generation}" if settings.generation and stage == "index" else ""
+    return f"{_own(settings)}.{stage}{generation}"
+
+
+def _own(settings: Settings) -> str:
+    return f"{settings.topic}.{settings.flow}" if settings.flow else settings.topic
 
 
 def definitions(settings: Settings, replicas: int) -> Iterator[NewTopic]:

@@ -122,4 +122,4 @@ async def stores(settings: Settings) -> AsyncIterator[Stores]:
         await opened.set_up()
         await empty_neo4j(opened)
         yield opened
-        await opened.opensearch._call("DELETE", f"/{settings.opensearch_alias}-1")
+        await opened.opensearch._call("DELETE", f"/{settings.opensearch_alias}-*", ignore_unavailable="true")

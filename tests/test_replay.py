@@ -15,6 +15,7 @@ from stream import kafka, topics
 from stream import replay as replaying
 from stream.cli import app
 from stream.errors import ConfigurationError
+from stream.pace import Pace
 from stream.replay import Range, plan, publish_again, reset
 from stream.status import caught_up, stages
 
@@ -112,19 +113,18 @@ async def test_what_is_published_meanwhile_stays_the_newest(flow, monkeypatch):
 
 
 @pytest.mark.servers
-async def test_it_goes_no_faster_than_it_is_told(flow, monkeypatch):
-    for n in range(5):
+async def test_every_copy_waits_for_its_turn(flow, monkeypatch):
+    turns = []
+
+    class Counted(Pace):
+        async def turn(self, count=1):
+            turns.append((self._rate, count))
+
+    monkeypatch.setattr(replaying, "Pace", Counted)
+    for n in range(3):
         await send(flow, f"c{n}", body(f"c{n}"))
-    pauses, now = [], [100.0]
-
-    async def sleep(seconds):
-        pauses.append(seconds)
-        now[0] += seconds
-
-    monkeypatch.setattr(replaying, "_sleep", sleep)
-    monkeypatch.setattr(replaying, "_clock", lambda: now[0])
     await replayed(flow, rate=4)
-    assert pauses == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
+    assert turns == [(4, 1)] * 3
 
 
 @pytest.mark.servers
@@ -144,7 +144,7 @@ async def test_a_group_is_set_back_only_while_no_worker_runs(flow):
     async with Worker("embed", port=port) as worker:
         await caught_up(flow, ["embed"])
         with pytest.raises(ConfigurationError, match="workers of embed are running"):
-            await reset(flow, "embed", "earliest")
+            await asyncio.to_thread(stream, "reset", "embed", "--to", "earliest")
         assert await worker.end(signal.SIGTERM) == 0
     await left(flow)
     assert sum((await reset(flow, "embed", "earliest")).values()) == 0

@@ -79,10 +79,15 @@ async def test_one_look_holds_the_stages_and_both_stores(flow):
     async def count() -> int:
         return 7
 
-    stores = SimpleNamespace(both=[SimpleNamespace(name=name, count=count) for name in ("Neo4j", "OpenSearch")])
+    async def origins() -> dict[str, int]:
+        return {"{}": 7}
+
+    both = [SimpleNamespace(name=name, count=count, origins=origins) for name in ("Neo4j", "OpenSearch")]
+    stores = SimpleNamespace(both=both)
     found = await status.status(flow, stores)
     assert [stage.stage for stage in found.stages] == list(STAGES)
     assert found.stores == {"Neo4j": 7, "OpenSearch": 7}
+    assert found.origins == {"Neo4j": {"{}": 7}, "OpenSearch": {"{}": 7}}
 
 
 async def test_caught_up_waits_for_the_last_record_and_shows_its_looks(flow):

@@ -9,6 +9,7 @@ from stream.cli.bench import bench
 from stream.cli.commands import app
 from stream.cli.dlq import dlq
 from stream.cli.local import local
+from stream.cli.reindex import reindex
 from stream.cli.replay import replay
 from stream.errors import Outage, StreamError
 
@@ -17,6 +18,7 @@ INTERRUPTED = 130  # what typer exits with at Ctrl-C, as shells do: 128 + SIGINT
 app.add_typer(local)
 app.add_typer(dlq)
 app.add_typer(replay)
+app.add_typer(reindex)
 app.add_typer(bench)
 
 

@@ -234,14 +234,25 @@ def status(context: typer.Context, json: Json = False) -> None:
     found = asyncio.run(look())
     if json:
         stages = {s.stage: {"total": s.total, "lag": s.lag, "dead_letters": s.dead_letters} for s in found.stages}
-        return print_json({"stages": stages, "stores": found.stores})
+        return print_json({"stages": stages, "stores": found.stores, "origins": found.origins})
     table = Table("stage", "records", "lag", "dead letters")
     for s in found.stages:
         table.add_row(s.stage, f"{s.total:,}", f"{s.lag:,}", f"{s.dead_letters:,}")
     out.print(table)
     for name, count in found.stores.items():
         out.print(f"{name}: {count:,} chunks")
+        for origin, n in found.origins[name].items():
+            out.print(f"  {n:,} of {_origin(origin)}", markup=False)
     return None
+
+
+def _origin(provenance: str) -> str:
+    """A provenance for a person."""
+    if not provenance:
+        return "an earlier version, which did not say"
+    made = orjson.loads(provenance)
+    parameters = ", ".join(f"{name} {value}" for name, value in made["parameters"].items())
+    return f"{made['model']} at {made['revision']}" + (f" ({parameters})" if parameters else "")
 
 
 @app.command()

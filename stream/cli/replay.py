@@ -5,6 +5,7 @@ import re
 from typing import Annotated
 
 import typer
+from aiokafka.errors import CommitFailedError
 
 from stream import replay as replaying
 from stream import topics
@@ -12,6 +13,7 @@ from stream.cli.commands import settings_of
 from stream.cli.options import DryRun, moment
 from stream.cli.output import Json, out, print_json, progress_bars
 from stream.config import Settings, StageName
+from stream.errors import ConfigurationError
 from stream.replay import Moment, Range
 
 replay = typer.Typer(name="replay", help="Records that went through a stage go through it again.", no_args_is_help=True)
@@ -109,7 +111,14 @@ def reset(
     json: Json = False,
 ) -> None:
     """Set the stage's consumer group to the beginning, the end or a time; refused while its workers run."""
-    at = asyncio.run(replaying.reset(settings_of(context), stage, target(to)))
+    settings = settings_of(context)
+    try:
+        at = asyncio.run(replaying.reset(settings, stage, target(to)))
+    except CommitFailedError:
+        raise ConfigurationError(
+            f"workers of {stage} are running, or were within the last {settings.session_timeout:g} s: stop them, and "
+            "wait so long"
+        ) from None
     if json:
         return print_json({"stage": stage, "offsets": at})
     out.print(f"{stage} goes on at " + ", ".join(f"{partition}@{offset}" for partition, offset in sorted(at.items())))

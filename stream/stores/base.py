@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from stream.config import Settings
 from stream.errors import ConfigurationError
 from stream.records import Expanded, Rejected, Tombstone
 
@@ -53,6 +54,18 @@ class Hit:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One of the generations that both stores hold; of a flow one is live."""
+
+    number: int
+    flow: str
+    live: bool
+
+
+FIRST = 1  # the generation that the first worker makes
+
+
 class Store(Protocol):
     """A place where chunks can be found. Every call raises `Outage` if the store is down or overloaded."""
 
@@ -67,8 +80,25 @@ class Store(Protocol):
     async def count(self) -> int:
         """Chunks that the store holds, all finished writes included."""
 
+    async def origins(self) -> dict[str, int]:
+        """How many chunks have a vector of which provenance (as JSON with sorted keys)."""
+
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
         """What the store holds of these chunks; a missing one is left out."""
+
+    async def go_live(self, generation: int) -> None:
+        """What reads and writes the flow's live generation has this one from its next request on."""
+
+    async def drop(self, generation: int) -> None:
+        """Deletes what the generation has of its own; may be interrupted and run again."""
+
+
+def require_first(settings: Settings) -> None:
+    """Raises `ConfigurationError` if the flow is not the usual one: only that begins without a reindex."""
+    if settings.flow:
+        raise ConfigurationError(
+            f"the flow {settings.flow} has no live generation: `stream reindex start` makes one, or unset STREAM_FLOW"
+        )
 
 
 def require_version(name: str, version: str, oldest: str) -> None:

@@ -2,10 +2,16 @@
 
 A deleted chunk leaves a node `:DeletedChunk` with its version, so that an older record cannot bring it back. A map
 cannot be a property, so `facet_json` and `metadata` are JSON strings.
+
+The generations share the nodes, and with them what else a graph knows about a chunk. Each has its own vector, and what
+says where it comes from, in properties of its own, and its own vector index over them. A node `:ChunkGeneration` says
+which one is live.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import neo4j
@@ -19,11 +25,14 @@ from stream.errors import ConfigurationError, Outage, Refused
 from stream.models.embeddings import Vector, pack
 from stream.outcomes import isolate
 from stream.records import Provenance, Rejected, Tombstone, sha256
-from stream.stores.base import Hit, Put, Stored, require_version
+from stream.stores.base import FIRST, Hit, Put, Stored, require_first, require_version
 
 log = logging.getLogger(__name__)
 
 OLDEST = "5.26"
+
+MADE = ("embedded_version", "text_sha256", "embedding_provenance", "embedding_sha256")  # beside a vector
+NODES_AT_ONCE = 1000
 
 # The server's errors that a row can be guilty of; any other error is nobody's fault in the batch.
 BLAMES_INPUT = {
@@ -45,11 +54,14 @@ UNWIND $rows AS row
 OPTIONAL MATCH (gone:DeletedChunk {chunk_id: row.chunk_id})
 WITH row, gone WHERE gone IS NULL OR gone.version <= row.version
 MERGE (chunk:Chunk {chunk_id: row.chunk_id})
-WITH row, gone, chunk WHERE chunk.version IS NULL OR chunk.version <= row.version
-SET chunk = row.properties
+WITH row, gone, chunk, coalesce(chunk[$embedded_version], -1) AS embedded
+WHERE embedded <= row.version
+FOREACH (_ IN CASE WHEN coalesce(chunk.version, -1) <= row.version THEN [1] ELSE [] END |
+    SET chunk += row.properties)
+SET chunk += row.made
 DELETE gone
 WITH row, chunk
-CALL db.create.setNodeVectorProperty(chunk, 'embedding_qwen', row.vector)
+CALL db.create.setNodeVectorProperty(chunk, $vector, row.vector)
 """
 
 DELETE = """
@@ -63,26 +75,73 @@ DETACH DELETE chunk
 
 STORED = """
 UNWIND $chunk_ids AS chunk_id
-MATCH (chunk:Chunk {chunk_id: chunk_id})
-RETURN chunk.chunk_id AS chunk_id, chunk.version AS version, chunk.text_sha256 AS text_sha256,
-       size(chunk.embedding_qwen) AS dimensions
+MATCH (chunk:Chunk {chunk_id: chunk_id}) WHERE chunk[$embedded_version] IS NOT NULL
+RETURN chunk.chunk_id AS chunk_id, chunk[$embedded_version] AS version, chunk[$text_sha256] AS text_sha256,
+       size(chunk[$vector]) AS dimensions
 """
 
 VECTORS = """
 UNWIND $chunk_ids AS chunk_id
 MATCH (chunk:Chunk {chunk_id: chunk_id})
-RETURN chunk.chunk_id AS chunk_id, chunk.text_sha256 AS text_sha256, chunk.embedding_provenance AS provenance,
-       chunk.embedding_sha256 AS digest, chunk.embedding_qwen AS vector
+RETURN chunk.chunk_id AS chunk_id, chunk[$text_sha256] AS text_sha256, chunk[$embedding_provenance] AS provenance,
+       chunk[$embedding_sha256] AS digest, chunk[$vector] AS vector
+"""
+
+COUNT = "MATCH (chunk:Chunk) WHERE chunk[$embedded_version] IS NOT NULL RETURN count(chunk) AS n"
+
+ORIGINS = """
+MATCH (chunk:Chunk) WHERE chunk[$embedded_version] IS NOT NULL
+RETURN coalesce(chunk[$embedding_provenance], '') AS origin, count(chunk) AS n ORDER BY n DESC
+"""
+
+LIVE = "MATCH (pointer:ChunkGeneration {index: $index, flow: $flow}) RETURN pointer.live AS live"
+
+SWAP = "MERGE (pointer:ChunkGeneration {index: $index, flow: $flow}) SET pointer.live = $live"
+
+ADOPT = """
+MATCH (chunk:Chunk) WHERE chunk.embedded_version IS NULL AND chunk.embedding_qwen IS NOT NULL
+WITH chunk LIMIT $limit SET chunk.embedded_version = chunk.version
+RETURN count(chunk) AS n
+"""
+
+FORGET = """
+MATCH (chunk:Chunk) WHERE chunk[$embedded_version] IS NOT NULL
+WITH chunk LIMIT $limit SET chunk += $nothing
+RETURN count(chunk) AS n
 """
 
 NEAREST = """
-CALL db.index.vector.queryNodes($index, $k, $vector) YIELD node, score
+CALL db.index.vector.queryNodes($index, $k, $near) YIELD node, score
 RETURN node.chunk_id AS chunk_id, node.doc_id AS doc_id, node.text AS text, score
 """
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a generation keeps what is its own: the first has the plain names, the others have their number behind."""
+
+    settings: Settings
+    generation: int
+
+    def _named(self, name: str) -> str:
+        return name if self.generation == FIRST else f"{name}_{self.generation}"
+
+    @property
+    def index(self) -> str:
+        return self._named(self.settings.neo4j_index)
+
+    @property
+    def vector(self) -> str:
+        return self._named("embedding_qwen")
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """Names of properties, as the parameters of a query."""
+        return {"vector": self.vector} | {name: self._named(name) for name in MADE}
+
+
 class Neo4jStore:
-    """The dense side. Use as an async context manager."""
+    """The dense side: the generation that the settings name, or the live one. Use as an async context manager."""
 
     name = "Neo4j"
 
@@ -115,15 +174,18 @@ class Neo4jStore:
         settings = self._settings
         for constraint in CONSTRAINTS:
             await self._run(constraint)
+        place = await self._place()
+        if place.generation == FIRST:  # nodes of an earlier version belong to the first
+            await self._until_none(ADOPT)
         await self._run(
-            f"CREATE VECTOR INDEX `{settings.neo4j_index}` IF NOT EXISTS FOR (c:Chunk) ON (c.embedding_qwen) "
+            f"CREATE VECTOR INDEX `{place.index}` IF NOT EXISTS FOR (c:Chunk) ON (c.`{place.vector}`) "
             "OPTIONS {indexConfig: {`vector.dimensions`: $dimensions, `vector.similarity_function`: 'cosine'}}",
             dimensions=settings.embed_dimensions,
         )
         await self._run("CALL db.awaitIndexes($seconds)", seconds=int(settings.store_timeout * 0.9))
-        if await self._dimensions() is None:
+        if await self._dimensions(place) is None:
             raise ConfigurationError(
-                f"Neo4j has made no vector index {settings.neo4j_index}, because something else has that name; "
+                f"Neo4j has made no vector index {place.index}, because something else has that name; "
                 "name another with STREAM_NEO4J_INDEX"
             )
 
@@ -132,22 +194,50 @@ class Neo4jStore:
         components = await self._run("CALL dbms.components() YIELD name, versions RETURN name, versions[0] AS version")
         version = next(row["version"] for row in components if row["name"] == "Neo4j Kernel")
         require_version("Neo4j", version, OLDEST)
-        dimensions = await self._dimensions()
+        place = await self._place()
+        dimensions = await self._dimensions(place)
         index = f"with {dimensions} dimensions" if dimensions else "not there yet, the index worker makes it"
-        return f"Neo4j {version}, vector index {self._settings.neo4j_index} {index}"
+        return f"Neo4j {version}, vector index {place.index} {index}"
 
-    async def _dimensions(self) -> int | None:
+    async def go_live(self, generation: int) -> None:
+        """What reads and writes the live generation has this one from its next query on."""
+        await self._run(SWAP, index=self._settings.neo4j_index, flow=self._settings.flow, live=generation)
+
+    async def drop(self, generation: int) -> None:
+        """Takes the generation's index and properties away; the nodes stay. May be interrupted and run again."""
+        place = _Place(self._settings, generation)
+        await self._run(f"DROP INDEX `{place.index}` IF EXISTS")
+        names = place.properties
+        await self._until_none(FORGET, nothing=dict.fromkeys(names.values()), **names)
+
+    async def _until_none(self, statement: str, **parameters: Any) -> None:
+        """Runs what changes some nodes at a time until none is left to change."""
+        while (await self._run(statement, limit=NODES_AT_ONCE, **parameters))[0]["n"]:
+            pass
+
+    async def live(self) -> int:
+        """The flow's live generation; raises `ConfigurationError` if it has none."""
+        settings = self._settings
+        for row in await self._run(LIVE, index=settings.neo4j_index, flow=settings.flow):
+            return int(row["live"])
+        require_first(settings)
+        return FIRST
+
+    async def _place(self) -> _Place:
+        return _Place(self._settings, self._settings.generation or await self.live())
+
+    async def _dimensions(self, place: _Place) -> int | None:
         settings = self._settings
         rows = await self._run(
             "SHOW VECTOR INDEXES YIELD name, options WHERE name = $name RETURN options.indexConfig AS config",
-            name=settings.neo4j_index,
+            name=place.index,
         )
         if not rows:
             return None
         dimensions: int = rows[0]["config"]["vector.dimensions"]
         if dimensions != settings.embed_dimensions:
             raise ConfigurationError(
-                f"Neo4j's index {settings.neo4j_index} has {dimensions} dimensions, "
+                f"Neo4j's index {place.index} has {dimensions} dimensions, "
                 f"STREAM_EMBED_DIMENSIONS says {settings.embed_dimensions}; name another index with STREAM_NEO4J_INDEX"
             )
         return dimensions
@@ -155,7 +245,7 @@ class Neo4jStore:
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
         """Puts and deletes in two transactions; a batch that is refused is split until the culprit is alone."""
         puts = [write for write in writes if isinstance(write, Put)]
-        outcomes = await isolate(puts, self._put, "refused-by-neo4j")
+        outcomes = await isolate(puts, partial(self._put, await self._place()), "refused-by-neo4j")
         tombstones = [write for write in writes if isinstance(write, Tombstone)]
         if tombstones:
             await self._run(DELETE, rows=[{"chunk_id": t.chunk_id, "version": t.version} for t in tombstones])
@@ -164,13 +254,18 @@ class Neo4jStore:
         }
 
     async def count(self) -> int:
-        """Nodes `:Chunk`."""
-        (row,) = await self._run("MATCH (c:Chunk) RETURN count(c) AS n")
+        """Nodes `:Chunk` that the generation has a vector for."""
+        (row,) = await self._run(COUNT, **(await self._place()).properties)
         return int(row["n"])
+
+    async def origins(self) -> dict[str, int]:
+        """Chunks by `embedding_provenance` as JSON."""
+        rows = await self._run(ORIGINS, **(await self._place()).properties)
+        return {row["origin"]: row["n"] for row in rows}
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
         """`complete` means that the vector has its full length."""
-        rows = await self._run(STORED, chunk_ids=list(chunk_ids))
+        rows = await self._run(STORED, chunk_ids=list(chunk_ids), **(await self._place()).properties)
         wanted = self._settings.embed_dimensions
         return {r["chunk_id"]: Stored(r["version"], r["text_sha256"], r["dimensions"] == wanted) for r in rows}
 
@@ -180,7 +275,7 @@ class Neo4jStore:
         One that is not what was once written is left out, with a warning.
         """
         found = {}
-        for row in await self._run(VECTORS, chunk_ids=list(chunk_ids)):
+        for row in await self._run(VECTORS, chunk_ids=list(chunk_ids), **(await self._place()).properties):
             if row["provenance"] != _json(provenance) or row["digest"] is None:
                 continue
             vector = pack(np.array(row["vector"] or (), np.float32))
@@ -192,11 +287,13 @@ class Neo4jStore:
 
     async def nearest(self, vector: Vector, k: int) -> list[Hit]:
         """The k chunks whose vectors (dimensions,) are nearest by cosine, approximately; score is (1 + cosine) / 2."""
-        rows = await self._run(NEAREST, index=self._settings.neo4j_index, k=k, vector=vector.astype(np.float64))
+        index = (await self._place()).index
+        rows = await self._run(NEAREST, index=index, k=k, near=vector.astype(np.float64))
         return [Hit(r["chunk_id"], r["doc_id"], r["score"], r["text"]) for r in rows]
 
-    async def _put(self, puts: Sequence[Put]) -> Sequence[None]:
-        await self._run(PUT, rows=[_row(put) for put in puts])
+    async def _put(self, place: _Place, puts: Sequence[Put]) -> Sequence[None]:
+        names = place.properties
+        await self._run(PUT, rows=[_row(put, names) for put in puts], **names)
         return [None] * len(puts)
 
     async def _run(self, query: str, **parameters: Any) -> list[neo4j.Record]:
@@ -226,7 +323,7 @@ class Neo4jStore:
         return result.records
 
 
-def _row(put: Put) -> dict[str, Any]:
+def _row(put: Put, names: Mapping[str, str]) -> dict[str, Any]:
     chunk = put.chunk
     properties = {
         "chunk_id": chunk["chunk_id"],
@@ -236,15 +333,19 @@ def _row(put: Put) -> dict[str, Any]:
         "table_lines": chunk.get("table_lines"),
         "facet_json": _json(chunk.get("facet_json")),
         "metadata": _json(chunk.get("metadata")),
-        "text_sha256": chunk["text_sha256"],
-        "embedding_provenance": _json(chunk["embedding_provenance"]),
-        "embedding_sha256": sha256(pack(put.vector)),
+    }
+    made = {
+        names["embedded_version"]: chunk["version"],
+        names["text_sha256"]: chunk["text_sha256"],
+        names["embedding_provenance"]: _json(chunk["embedding_provenance"]),
+        names["embedding_sha256"]: sha256(pack(put.vector)),
     }
     # The driver packs numpy's float64 six times faster than a list, and Bolt has no float32.
     return {
         "chunk_id": chunk["chunk_id"],
         "version": chunk["version"],
         "properties": properties,
+        "made": made,
         "vector": put.vector.astype(np.float64),
     }
 

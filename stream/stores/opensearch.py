@@ -22,12 +22,13 @@ from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.outcomes import isolate
 from stream.records import Expanded, Rejected, Tombstone
-from stream.stores.base import Hit, Put, Stored, require_version
+from stream.stores.base import FIRST, Generation, Hit, Put, Stored, require_first, require_version
 
 log = logging.getLogger(__name__)
 
 OLDEST = "2.19"
 ID_BYTES = 512  # OpenSearch takes no longer _id
+MOST_ORIGINS = 100
 MOST_CLAUSES = 1000  # a query may have 1,024
 NOBODY = "\x00probe"  # the name of no chunk: it may hold no control character
 
@@ -44,11 +45,15 @@ FIELDS: dict[str, Any] = {
     "splade_norm": {"type": "float"},
     "splade_provenance": {"type": "object", "enabled": False},
 }
-DELETED = {"deleted": {"type": "boolean"}}  # an index of an earlier version gets it when a worker starts
+ADDED = {  # what an index of an earlier version gets when a worker starts
+    "deleted": {"type": "boolean"},
+    "splade_origin": {"type": "keyword"},  # the provenance once more, to be counted
+}
 INDEX: dict[str, Any] = {
     "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1"}},
-    "mappings": {"dynamic": "strict", "properties": FIELDS | DELETED},
+    "mappings": {"dynamic": "strict", "properties": FIELDS | ADDED},
 }
+LOADING = {"refresh_interval": "-1", "auto_expand_replicas": False}  # while nobody searches a generation
 ALIVE = {"bool": {"must_not": {"term": {"deleted": True}}}}
 
 # Milliseconds since 1973: no producer counts its versions so far, and every timestamp is beyond.
@@ -63,6 +68,7 @@ BEYOND_SUSPICION: Any = {
     "text_sha256": "-",
     "splade_terms": {"-": 1.0},
     "splade_norm": 1.0,
+    "splade_provenance": {},
 }
 PROBE = (Put(BEYOND_SUSPICION, np.zeros(0, np.float32)), Tombstone(NOBODY, 0))  # what is left counts as deleted
 
@@ -74,7 +80,9 @@ class OpenSearchStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._alias = settings.opensearch_alias
+        self._prefix = settings.opensearch_alias
+        self._alias = f"{self._prefix}.{settings.flow}" if settings.flow else self._prefix
+        self._target = f"{self._prefix}-{settings.generation}" if settings.generation else self._alias
         encrypted = settings.opensearch_url.startswith("https:")
         self._client = AsyncOpenSearch(
             hosts=[settings.opensearch_url],
@@ -91,19 +99,60 @@ class OpenSearchStore:
         await self._client.close()
 
     async def set_up(self) -> None:
-        """Makes an index and the alias of it if there is none, and waits for its primary shard.
+        """Makes an index if there is none, the first one with its alias, and waits for its primary shard.
 
         Raises `ConfigurationError` if an index is there whose fields are others: it would refuse every document.
         """
         if not await self._exists():
             try:
-                await self._call("PUT", f"/{self._alias}-1", body=INDEX | {"aliases": {self._alias: {}}})
+                await self._make()
             except Outage:
                 if not await self._exists():  # else another worker was faster
                     raise
-        await self._call("GET", f"/_cluster/health/{self._alias}", wait_for_status="yellow")
+        await self._call("GET", f"/_cluster/health/{self._target}", wait_for_status="yellow")
         await self._indexes()
-        await self._call("PUT", f"/{self._alias}/_mapping", body={"properties": DELETED})
+        await self._call("PUT", f"/{self._target}/_mapping", body={"properties": ADDED})
+
+    async def _make(self) -> None:
+        mappings = INDEX["mappings"] | {"_meta": {"flow": self._settings.flow}}
+        if self._settings.generation is None:
+            require_first(self._settings)
+            body = {"settings": INDEX["settings"], "mappings": mappings, "aliases": {self._alias: {}}}
+            await self._call("PUT", f"/{self._prefix}-{FIRST}", body=body)
+        else:
+            body = {"settings": {"index": INDEX["settings"]["index"] | LOADING}, "mappings": mappings}
+            await self._call("PUT", f"/{self._target}", body=body)
+
+    async def generations(self) -> list[Generation]:
+        """Of all flows, by number."""
+        found = []
+        for name, index in (await self._call("GET", f"/{self._prefix}-*", ignore_unavailable="true")).items():
+            number = name.removeprefix(f"{self._prefix}-")
+            if number.isdecimal():
+                flow = index["mappings"].get("_meta", {}).get("flow", "")
+                live = f"{self._prefix}.{flow}" if flow else self._prefix
+                found.append(Generation(int(number), flow, live in index["aliases"]))
+        return sorted(found, key=lambda generation: generation.number)
+
+    async def settle(self, generation: int) -> None:
+        """Ends what makes loading fast: from now on what is written is found within a second, and has its replica."""
+        index = f"{self._prefix}-{generation}"
+        settled = INDEX["settings"]["index"] | {"refresh_interval": None}
+        await self._call("PUT", f"/{index}/_settings", body={"index": {n: settled[n] for n in LOADING}})
+        await self._call("POST", f"/{index}/_refresh")
+        await self._call("GET", f"/_cluster/health/{index}", wait_for_status="yellow")
+
+    async def go_live(self, generation: int) -> None:
+        """What reads and writes through the alias has this generation from its next request on."""
+        actions = [
+            {"remove": {"index": f"{self._prefix}-*", "alias": self._alias, "must_exist": False}},
+            {"add": {"index": f"{self._prefix}-{generation}", "alias": self._alias}},
+        ]
+        await self._call("POST", "/_aliases", body={"actions": actions})
+
+    async def drop(self, generation: int) -> None:
+        """Deletes the generation's index, if it is there."""
+        await self._call("DELETE", f"/{self._prefix}-{generation}", ignore_unavailable="true")
 
     async def examine(self) -> str:
         """What is there, in a few words; raises what is wrong with it and makes nothing."""
@@ -111,11 +160,11 @@ class OpenSearchStore:
         require_version("OpenSearch", version, OLDEST)
         there = await self._exists()
         indexes = ", ".join(await self._indexes()) if there else "nothing yet, the index worker makes it"
-        return f"OpenSearch {version}, {self._alias} stands for {indexes}"
+        return f"OpenSearch {version}, {self._target} stands for {indexes}"
 
     async def _indexes(self) -> list[str]:
         """Indexes behind the alias, all with the right fields."""
-        mappings = await self._call("GET", f"/{self._alias}/_mapping")
+        mappings = await self._call("GET", f"/{self._target}/_mapping")
         for index, found in mappings.items():
             fields = found["mappings"].get("properties", {})
             for name, field in FIELDS.items():
@@ -127,7 +176,7 @@ class OpenSearchStore:
         return list(mappings)
 
     async def _exists(self) -> bool:
-        return bool(await self._call("HEAD", f"/{self._alias}"))
+        return bool(await self._call("HEAD", f"/{self._target}"))
 
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
         """One `_bulk` request; a document is refused alone, an overloaded or blocked index is an `Outage`."""
@@ -151,16 +200,25 @@ class OpenSearchStore:
 
     async def _send(self, writes: Sequence[Put | Tombstone]) -> list[Rejected | None]:
         body = b"".join(map(_bulk_lines, writes))
-        answer = await self._call("POST", f"/{self._alias}/_bulk", body=body, require_alias="true")
+        alias = "true" if self._settings.generation is None else "false"
+        answer = await self._call("POST", f"/{self._target}/_bulk", body=body, require_alias=alias)
         results = [item["index"] for item in answer["items"]]
         _warn_of_two_schemes(writes, results)
         return [_rejection(result) for result in results]
 
     async def count(self) -> int:
         """Chunks that are not deleted, after a refresh; none if there is no index yet."""
-        await self._call("POST", f"/{self._alias}/_refresh", ignore_unavailable="true")
+        await self._call("POST", f"/{self._target}/_refresh", ignore_unavailable="true")
         body = {"query": ALIVE}
-        return int((await self._call("POST", f"/{self._alias}/_count", body=body, ignore_unavailable="true"))["count"])
+        return int((await self._call("POST", f"/{self._target}/_count", body=body, ignore_unavailable="true"))["count"])
+
+    async def origins(self) -> dict[str, int]:
+        """Chunks by `splade_provenance` as JSON; the most frequent ones, and "" for those of earlier versions."""
+        terms = {"field": "splade_origin", "missing": "", "size": MOST_ORIGINS}
+        body = {"size": 0, "query": ALIVE, "aggs": {"origins": {"terms": terms}}}
+        answer = await self._call("POST", f"/{self._target}/_search", body=body, ignore_unavailable="true")
+        buckets = answer.get("aggregations", {}).get("origins", {}).get("buckets", [])
+        return {bucket["key"]: bucket["doc_count"] for bucket in buckets}
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
         """`complete` means that `splade_terms` is there (it may be empty)."""
@@ -168,7 +226,7 @@ class OpenSearchStore:
             return {}
         answer = await self._call(
             "POST",
-            f"/{self._alias}/_mget",
+            f"/{self._target}/_mget",
             body={"ids": [document_id(chunk_id) for chunk_id in chunk_ids]},
             _source_includes="chunk_id,version,text_sha256,splade_terms,deleted",
         )
@@ -185,7 +243,7 @@ class OpenSearchStore:
         ]
         answer = await self._call(
             "POST",
-            f"/{self._alias}/_search",
+            f"/{self._target}/_search",
             body={
                 "size": k,
                 "_source": ["chunk_id", "doc_id", "text"],
@@ -275,4 +333,6 @@ def _gone(tombstone: Tombstone) -> dict[str, Any]:
 
 def _document(chunk: Expanded) -> dict[str, Any]:
     fields = {name: value for name, value in chunk.items() if name in FIELDS}
-    return fields | {"splade_terms": {escape(term): weight for term, weight in chunk["splade_terms"].items()}}
+    terms = {escape(term): weight for term, weight in chunk["splade_terms"].items()}
+    origin = orjson.dumps(chunk["splade_provenance"], option=orjson.OPT_SORT_KEYS).decode()
+    return fields | {"splade_terms": terms, "splade_origin": origin}

@@ -1,6 +1,7 @@
 """If these fail, a store loses a chunk, keeps a wrong one, or does not find it."""
 
 import itertools
+import json
 
 import pytest
 from pydantic import SecretStr
@@ -121,6 +122,30 @@ async def test_any_legal_name_works(store, chunk_id):
     assert await store.stored([chunk_id]) == {}
 
 
+async def test_chunks_are_counted_by_what_made_their_vectors(stores):
+    """A mixed index is seen, and not guessed from bad hits."""
+    other = {"model": "other", "revision": "r", "parameters": {"k": 1}}
+    mixed = [put("a"), put("b"), put("c", embedding_provenance=other, splade_provenance=other), Tombstone("d", 1)]
+    for store in stores.both:
+        await store.write(mixed)
+        await store.count()  # OpenSearch counts what it has refreshed
+        assert {json.loads(origin)["model"]: n for origin, n in (await store.origins()).items()} == {"m": 2, "other": 1}
+
+
+async def test_generations_do_not_see_each_other(stores, settings):
+    second = settings.model_copy(update={"generation": 2})
+    async with open_stores(second) as new:
+        await new.set_up()
+        for old, store in zip(stores.both, new.both, strict=True):
+            await old.write([put("a", version=3), put("b")])
+            await store.write([put("a", version=2), put("c")])
+            assert {i: s.version for i, s in (await old.stored(["a", "b", "c"])).items()} == {"a": 3, "b": 1}
+            assert {i: s.version for i, s in (await store.stored(["a", "b", "c"])).items()} == {"a": 2, "c": 1}
+            assert (await old.count(), await store.count()) == (2, 2)
+            await store.drop(2)
+            assert (await store.count(), await old.count()) == (0, 2)
+
+
 async def test_a_vector_finds_its_chunk(stores):
     writes = [put(f"c{'x' * i}", f"text {i}", i) for i in range(1, 20)]
     await stores.neo4j.write(writes)
@@ -216,7 +241,7 @@ async def test_what_a_record_says_is_never_part_of_a_query(stores, monkeypatch):
     assert await stores.neo4j.stored([evil]) == {evil: stored(write)}
     assert (await stores.neo4j.nearest(write.vector, 1))[0].text == evil
     assert await stores.neo4j.write([Tombstone(evil, 2)]) == {}
-    assert set(queries) == {neo4j.PUT, neo4j.STORED, neo4j.NEAREST, neo4j.DELETE}
+    assert set(queries) == {neo4j.LIVE, neo4j.PUT, neo4j.STORED, neo4j.NEAREST, neo4j.DELETE}
     assert await stores.neo4j.stored(["bystander"]) == {"bystander": stored(bystander)}
 
 

@@ -1,0 +1,87 @@
+"""`stream reindex`: a new generation of both stores beside the live one."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.table import Table
+
+from stream import reindex as reindexing
+from stream.cli.commands import settings_of
+from stream.cli.output import Json, out, print_json, progress_bars
+from stream.config import STAGES, StageName
+from stream.reindex import Look
+
+Result = TypeVar("Result")
+
+reindex = typer.Typer(name="reindex", help="A new generation of both stores beside the live one.", no_args_is_help=True)
+
+
+@reindex.command("start")
+def start(
+    context: typer.Context,
+    swap: Annotated[bool, typer.Option(help="Swap when it is complete; else `swap` does it later.")] = True,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Records a second at most, by each worker.")] = None,
+) -> None:
+    """Build a new generation, or go on with the one that was begun, prove it with `verify`, and swap.
+
+    From the expanded chunks of the flow; a flow that has no generation yet begins with `chunks`.
+    """
+    own = context.obj | ({} if rate is None else {"rate_limit": str(rate)})
+    number = _shown(lambda look: reindexing.start(settings_of(context), own, swap_too=swap, look=look))
+    out.print(f"generation {number} is {'live' if swap else 'complete'}")
+
+
+@reindex.command("status")
+def status(context: typer.Context, json: Json = False) -> None:
+    """List the generations."""
+    found = asyncio.run(reindexing.generations(settings_of(context)))
+    if json:
+        return print_json(found)
+    table = Table("generation", "flow", "")
+    for one in found:
+        table.add_row(str(one.number), one.flow, "live" if one.live else "")
+    out.print(table if found else "no generation yet; the first index worker makes one")
+    return None
+
+
+@reindex.command("swap")
+def swap(context: typer.Context, number: Annotated[int, typer.Argument(min=1, help="The generation.")]) -> None:
+    """Bring a generation up to date, prove it with `verify`, and make it the live one."""
+    _shown(lambda look: reindexing.swap(settings_of(context), number, context.obj, look))
+    out.print(f"generation {number} is live")
+
+
+@reindex.command("rollback")
+def rollback(context: typer.Context) -> None:
+    """Swap back to the generation before the live one."""
+    number = _shown(lambda look: reindexing.rollback(settings_of(context), context.obj, look))
+    out.print(f"generation {number} is live")
+
+
+@reindex.command("abort")
+def abort(context: typer.Context) -> None:
+    """Delete the generation that is being built."""
+    _dropped(asyncio.run(reindexing.drop(settings_of(context), lambda one, live: one.number > live)))
+
+
+@reindex.command("prune")
+def prune(context: typer.Context) -> None:
+    """Delete the generations that were live before; there is no rollback to them then."""
+    _dropped(asyncio.run(reindexing.drop(settings_of(context), lambda one, live: one.number < live)))
+
+
+def _dropped(numbers: list[int]) -> None:
+    out.print(f"deleted generation {', '.join(map(str, numbers))}" if numbers else "there is nothing to delete")
+
+
+def _shown(run: Callable[[Look], Coroutine[Any, Any, Result]]) -> Result:
+    """Runs it with a progress bar for each stage."""
+    with progress_bars() as bars:
+        tasks = {stage: bars.add_task(stage, total=None, visible=False) for stage in STAGES}
+
+        def look(stage: StageName, done: int, total: int) -> None:
+            bars.update(tasks[stage], completed=done, total=total, visible=True)
+
+        return asyncio.run(run(look))
