@@ -29,6 +29,11 @@ class Provenance(TypedDict):
     parameters: dict[str, Scalar]
 
 
+def embedding_space(provenance: Provenance) -> tuple[Scalar, ...]:
+    """Equal for vectors that may be compared: one model, in one revision, of as many dimensions."""
+    return provenance["model"], provenance["revision"], provenance["parameters"].get("dimensions")
+
+
 class Chunk(TypedDict):
     """`schemas/chunk.json`, its version settled by `decode`."""
 

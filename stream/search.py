@@ -28,7 +28,8 @@ class Searcher:
     async def search(self, query: str, mode: SearchMode, k: int = 10) -> list[Hit]:
         """The k best chunks. `lexical`: SPLADE terms and BM25 in one query; `dense`: nearest vectors by cosine."""
         if mode == "dense":
-            return await self._stores.neo4j.nearest(await self._embedder.embed_query(query), k)
+            asked = await self._embedder.embed_query(query)
+            return await self._stores.neo4j.nearest(asked, k, self._embedder.provenance)
         vector = await self.encode(query)
         return await self._stores.opensearch.search(query, vector.terms, k)
 

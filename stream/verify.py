@@ -1,7 +1,8 @@
 """The checker: is every chunk of the topic in both stores, or accounted for by its dead letter?
 
 The topic is the truth: of each chunk the record with the highest version, tombstones included (of equal versions the
-later one). A store agrees if it has that version, with that text, and its vector or terms.
+later one). A store agrees if it has that version, with that text, and its vector or terms. What was published since the
+check began may still be on its way, and is not waited for: others go on writing.
 
 What was read lies in a database of SQLite's that nobody else sees: a temporary file of some 60 bytes a chunk and its
 chunk_id, in the folder that SQLITE_TMPDIR or TMPDIR names, else /var/tmp. So memory is the same however many chunks
@@ -32,15 +33,18 @@ NAMED = 20  # differences that a report names
 Progress = Callable[[int, int], None]  # how many, of how many
 
 SCHEMA = """
--- The newest record of each chunk and where it is; no hash means deleted. What the stores have of it: `held` is one bit
--- a store, `wrong` a sentence, empty if they agree and NULL until they were compared.
+-- The newest record of each chunk and where it is; no hash means deleted; `late` if it was published since the check
+-- began. What the stores have of it: `held` is one bit a store, `wrong` a sentence, empty if they agree and NULL until
+-- they were compared.
 CREATE TABLE chunks (
-    chunk_id TEXT PRIMARY KEY, version INTEGER, sha256 BLOB, partition INTEGER, offset INTEGER,
+    chunk_id TEXT PRIMARY KEY, version INTEGER, sha256 BLOB, partition INTEGER, offset INTEGER, late INTEGER,
     held INTEGER DEFAULT 0, wrong TEXT
 ) WITHOUT ROWID;
 
 -- The records that are no chunks.
-CREATE TABLE broken (partition INTEGER, offset INTEGER, detail TEXT, PRIMARY KEY (partition, offset)) WITHOUT ROWID;
+CREATE TABLE broken (
+    partition INTEGER, offset INTEGER, late INTEGER, detail TEXT, PRIMARY KEY (partition, offset)
+) WITHOUT ROWID;
 
 -- Dead letters that were not redriven: of records of the topic, and of what a stage had made of one.
 CREATE TABLE dead_records (partition INTEGER, offset INTEGER, PRIMARY KEY (partition, offset)) WITHOUT ROWID;
@@ -53,6 +57,7 @@ SELECT
     format('partition %d, offset %d: has no dead letter (%s)', partition, offset, detail) AS difference,
     CASE
         WHEN (partition, offset) IN (SELECT partition, offset FROM dead_records) THEN 'dead_lettered'
+        WHEN late THEN 'on_their_way'
         ELSE 'different'
     END AS account
 FROM broken
@@ -64,16 +69,17 @@ SELECT
         WHEN wrong = '' THEN 'indexed'
         WHEN (partition, offset) IN (SELECT partition, offset FROM dead_records) THEN 'dead_lettered'
         WHEN (chunk_id, version, sha256) IN (SELECT chunk_id, version, sha256 FROM dead_chunks) THEN 'dead_lettered'
+        WHEN late THEN 'on_their_way'
         ELSE 'different'
     END
 FROM chunks
 """
 
 NOTE = """
-INSERT INTO chunks (chunk_id, version, sha256, partition, offset) VALUES (?, ?, ?, ?, ?)
+INSERT INTO chunks (chunk_id, version, sha256, partition, offset, late) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET
     version = excluded.version, sha256 = excluded.sha256, partition = excluded.partition, offset = excluded.offset,
-    wrong = NULL
+    late = excluded.late, wrong = NULL
 WHERE excluded.version >= version
 """
 
@@ -84,12 +90,16 @@ SELECT chunk_id, version, sha256 FROM chunks WHERE wrong IS NOT '' AND chunk_id 
 
 @dataclass
 class Report:
-    """What was found. `differences` names the first; `different` counts them all."""
+    """What was found. `differences` names the first; `different` counts them all.
+
+    `on_their_way` are those that were published since the check began and are not in the stores yet.
+    """
 
     published: int = 0
     indexed: int = 0
     deleted: int = 0
     dead_lettered: int = 0
+    on_their_way: int = 0
     different: int = 0
     differences: list[str] = field(default_factory=list)
 
@@ -114,14 +124,17 @@ async def verify(
     """
     with _database() as db:
         topic = _Topic(settings, db)
-        await topic.read_on(reading)
-        await _compare(db, stores.both, progress)
         deadline = asyncio.get_running_loop().time() + wait
-        while not (report := await _report(db, stores.both)).clean and asyncio.get_running_loop().time() < deadline:
+        while True:
+            counts = [
+                await store.count() for store in stores.both
+            ]  # before reading: so the topic knows what they count
+            await topic.read_on(reading)
+            await _compare(db, stores.both, progress)
+            report = _report(db, stores.both, counts)
+            if report.clean or asyncio.get_running_loop().time() >= deadline:
+                return report
             await asyncio.sleep(RECHECK_PAUSE)
-            await topic.read_on()
-            await _compare(db, stores.both)
-        return report
 
 
 @contextmanager
@@ -144,12 +157,14 @@ class _Topic:
         self._settings = settings
         self._db = db
         self._read: dict[int, int] = {}  # the next offset, by partition
+        self._late = False
 
     async def read_on(self, progress: Progress = _silent) -> None:
         """Reads the records that are new, and all dead letters: one accounts for its record until it is redriven."""
         async for record in read_to_end(self._settings, self._settings.topic, self._read, progress=progress):
             self._read[record.partition] = record.offset + 1
             self._note(record)
+        self._late = True
         self._db.execute("DELETE FROM dead_records")
         self._db.execute("DELETE FROM dead_chunks")
         for stage in STAGES:
@@ -160,11 +175,13 @@ class _Topic:
         place = record.partition, record.offset
         match decode(record, "chunk", self._settings.max_record_bytes):
             case Rejected(detail=detail):
-                self._db.execute("INSERT INTO broken VALUES (?, ?, ?)", (*place, detail))
+                self._db.execute("INSERT INTO broken VALUES (?, ?, ?, ?)", (*place, self._late, detail))
             case Tombstone(chunk_id, version):
-                self._db.execute(NOTE, (chunk_id, version, None, *place))
+                self._db.execute(NOTE, (chunk_id, version, None, *place, self._late))
             case chunk:
-                self._db.execute(NOTE, (chunk["chunk_id"], chunk["version"], _digest(chunk["text"]), *place))
+                self._db.execute(
+                    NOTE, (chunk["chunk_id"], chunk["version"], _digest(chunk["text"]), *place, self._late)
+                )
 
     def _note_letter(self, letter: DeadLetter) -> None:
         place = letter.partition, letter.offset
@@ -216,13 +233,14 @@ def _difference(version: int, digest: bytes | None, stored: Stored | None) -> st
     return None if stored.complete else "has it without its vector or terms"
 
 
-async def _report(db: sqlite3.Connection, stores: Sequence[Store]) -> Report:
+def _report(db: sqlite3.Connection, stores: Sequence[Store], store_counts: Sequence[int]) -> Report:
     counts = dict(db.execute("SELECT account, count(*) FROM accounts GROUP BY account").fetchall())
     named = db.execute("SELECT difference FROM accounts WHERE account = 'different' LIMIT ?", (NAMED,))
     report = Report(published=sum(counts.values()), **counts, differences=[difference for (difference,) in named])
-    for i, store in enumerate(stores):
-        (held,) = db.execute("SELECT count(*) FROM chunks WHERE held & ?", (1 << i,)).fetchone()
-        if (strangers := await store.count() - held) > 0:
+    for i, (store, holds) in enumerate(zip(stores, store_counts, strict=True)):
+        # What is late may have come or gone since the store counted.
+        (known,) = db.execute("SELECT count(*) FROM chunks WHERE held & ? OR late", (1 << i,)).fetchone()
+        if (strangers := holds - known) > 0:
             report.different += 1
             report.differences.append(f"{store.name} holds {strangers} chunks more than the topic knows")
     return report

@@ -15,6 +15,7 @@ from stream.models.splade import SparseVector
 from stream.stores.base import Hit
 
 VECTOR = sparse_vector({"socket": 0.8, "port": 0.6}, 5.0)
+PROVENANCE = {"model": "m", "revision": "1", "parameters": {}}
 HIT = Hit("a", "d", 1.0, "text")
 
 
@@ -61,7 +62,8 @@ def searcher(clock, encoded, calls) -> search.Searcher:
         return np.array([len(query)])
 
     stores = SimpleNamespace(neo4j=SimpleNamespace(nearest=nearest), opensearch=SimpleNamespace(search=terms))
-    return search.Searcher(Settings(_env_file=None), stores, SimpleNamespace(embed_query=embed_query))
+    embedder = SimpleNamespace(embed_query=embed_query, provenance=PROVENANCE)
+    return search.Searcher(Settings(_env_file=None), stores, embedder)
 
 
 async def test_lexical_asks_opensearch_with_the_words_and_their_terms(searcher, calls):
@@ -71,7 +73,7 @@ async def test_lexical_asks_opensearch_with_the_words_and_their_terms(searcher, 
 
 async def test_dense_asks_neo4j_with_the_query_s_vector_and_needs_no_sparse_model(searcher, calls, encoded):
     assert await searcher.search("a socket", "dense", 7) == [HIT]
-    assert calls == [("neo4j", np.array([len("a socket")]), 7)]
+    assert calls == [("neo4j", np.array([len("a socket")]), 7, PROVENANCE)]
     assert encoded == []
 
 

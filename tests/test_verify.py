@@ -297,3 +297,36 @@ async def test_a_dead_letter_that_arrives_while_it_waits_is_seen(flow, both):
 async def test_it_does_not_wait_for_ever(flow, both):
     await send(flow, [line("a")])
     assert counts(await verify(flow, both, wait=0.1)) == (1, 0, 0, 0, 1)
+
+
+async def test_who_goes_on_writing_does_not_keep_it_from_an_answer(flow, both):
+    await send(flow, [line("a"), line("b"), line("gone")])
+    for chunk_id in ("a", "gone"):
+        both.hold(chunk_id)
+    rounds = iter(range(1000))
+
+    async def count(store=both.both[0]) -> int:
+        """Before each look something new comes, and what is older has arrived."""
+        n = next(rounds)
+        await send(flow, [line(f"new {n}"), line("a", version=2 + n)])
+        await delete(flow, "gone", [("version", b"2")])
+        if n == 2:
+            both.hold("b")
+        if n:
+            both.hold(f"new {n - 1}")
+        return len(store.held)
+
+    both.both[0].count = count
+    async with asyncio.timeout(30):
+        report = await verify(flow, both, wait=1000)
+    assert (report.clean, report.on_their_way) == (True, 3), "a new chunk, a version, a tombstone"
+    assert next(rounds) == 3
+
+
+async def test_what_was_lost_before_it_began_is_not_on_its_way(flow, both):
+    await send(flow, [line("lost"), line("a")])
+    both.hold("a")
+    both.both[0].looked = lambda: both.hold("stranger")
+    report = await verify(flow, both, wait=1)
+    assert (report.on_their_way, report.different) == (0, 3)
+    assert report.differences[0].startswith("lost: Neo4j does not have it")

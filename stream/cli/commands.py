@@ -293,7 +293,9 @@ def print_report(report: checking.Report) -> None:
         out.print(f"… and {report.different - len(report.differences):,} more")
     out.print(
         f"{report.published:,} published = {report.indexed:,} in Neo4j and OpenSearch + {report.deleted:,} deleted "
-        f"+ {report.dead_lettered:,} dead-lettered + [bold]{report.different:,} lost or wrong[/]"
+        f"+ {report.dead_lettered:,} dead-lettered "
+        + (f"+ {report.on_their_way:,} on their way " if report.on_their_way else "")
+        + f"+ [bold]{report.different:,} lost or wrong[/]"
     )
 
 

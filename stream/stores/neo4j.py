@@ -24,7 +24,7 @@ from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.models.embeddings import Vector, pack
 from stream.outcomes import isolate
-from stream.records import Provenance, Rejected, Tombstone, sha256
+from stream.records import Provenance, Rejected, Tombstone, embedding_space, sha256
 from stream.stores.base import FIRST, Hit, Put, Stored, require_first, require_version
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,8 @@ RETURN count(chunk) AS n
 
 NEAREST = """
 CALL db.index.vector.queryNodes($index, $k, $near) YIELD node, score
-RETURN node.chunk_id AS chunk_id, node.doc_id AS doc_id, node.text AS text, score
+RETURN node.chunk_id AS chunk_id, node.doc_id AS doc_id, node.text AS text, score,
+       node[$embedding_provenance] AS provenance
 """
 
 
@@ -285,11 +286,23 @@ class Neo4jStore:
                 log.warning("Neo4j's vector of %r is not what was written: it is made anew", row["chunk_id"])
         return found
 
-    async def nearest(self, vector: Vector, k: int) -> list[Hit]:
-        """The k chunks whose vectors (dimensions,) are nearest by cosine, approximately; score is (1 + cosine) / 2."""
-        index = (await self._place()).index
-        rows = await self._run(NEAREST, index=index, k=k, near=vector.astype(np.float64))
-        return [Hit(r["chunk_id"], r["doc_id"], r["score"], r["text"]) for r in rows]
+    async def nearest(self, vector: Vector, k: int, provenance: Provenance) -> list[Hit]:
+        """The k chunks whose vectors (dimensions,) are nearest by cosine, approximately; score is (1 + cosine) / 2.
+
+        What another model made than the vector asked for is left out, with a warning: no cosine compares the two.
+        """
+        place = await self._place()
+        near = vector.astype(np.float64)
+        rows = await self._run(NEAREST, index=place.index, k=k, near=near, **place.properties)
+        space = embedding_space(provenance)
+        same = [row for row in rows if embedding_space(orjson.loads(row["provenance"])) == space]
+        if len(same) < len(rows):
+            log.warning(
+                "%d of the %d nearest chunks are left out, because another model embedded them than the query; "
+                "`stream status` shows which, docs/operations.md how to reindex",
+                *(len(rows) - len(same), len(rows)),
+            )
+        return [Hit(row["chunk_id"], row["doc_id"], row["score"], row["text"]) for row in same]
 
     async def _put(self, place: _Place, puts: Sequence[Put]) -> Sequence[None]:
         names = place.properties

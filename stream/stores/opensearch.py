@@ -148,6 +148,7 @@ class OpenSearchStore:
             {"remove": {"index": f"{self._prefix}-*", "alias": self._alias, "must_exist": False}},
             {"add": {"index": f"{self._prefix}-{generation}", "alias": self._alias}},
         ]
+        await self._call("POST", f"/{self._prefix}-{generation}/_refresh")
         await self._call("POST", "/_aliases", body={"actions": actions})
 
     async def drop(self, generation: int) -> None:

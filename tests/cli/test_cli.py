@@ -160,6 +160,7 @@ async def test_verify_says_yes_when_both_stores_have_what_the_topic_has(flow, st
         "indexed": 1,
         "deleted": 1,
         "dead_lettered": 0,
+        "on_their_way": 0,
         "different": 0,
         "differences": [],
         "clean": True,
@@ -203,10 +204,8 @@ async def test_search_finds_a_chunk_by_its_words(settings, stores, mode):
     texts = {"sockets": "listen on a socket", "parsers": "parse the arguments of a command"}
     async with EmbeddingClient(settings) as client:
         vectors = dict(zip(texts, await client.embed(list(texts.values())), strict=True))
-    await write(
-        stores,
-        *(Put(expanded(name, text, splade_terms={}), unpack(vectors[name])) for name, text in texts.items()),
-    )
+        made = {"splade_terms": {}, "embedding_provenance": client.provenance}
+    await write(stores, *(Put(expanded(name, text, **made), unpack(vectors[name])) for name, text in texts.items()))
     await stores.opensearch.count()
     result = await stream("search", "socket listen", "--mode", mode, "--json", "-k", "1")
     (hit,) = json.loads(result.stdout)

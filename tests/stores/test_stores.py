@@ -146,10 +146,25 @@ async def test_generations_do_not_see_each_other(stores, settings):
             assert (await store.count(), await old.count()) == (0, 2)
 
 
+async def test_a_vector_is_compared_with_those_of_its_own_model_only(stores, caplog):
+    origin = {"model": "m", "revision": "1", "parameters": {"dimensions": 4096, "long_texts": "reject"}}
+    others = [
+        origin | {"model": "n"},
+        origin | {"revision": "2"},
+        origin | {"parameters": {"dimensions": 1024}},
+        {"model": "m", "revision": "1", "parameters": {}},
+    ]
+    truncated = origin | {"parameters": {"dimensions": 4096, "long_texts": "truncate"}}
+    writes = [put(f"c{n}", embedding_provenance=each) for n, each in enumerate([origin, truncated, *others])]
+    await stores.neo4j.write(writes)
+    assert {hit.chunk_id for hit in await stores.neo4j.nearest(writes[0].vector, 6, origin)} == {"c0", "c1"}
+    assert "4 of the 6 nearest chunks are left out" in caplog.text
+
+
 async def test_a_vector_finds_its_chunk(stores):
     writes = [put(f"c{'x' * i}", f"text {i}", i) for i in range(1, 20)]
     await stores.neo4j.write(writes)
-    hits = await stores.neo4j.nearest(writes[7].vector, 3)
+    hits = await stores.neo4j.nearest(writes[7].vector, 3, writes[7].chunk["embedding_provenance"])
     assert hits[0].chunk_id == writes[7].chunk_id
     assert hits[0].score == pytest.approx(1, abs=1e-3)
 
@@ -239,7 +254,8 @@ async def test_what_a_record_says_is_never_part_of_a_query(stores, monkeypatch):
     bystander = put("bystander")
     assert await stores.neo4j.write([write, bystander]) == {}
     assert await stores.neo4j.stored([evil]) == {evil: stored(write)}
-    assert (await stores.neo4j.nearest(write.vector, 1))[0].text == evil
+    (hit,) = await stores.neo4j.nearest(write.vector, 1, write.chunk["embedding_provenance"])
+    assert hit.text == evil
     assert await stores.neo4j.write([Tombstone(evil, 2)]) == {}
     assert set(queries) == {neo4j.LIVE, neo4j.PUT, neo4j.STORED, neo4j.NEAREST, neo4j.DELETE}
     assert await stores.neo4j.stored(["bystander"]) == {"bystander": stored(bystander)}
