@@ -34,6 +34,7 @@ from stream import config, kafka, reindex, topics
 from stream.config import STAGES, Settings
 from stream.errors import ConfigurationError
 from stream.models.embeddings import EmbeddingClient
+from stream.records import Chunk
 from stream.search import Searcher
 from stream.status import caught_up, committed
 from stream.stores import Stores, open_stores
@@ -43,12 +44,19 @@ QUERY = "word1 word2 word3"
 HITS = 100  # that a search asks for
 DELETED = 10  # one of so many that the writer had published
 OWN = ("topic", "opensearch_alias", "neo4j_index", "flow", "embed_revision")
+WORDS = 12  # of a text: a reindex is to have more to do than a small CPU's models
 MODES = ("lexical", "dense")
 FIRST_NEW = 1_000_000  # the writer's first chunk: beyond those that the flow was filled with
 PAUSE = 0.2  # seconds between two searches
 LOGS = Path(".local/logs")
 
-Chunks = tuple[int, ...]  # in Neo4j and in OpenSearch
+Shown = tuple[int, ...]  # in Neo4j and in OpenSearch
+
+
+def short(n: int, version: int = 1) -> Chunk:
+    """A chunk of few words."""
+    whole = chunk(n, version)
+    return {**whole, "text": " ".join(whole["text"].split()[:WORDS])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,7 @@ class Look:
 
     at: float
     took: dict[str, float]
-    chunks: Chunks
+    chunks: Shown
 
 
 @dataclass
@@ -136,7 +144,7 @@ async def written(settings: Settings, chunks: int, rate: float) -> AsyncIterator
     async def write() -> None:
         async with kafka.producer(settings) as producer:
             for n in count():
-                for one in (chunk(FIRST_NEW + n), chunk(n % chunks, 2 + n // chunks)):
+                for one in (short(FIRST_NEW + n), short(n % chunks, 2 + n // chunks)):
                     await producer.send(settings.topic, orjson.dumps(one), key=one["chunk_id"].encode())
                 if n % DELETED == DELETED - 1:
                     gone = chunk(FIRST_NEW + n - DELETED // 2)["chunk_id"].encode()
@@ -225,7 +233,7 @@ async def bench(settings: Settings, chunks: int, rate: float, quiet: float) -> d
     async with open_stores(settings) as stores:
         if await stores.neo4j.count():
             raise ConfigurationError("Neo4j holds chunks already: use one that is empty")
-    await publish(settings, "embed", (chunk(n) for n in range(chunks)))
+    await publish(settings, "embed", (short(n) for n in range(chunks)))
     with workers(settings):
         await caught_up(settings)
         async with written(settings, chunks, rate), searched(settings) as watch:

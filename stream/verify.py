@@ -124,7 +124,7 @@ async def verify(
     """
     with _database() as db:
         topic = _Topic(settings, db)
-        deadline = asyncio.get_running_loop().time() + wait
+        deadline = None  # counts from the end of the first look, which may take longer than the wait
         while True:
             counts = [
                 await store.count() for store in stores.both
@@ -132,7 +132,9 @@ async def verify(
             await topic.read_on(reading)
             await _compare(db, stores.both, progress)
             report = _report(db, stores.both, counts)
-            if report.clean or asyncio.get_running_loop().time() >= deadline:
+            now = asyncio.get_running_loop().time()
+            deadline = now + wait if deadline is None else deadline
+            if report.clean or now >= deadline:
                 return report
             await asyncio.sleep(RECHECK_PAUSE)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -280,6 +281,13 @@ async def test_a_chunk_that_arrives_while_it_waits_is_not_lost(flow, both):
     both.both[0].looked = lambda: both.hold("b") if next(looks) == 2 else None
     async with asyncio.timeout(30):
         assert counts(await verify(flow, both, wait=1000)) == (2, 2, 0, 0, 0)
+
+
+async def test_stores_that_are_slow_do_not_use_the_wait_up(flow, both):
+    await send(flow, [line("a")])
+    looks = iter(range(2))
+    both.both[0].looked = lambda: both.hold("a") if next(looks) else time.sleep(0.2)
+    assert counts(await verify(flow, both, wait=0.1)) == (1, 1, 0, 0, 0)
 
 
 async def test_a_dead_letter_that_arrives_while_it_waits_is_seen(flow, both):
