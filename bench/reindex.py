@@ -254,7 +254,7 @@ async def bench(settings: Settings, chunks: int, rate: float, quiet: float) -> d
             await caught_up(other)
             await proved("the old model", settings)
             await proved("the new model", other)
-    looks = [[look.at, *look.chunks] for look in watch.looks]
+    looks = [[round(look.at, 1), *look.chunks] for look in watch.looks]
     return {
         **{"device": device(), "chunks": chunks, "records_a_second": rate},
         **{"phases": phases, "verified": verified, "looks": looks},

@@ -22,7 +22,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from stream import children, kafka, replay, topics
 from stream.config import STAGES, Settings, StageName
 from stream.errors import ConfigurationError, Outage, StreamError
-from stream.status import committed
+from stream.status import behind, committed
 from stream.stores import open_stores
 from stream.stores.base import Generation
 from stream.verify import Report, verify
@@ -49,6 +49,16 @@ async def generations(settings: Settings) -> list[Generation]:
     """All that there are, of all flows."""
     async with open_stores(settings) as stores:
         return await stores.opensearch.generations()
+
+
+async def lag(settings: Settings, generation: Generation) -> int:
+    """Records of its topic that a generation does not have: the workers' lag, or what came since it was followed."""
+    number = None if generation.live else generation.number
+    mine = settings.model_copy(update={"flow": generation.flow, "generation": number})
+    async with kafka.admin(mine) as admin, kafka.consumer(mine) as client:
+        partitions = await kafka.partitions(admin, [topics.source(mine, "index")])
+        starts, ends = await client.beginning_offsets(partitions), await client.end_offsets(partitions)
+        return behind(starts, ends, await committed(admin, topics.group(mine, "index")))
 
 
 def of(settings: Settings, number: int) -> Settings:
@@ -182,7 +192,7 @@ async def _pass_end(mine: Settings, stages: Sequence[StageName], look: Look) -> 
             total = sum(ends[tp] - starts[tp] for tp in partitions)
             while True:
                 done = await committed(admin, topics.group(mine, stage))
-                left = sum(max(ends[tp] - max(done.get(tp, 0), starts[tp]), 0) for tp in partitions)
+                left = behind(starts, ends, done)
                 look(stage, total - left, total)
                 if not left:
                     break

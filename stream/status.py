@@ -111,5 +111,12 @@ async def committed(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartiti
     return {tp: meta.offset for tp, meta in committed.items() if meta.offset >= 0}
 
 
+def behind(
+    starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int], done: Mapping[TopicPartition, int]
+) -> int:
+    """Records from what is committed, or where the partition begins, to its end."""
+    return sum(max(end - max(done.get(tp, 0), starts[tp]), 0) for tp, end in ends.items())
+
+
 def _records(topic: str, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> int:
     return sum(ends[tp] - starts[tp] for tp in ends if tp.topic == topic)

@@ -162,8 +162,15 @@ async def test_another_model_has_a_flow_of_its_own(filled, stores, monkeypatch):
     assert len(await read(new, topics.source(new, "expand"))) == again + 1
 
 
-async def test_the_command_lists_what_there_is(filled):
+async def test_the_command_lists_what_there_is_and_how_far_each_has_come(filled):
+    await reindex.start(filled, swap_too=False)
+    await publish(filled, [0], version=2)
+    async with workers("embed", "expand"):
+        await caught_up(filled, ["embed", "expand"])
     found = await asyncio.to_thread(CliRunner().invoke, app, ["reindex", "status", "--json"])
-    assert json.loads(found.stdout) == [{"number": 1, "flow": "", "live": True}]
+    assert json.loads(found.stdout) == [
+        {"number": 1, "flow": "", "live": True, "lag": 1},
+        {"number": 2, "flow": "", "live": False, "lag": 1},
+    ]
     nothing = await asyncio.to_thread(CliRunner().invoke, app, ["reindex", "prune"])
     assert nothing.stdout == "there is nothing to delete\n"

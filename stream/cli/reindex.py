@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -12,6 +13,7 @@ from stream.cli.commands import settings_of
 from stream.cli.output import Json, out, print_json, progress_bars
 from stream.config import STAGES, StageName
 from stream.reindex import Look
+from stream.stores.base import Generation
 
 Result = TypeVar("Result")
 
@@ -35,13 +37,18 @@ def start(
 
 @reindex.command("status")
 def status(context: typer.Context, json: Json = False) -> None:
-    """List the generations."""
-    found = asyncio.run(reindexing.generations(settings_of(context)))
+    """List the generations, and how many records each lags behind."""
+
+    async def look() -> list[tuple[Generation, int]]:
+        settings = settings_of(context)
+        return [(one, await reindexing.lag(settings, one)) for one in await reindexing.generations(settings)]
+
+    found = asyncio.run(look())
     if json:
-        return print_json(found)
-    table = Table("generation", "flow", "")
-    for one in found:
-        table.add_row(str(one.number), one.flow, "live" if one.live else "")
+        return print_json([{**asdict(one), "lag": lag} for one, lag in found])
+    table = Table("generation", "flow", "lag", "")
+    for one, lag in found:
+        table.add_row(str(one.number), one.flow, f"{lag:,}", "live" if one.live else "")
     out.print(table if found else "no generation yet; the first index worker makes one")
     return None
 
