@@ -3,6 +3,7 @@ SHELL := bash
 PYTHON ?= python3
 UV := $(shell command -v uv || echo .local/uv/bin/uv)
 BIN := .venv/bin
+APT := -o Dir::State::Lists=lists -o Dir::Cache=cache -o APT::Sandbox::User=$(shell id -un)
 export UV_PYTHON_DOWNLOADS := never
 
 help: ## This list
@@ -14,13 +15,15 @@ demo: .venv/installed ## Everything on this machine: servers, workers, real text
 down: ## Stop what `make demo` started; its data stay
 	@if test -x $(BIN)/stream; then $(BIN)/stream local down; fi
 
-test: lint types vllm ## Every test, the ones against the real servers included
+test: lint types vllm prometheus ## Every test, the ones against the real servers included
 	$(BIN)/pytest
 
 test-gpu: .venv/installed ## The tests that need a CUDA GPU
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
 
 vllm: .local/vllm/installed ## A real vLLM on the CPU, which the tests talk to
+
+prometheus: $(if $(shell command -v promtool),,.local/prometheus/usr/bin/promtool) ## Prometheus from Debian, where there is none
 
 faults: .venv/installed ## Accidents on the real servers: SEED=1 MINUTES=30, or ONLY="words of its row in docs/faults.md"
 	PYTHONPATH=tests $(BIN)/python -m faults --seed $(or $(SEED),1) --minutes $(or $(MINUTES),30) \
@@ -35,6 +38,10 @@ types: .venv/installed ## Static types
 
 docs: .venv/installed ## The generated pages of docs/
 	$(BIN)/stream settings --markdown > docs/configuration.md
+	$(BIN)/stream metrics --markdown > docs/metrics.md
+
+site: .venv/installed ## docs/ as a web site, into site/
+	$(BIN)/mkdocs build --strict
 
 lock: $(UV) ## Pin the newest versions that pyproject.toml allows (UPGRADE=1 moves pins that are there)
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
@@ -42,6 +49,11 @@ lock: $(UV) ## Pin the newest versions that pyproject.toml allows (UPGRADE=1 mov
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
 	  --overrides tests/contract/vllm-overrides.txt tests/contract/vllm.in -o tests/contract/vllm.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra traces \
+	  --custom-compile-command "make lock" --constraints requirements.txt pyproject.toml -o compose/requirements.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra traces \
+	  --custom-compile-command "make lock" --constraints requirements.txt --overrides compose/cpu-overrides.txt \
+	  pyproject.toml -o compose/requirements-cpu.txt
 
 clean: ## Remove what was installed and what the local servers keep
 	-$(BIN)/stream local down
@@ -58,8 +70,13 @@ clean: ## Remove what was installed and what the local servers keep
 	$(UV) pip sync --quiet --python .local/vllm/bin/python --require-hashes tests/contract/vllm.txt
 	@touch $@
 
+.local/prometheus/usr/bin/promtool:
+	@mkdir -p .local/apt/lists/partial .local/apt/cache
+	cd .local/apt && apt-get -qq $(APT) update && apt-get -qq $(APT) download prometheus
+	dpkg-deb --extract .local/apt/prometheus_*.deb .local/prometheus
+
 .local/uv/bin/uv:
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down test test-gpu vllm faults lint types docs lock clean
+.PHONY: help demo down test test-gpu vllm prometheus faults lint types docs site lock clean

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 from aiokafka import AIOKafkaProducer
@@ -14,7 +14,18 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from stream import kafka, metrics
 from stream.config import Settings, StageName
 from stream.deadletters import LEFT_OUT_HEADER, PREFIX, letter_headers, without_letter
-from stream.records import VERSION_HEADER, Headers, Outcome, Record, Rejected, Tombstone
+from stream.records import (
+    PUBLISHED_HEADER,
+    VERSION_HEADER,
+    Headers,
+    Outcome,
+    Reason,
+    Record,
+    Rejected,
+    Tombstone,
+    header,
+    number,
+)
 from stream.topics import dead_letters, target
 
 log = logging.getLogger(__name__)
@@ -43,6 +54,8 @@ class Outputs:
         self._producer = producer
         self._letters = letters
         self._settings = settings
+        for reason in get_args(Reason):  # Prometheus takes no notice of the first event of a series that begins with it
+            metrics.dead_letters.labels(stage, reason)
 
     async def publish(self, outcomes: Iterable[tuple[Record, Outcome]]) -> None:
         """Sends all in order and waits until Kafka has them; raises `KafkaError`."""
@@ -92,6 +105,8 @@ class Outputs:
 def encoded(record: Record, output: dict[str, Any] | Tombstone) -> tuple[bytes | None, Headers]:
     """An output's value and headers, as they go to the next topic."""
     headers = without_letter(record.headers)
+    if number(header(headers, PUBLISHED_HEADER)) is None and record.timestamp >= 0:
+        headers.append((PUBLISHED_HEADER, str(record.timestamp).encode()))
     if isinstance(output, Tombstone):
         others = [(name, value) for name, value in headers if name != VERSION_HEADER]
         return None, [*others, (VERSION_HEADER, str(output.version).encode())]

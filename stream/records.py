@@ -17,6 +17,7 @@ Scalar = str | int | float | bool | None
 Headers = Sequence[tuple[str, bytes | None]]
 
 VERSION_HEADER = "version"
+PUBLISHED_HEADER = "published"  # a record's timestamp in the first topic, ms: later topics have timestamps of their own
 MAX_VERSION = 2**53 - 1  # the largest integer that every JSON reader keeps
 UNDATED = "has no version, and its timestamp can be none"
 

@@ -9,6 +9,7 @@ from stream.cli.bench import bench
 from stream.cli.commands import app
 from stream.cli.dlq import dlq
 from stream.cli.local import local
+from stream.cli.reference import reference
 from stream.cli.reindex import reindex
 from stream.cli.replay import replay
 from stream.errors import Outage, StreamError
@@ -20,6 +21,7 @@ app.add_typer(dlq)
 app.add_typer(replay)
 app.add_typer(reindex)
 app.add_typer(bench)
+app.add_typer(reference)
 
 
 def main() -> None:

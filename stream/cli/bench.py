@@ -1,5 +1,6 @@
 """`stream bench`: what this machine can do."""
 
+import asyncio
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -8,14 +9,10 @@ import typer
 from rich.table import Table
 
 from stream.cli.commands import settings_of
-from stream.cli.output import Json, err, out, print_json
+from stream.cli.output import Json, err, out, print_json, progress_bars
+from stream.config import STAGES, StageName
 
 bench = typer.Typer(name="bench", help="Measure this machine.", no_args_is_help=True)
-
-
-@bench.callback()
-def _group() -> None:
-    """More than one command to come."""
 
 
 @bench.command()
@@ -54,3 +51,37 @@ def splade(
                 rate.encoder, rate.setting, f"{rate.texts_a_second:,.0f}", f"{rate.share:.1%}", f"{rate.peak_gib:.1f}"
             )
         out.print(table)
+
+
+@bench.command()
+def load(
+    context: typer.Context,
+    chunks: Annotated[int, typer.Option(min=100, help="How many to publish.")] = 10_000,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Chunks a second; default all at once.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw chunks and memory over time: .svg or .png.")] = None,
+    json: Json = False,
+) -> None:
+    """Chunks through the whole flow: rates, latencies, memory. Topics and an index of its own stay behind.
+
+    Neo4j must hold no chunks: use servers that can be thrown away.
+    """
+    from stream.bench import load as loading  # noqa: PLC0415
+
+    with progress_bars() as bars:
+        tasks = {stage: bars.add_task(stage, total=chunks) for stage in STAGES}
+
+        def progress(stage: StageName, done: int) -> None:
+            bars.update(tasks[stage], completed=done)
+
+        result = asyncio.run(loading.run(settings_of(context), chunks, rate, progress))
+    if plot:
+        loading.draw(result, plot)
+    if json:
+        print_json(result)
+        return
+    table = Table("stage", "chunks/s", "memory at most, MiB", title=f"{chunks:,} chunks in {result.seconds:,.0f} s")
+    for stage in STAGES:
+        table.add_row(stage, f"{result.chunks_a_second[stage]:,.0f}", f"{result.peak_memory_mib[stage]:,.0f}")
+    out.print(table)
+    ages = ", ".join(f"{share} {seconds:,.1f} s" for share, seconds in result.latency_seconds.items())
+    out.print(f"from published to searchable: {ages}")

@@ -5,7 +5,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, BinaryIO, cast
 
 import orjson
 import typer
@@ -35,17 +35,6 @@ app = typer.Typer(
 topics = typer.Typer(name="topics", help="The Kafka topics.", no_args_is_help=True)
 app.add_typer(topics)
 
-
-PAGE = """\
-# Configuration
-
-Every setting, as an environment variable. The same name in lower case without the prefix works on the command line:
-`stream --set batch_size=64 …`. `STREAM_ENV_FILE` names a file with such lines (default `.env`). The command line comes
-before the environment, the environment before the file. `REQUIRE_GPU` is short for `STREAM_REQUIRE_GPU`.
-
-This page is made by `make docs`.
-
-"""
 ENCODED_AT_ONCE = 1024  # texts
 HIT_LENGTH = 100  # characters of a hit's text that are shown
 
@@ -339,29 +328,3 @@ def create_topics(context: typer.Context) -> None:
     """Make the topics that are missing."""
     created = asyncio.run(kafka_topics.create(settings_of(context)))
     out.print(f"created {', '.join(created)}" if created else "all topics are there")
-
-
-@app.command("settings")
-def show_settings(
-    markdown: Annotated[bool, typer.Option("--markdown", help="As docs/configuration.md.")] = False,
-) -> None:
-    """List every setting with its default and what it means."""
-    rows = [
-        (f"STREAM_{name.upper()}", _default(field), field.description or "")
-        for name, field in Settings.model_fields.items()
-    ]
-    if markdown:
-        typer.echo(PAGE + "| variable | default | meaning |\n| --- | --- | --- |")
-        for name, default, meaning in rows:
-            typer.echo(f"| `{name}` | {f'`{default}`' if default else ''} | {meaning} |")
-        return
-    table = Table("variable", "default", "meaning")
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
-
-
-def _default(field: Any) -> str:
-    if field.default_factory:
-        return str(field.examples[0])
-    return "" if field.default is None else str(int(field.default) if field.default is True else field.default)

@@ -32,6 +32,7 @@ from stream.models.replicas import Replicas
 from stream.records import Provenance
 
 RETRIES = 3
+CAUSES = ("connection", "time-out", "answer", "429", "500", "503")  # of a request made again; others are rare
 LONGEST_PAUSE = 30.0  # seconds that `Retry-After` may ask for
 BYTES_A_TOKEN = 3
 WHOLE = -1  # as many tokens as the model reads: what vLLM cuts a text to when it is asked to
@@ -67,6 +68,8 @@ class EmbeddingClient:
             transport=transport,
         )
         self._replicas = Replicas(settings.embed_urls)
+        for cause in CAUSES:
+            metrics.embed_retries.labels(cause)
         self._pause = wait_random_exponential(multiplier=0.2, max=5)
         # Of a server that hangs whoever waits must learn after one time-out, not after four.
         self._retrying = AsyncRetrying(

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from stream import metrics
 from stream.errors import Outage
 
 REST = 10.0  # seconds without requests after one has failed
@@ -21,11 +22,14 @@ class Replicas:
     def one(self) -> Iterator[str]:
         """An address for one request; an `Outage` inside lets it rest."""
         address = min(self._in_flight, key=self._burden)
+        up = metrics.embed_server_up.labels(address)
         self._in_flight[address] += 1
         try:
             yield address
+            up.set(1)
         except Outage:
             self._rests_until[address] = self._clock() + REST
+            up.set(0)
             raise
         finally:
             self._in_flight[address] -= 1

@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +96,8 @@ class SparseEncoder:
         self._submitting = threading.Lock()
         if self.device.type == "cuda":
             self.encode(["its kernels are compiled now"])
+            for state in ("used", "free"):
+                metrics.gpu_memory.labels(state).set_function(partial(_memory, self.device, state))
 
     @property
     def provenance(self) -> Provenance:
@@ -201,3 +204,9 @@ def _ranked(logits: Tensor, k: int) -> Tensor:
     size = logits.shape[1]
     keys = (logits.view(torch.int32).to(torch.int64) << 32) | torch.arange(size - 1, -1, -1, device=logits.device)
     return keys.topk(k).values
+
+
+def _memory(device: torch.device, state: str) -> int:
+    """Bytes of a GPU, whoever uses them."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free if state == "free" else total - free

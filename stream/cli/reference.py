@@ -1,0 +1,71 @@
+"""`stream settings` and `stream metrics`: what the package knows of itself, for a terminal and as pages of `docs/`."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from stream import metrics
+from stream.cli.output import out
+from stream.config import Settings
+
+reference = typer.Typer()
+Markdown = Annotated[bool, typer.Option("--markdown", help="As the page of docs/.")]
+
+SETTINGS = """\
+# Configuration
+
+Every setting, as an environment variable. The same name in lower case without the prefix works on the command line:
+`stream --set batch_size=64 …`. `STREAM_ENV_FILE` names a file with such lines (default `.env`). The command line comes
+before the environment, the environment before the file. `REQUIRE_GPU` is short for `STREAM_REQUIRE_GPU`.
+
+This page is made by `make docs`.
+
+"""
+
+METRICS = """\
+# Metrics
+
+What a worker says at `/metrics`, port 9101 (embed), 9102 (expand) or 9103 (index). Those of Prometheus's client come
+with them, `process_start_time_seconds` for example. vLLM's own are at its `/metrics`.
+
+This page is made by `make docs`.
+
+"""
+
+
+@reference.command("settings")
+def show_settings(markdown: Markdown = False) -> None:
+    """List every setting with its default and what it means."""
+    rows = [
+        (f"STREAM_{name.upper()}", _default(field), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+    _show(("variable", "default", "meaning"), rows, SETTINGS if markdown else None)
+
+
+@reference.command("metrics")
+def show_metrics(markdown: Markdown = False) -> None:
+    """List what a worker counts for Prometheus."""
+    rows = [(one.name, one.type, ", ".join(one.labels), one.meaning) for one in metrics.listed()]
+    _show(("metric", "type", "labels", "meaning"), rows, METRICS if markdown else None)
+
+
+def _show(columns: Sequence[str], rows: Sequence[Sequence[str]], page: str | None) -> None:
+    """A table; in a page, the name and what is its default are code."""
+    if page is None:
+        table = Table(*columns)
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+        return
+    typer.echo(f"{page}| {' | '.join(columns)} |\n| {' | '.join('---' for _ in columns)} |")
+    for name, second, *others in rows:
+        typer.echo(f"| {' | '.join([f'`{name}`', f'`{second}`' if second else '', *others])} |")
+
+
+def _default(field: Any) -> str:
+    if field.default_factory:
+        return str(field.examples[0])
+    return "" if field.default is None else str(int(field.default) if field.default is True else field.default)
