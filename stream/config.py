@@ -232,6 +232,13 @@ class Settings(BaseSettings):
         None, ge=0, le=65535, description="Its port; default 9101 for embed, 9102 for expand, 9103 for index."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much a worker logs.")
+    log_format: Literal["console", "json"] = Field(
+        "console", description="How: `console`, a line for a person, or `json`, an object for a machine."
+    )
+    traces: bool = Field(
+        False,
+        description="Whether a worker exports traces by OTLP over HTTP; `OTEL_EXPORTER_OTLP_ENDPOINT` says where to.",
+    )
 
     @model_validator(mode="after")
     def _user_and_password(self) -> Self:

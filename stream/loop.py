@@ -27,16 +27,17 @@ from typing import Any, NoReturn
 import faust
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
+from opentelemetry import trace
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from stream import heartbeats, metrics
+from stream import heartbeats, metrics, traces
 from stream.batches import split
 from stream.config import Settings, StageName
 from stream.contracts import Contract
 from stream.errors import Outage
 from stream.outputs import Outputs
 from stream.pace import Pace
-from stream.records import Done, Outcome, Record, Rejected, Tombstone, decode
+from stream.records import PUBLISHED_HEADER, Done, Outcome, Record, Rejected, Tombstone, decode, header, number
 from stream.topics import source
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class _Batch:
     events: Sequence[Any]
     outcomes: "asyncio.Task[list[tuple[Record, Outcome]]]"
     started: float
+    span: trace.Span
 
 
 class BatchLoop:
@@ -113,6 +115,9 @@ class BatchLoop:
         self._finisher = asyncio.create_task(self._finish())
         self._pulse = asyncio.create_task(self._beat())
         metrics.outage.labels(self.stage.name).set_function(lambda: self._down() is not None)
+        metrics.in_flight.labels(self.stage.name).set(0)
+        for outcome in ("done", "rejected"):
+            metrics.records.labels(self.stage.name, outcome)
 
     def unhealthy(self) -> str | None:
         """Why only a restart can help; None while the loop turns.
@@ -168,10 +173,12 @@ class BatchLoop:
         if not current:
             self._room.release()
             return
-        work = asyncio.create_task(self._process([as_record(e.message) for e in current]))
+        span = traces.begin(self.stage.name)
+        with trace.use_span(span):
+            work = asyncio.create_task(self._process([as_record(e.message) for e in current]))
         self._count(+1)
         self._taken |= {event.message.tp: event.message.offset for event in current}
-        self._started.put_nowait(_Batch(stream, current, work, time.monotonic()))
+        self._started.put_nowait(_Batch(stream, current, work, time.monotonic(), span))
 
     # Step 2: process
 
@@ -310,12 +317,26 @@ class BatchLoop:
     def _measure(self, batch: _Batch, outcomes: list[tuple[Record, Outcome]]) -> None:
         stage = self.stage.name
         seconds = time.monotonic() - batch.started
-        rejected = sum(isinstance(outcome, Rejected) for _, outcome in outcomes)
+        left: dict[str, list[Record]] = {"done": [], "rejected": []}
+        for record, outcome in outcomes:
+            left["rejected" if isinstance(outcome, Rejected) else "done"].append(record)
         metrics.batch_size.labels(stage).observe(len(outcomes))
         metrics.batch_seconds.labels(stage).observe(seconds)
-        metrics.records.labels(stage, "done").inc(len(outcomes) - rejected)
-        metrics.records.labels(stage, "rejected").inc(rejected)
-        log.info("batch of %d in %.3f s, %d rejected", len(outcomes), seconds, rejected)
+        for how, records in left.items():
+            metrics.records.labels(stage, how).inc(len(records))
+            metrics.record_bytes.labels(stage, how).inc(sum(record.size for record in records))
+        if self.stage.writes_stores and self.settings.generation is None:
+            for record in left["done"]:
+                metrics.end_to_end_seconds.observe(age(record))
+        with trace.use_span(batch.span):
+            log.info("batch of %d in %.3f s, %d rejected", len(outcomes), seconds, len(left["rejected"]))
+        traces.end(batch.span, stage, seconds, outcomes)
+
+
+def age(record: Record) -> float:
+    """Seconds since the chunk was published; 0 for a producer whose clock is ahead."""
+    published = number(header(record.headers, PUBLISHED_HEADER))
+    return max(time.time() - (record.timestamp if published is None else published) / 1000, 0)
 
 
 def _bytes(event: Any) -> int:

@@ -14,7 +14,7 @@ from typing import NoReturn
 import faust
 from filelock import FileLock, Timeout
 
-from stream import kafka, kafka_security, preflight, topics, web
+from stream import kafka, kafka_security, lag, logs, preflight, topics, traces, web
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError, Outage, StreamError
 from stream.loop import BatchLoop
@@ -29,13 +29,10 @@ PAUSE_BEFORE_RESTART = 5.0  # seconds: a supervisor may start a worker again at 
 
 def run(stage: StageName, settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT, then finishes what is in flight; raises `StreamError` if it cannot start."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
-    )
-    for chatty in ("faust", "mode", "aiokafka", "httpx", "opensearch", "neo4j"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logs.configure(settings)
     try:
-        asyncio.run(_work(stage, settings))
+        with traces.exported(settings, stage):
+            asyncio.run(_work(stage, settings))
     except Outage:
         time.sleep(PAUSE_BEFORE_RESTART)
         raise
@@ -58,7 +55,10 @@ async def _work(name: StageName, settings: Settings) -> None:
         app = _app(name, settings)
         loop.attach(app)
         port = WEB_PORTS[name] if settings.web_port is None else settings.web_port
-        async with web.serve(settings.web_host, port, loop.unhealthy, lambda: loop.unhealthy() or loop.unready()):
+        async with (
+            web.serve(settings.web_host, port, loop.unhealthy, lambda: loop.unhealthy() or loop.unready()),
+            lag.watched(settings, name),
+        ):
             log.info("%s: %s -> %s", name, *needed[:2])
             await app.start()
             ended = asyncio.create_task(app.wait_until_stopped())
