@@ -11,14 +11,16 @@ import math
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging
 
 from stream.errors import ConfigurationError
+from stream.local import corpus
 
 VOCABULARY = 8_000
 HIDDEN = 256
@@ -186,3 +188,12 @@ def _solve_decoder(model: Any, sources: torch.Tensor, logits: torch.Tensor) -> N
         predictions.decoder.weight[rows] = for_logits[rows] + depth[:, None] * for_bias[rows]
         predictions.bias[rows] = -depth
     predictions.decoder.bias.copy_(predictions.bias)
+
+
+def main(folder: Annotated[Path, typer.Argument(help="Where the model goes.")]) -> None:
+    """Builds the demo's model, if it is not there."""
+    build((chunk["text"] for chunk in corpus.chunks()), folder)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -19,13 +19,8 @@ from xmlrpc.client import Fault, ServerProxy
 from stream.errors import ConfigurationError, Outage
 from stream.local.profile import Profile, write_private
 
-try:
-    from supervisor.xmlrpc import Faults, SupervisorTransport
-except ModuleNotFoundError:
-    raise ConfigurationError("the local profile needs supervisor: pip install 'chunk-stream[local]'") from None
-
 LOG_BYTES = "10MB"
-ALREADY_STARTED, NOT_RUNNING, SHUTTING_DOWN = Faults.ALREADY_STARTED, Faults.NOT_RUNNING, Faults.SHUTDOWN_STATE
+SHUTTING_DOWN, BAD_NAME, ALREADY_STARTED, NOT_RUNNING = 6, 10, 60, 70  # as supervisor.xmlrpc.Faults has them
 
 
 def folder(profile: Profile) -> Path:
@@ -38,13 +33,17 @@ def call(profile: Profile, method: str, *arguments: Any, accept: Collection[int]
 
     Raises `ConfigurationError` for a program that it does not know and `Outage` where it does not run.
     """
+    try:
+        from supervisor.xmlrpc import SupervisorTransport  # noqa: PLC0415 - an extra: the other commands do without
+    except ModuleNotFoundError:
+        raise ConfigurationError("the local profile needs supervisor: pip install 'chunk-stream[local]'") from None
     proxy = ServerProxy("http://localhost", transport=SupervisorTransport(serverurl=f"unix://{_address(profile)}"))
     try:
         return getattr(proxy.supervisor, method)(*arguments)
     except Fault as fault:
         if fault.faultCode in accept:
             return None
-        if fault.faultCode == Faults.BAD_NAME:
+        if fault.faultCode == BAD_NAME:
             raise ConfigurationError(f"no program called {arguments[0]} was ever started in {profile.home}") from None
         raise Outage(f"supervisord refused {method} {arguments}: {fault.faultString}; try again") from None
     except (OSError, HTTPException):

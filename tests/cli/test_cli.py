@@ -419,3 +419,32 @@ def test_a_web_port_that_is_taken_is_named(flow):
         ended = process("worker", "embed", STREAM_WEB_PORT=port)
     assert_one_sentence(ended, 78, port)
     assert "STREAM_WEB_PORT" in ended.err
+
+
+# Extras
+
+
+WITHOUT_EXTRAS = """
+import sys
+sys.modules.update(dict.fromkeys(("supervisor", "matplotlib", "opentelemetry.sdk", "opentelemetry.exporter")))
+from stream.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--version"], 0, ""),
+        (["bench", "--help"], 0, ""),
+        (["local", "status"], 78, "stream: the local profile needs supervisor: pip install 'chunk-stream[local]'"),
+        (["--set", "traces=1", "worker", "embed"], 78, "STREAM_TRACES needs more packages: pip install"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_extra_that_is_not_installed_is_missed_only_where_it_is_used(arguments, code, sentence, tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS, *arguments], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (ended.returncode, "Traceback" in ended.stderr) == (code, False), ended.stderr
+    assert sentence in ended.stderr

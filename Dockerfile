@@ -1,0 +1,42 @@
+# One image for the three workers and every command, run by a user without rights. Two targets:
+#
+#   docker build --target cuda -t chunk-stream:cuda .
+#   docker build --target cpu -t chunk-stream:cpu --build-arg TORCH_INDEX=… .   # where PyTorch has its wheels for CPUs
+#
+# PyTorch's wheels bring CUDA with them: of the host, `cuda` needs the driver and the NVIDIA Container Toolkit only.
+ARG PYTHON=python:3.13-slim-bookworm
+
+FROM ${PYTHON} AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/venv/bin:$PATH
+RUN python -m venv /venv
+WORKDIR /src
+COPY compose/requirements*.txt compose/
+
+FROM build AS build-cuda
+RUN pip install --require-hashes -r compose/requirements.txt
+COPY . .
+RUN pip install --no-deps .
+
+# The same versions. PyTorch for CPUs has other hashes, so it comes first and the others without what depends on it.
+FROM build AS build-cpu
+ARG TORCH_INDEX
+RUN pip install --index-url "$TORCH_INDEX" "$(grep -o '^torch==[^ ]*' compose/requirements.txt)" \
+    && pip install --no-deps --require-hashes -r compose/requirements-cpu.txt
+COPY . .
+RUN pip install --no-deps .
+
+FROM ${PYTHON} AS base
+RUN useradd --create-home --uid 10001 stream
+USER 10001
+WORKDIR /home/stream
+RUN mkdir -p models .cache/huggingface
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 STREAM_WEB_HOST=0.0.0.0 STREAM_LOG_FORMAT=json \
+    TRITON_CACHE_DIR=/home/stream/.cache/triton
+ENTRYPOINT ["stream"]
+
+FROM base AS cpu
+COPY --from=build-cpu /venv /venv
+ENV REQUIRE_GPU=0
+
+FROM base AS cuda
+COPY --from=build-cuda /venv /venv

@@ -1,0 +1,136 @@
+"""If these fail, `docker compose up` refuses the file, opens a port to the network, or starts what cannot work."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+from stream.config import STAGES, Settings
+from stream.worker import WEB_PORTS
+
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / "compose" / "docker-compose.yml"
+SERVICES = yaml.safe_load(FILE.read_text())["services"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def started(profile: str) -> dict[str, dict]:
+    return {name: one for name, one in SERVICES.items() if profile in one.get("profiles", [profile])}
+
+
+def test_the_file_is_what_the_compose_specification_says():
+    check(interpolated(FILE.read_text()))
+
+
+def test_a_field_that_the_specification_does_not_know_is_found():
+    broken = interpolated(FILE.read_text())
+    broken["services"]["kafka"]["heathcheck"] = broken["services"]["kafka"].pop("healthcheck")
+    with pytest.raises(ValueError, match="heathcheck"):
+        check(broken)
+
+
+def interpolated(text: str) -> dict:
+    """As docker compose reads it where nothing but the password is set."""
+    told = re.sub(r"\$\{\w+(?::-([^}]*)|:\?[^}]*)\}", lambda found: found[1] if found[1] is not None else "set", text)
+    return yaml.safe_load(told)
+
+
+def check(document: dict) -> None:
+    PyCompose.from_yaml(yaml.safe_dump(document)).to_spec()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_reached_from_this_machine_only_and_its_image_is_pinned(name):
+    service = SERVICES[name]
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+    image, _, tag = service["image"].partition(":")
+    assert image == "chunk-stream" or re.search(r"\d+\.\d+", tag)
+
+
+@pytest.mark.parametrize("profile", ["gpu", "cpu"])
+def test_each_profile_has_the_whole_flow_and_starts_it_in_order(profile):
+    services = started(profile)
+    ports = {port for service in services.values() for port in service.get("ports", ())}
+    assert {f"127.0.0.1:{WEB_PORTS[stage]}:{WEB_PORTS[stage]}" for stage in STAGES} <= ports
+    for service in services.values():
+        for other, how in service.get("depends_on", {}).items():
+            if other not in services:
+                assert how.get("required") is False
+            elif how["condition"] == "service_healthy":
+                assert "healthcheck" in services[other]
+            else:
+                assert (how["condition"], "restart" in services[other]) == ("service_completed_successfully", False)
+
+
+@pytest.mark.parametrize("profile", ["gpu", "cpu"])
+def test_prometheus_asks_names_that_are_there(profile):
+    told = yaml.safe_load((ROOT / "compose/prometheus/prometheus.yml").read_text())
+    asked = {name for job in told["scrape_configs"] for one in job["dns_sd_configs"] for name in one["names"]}
+    names = {
+        name
+        for service, one in started(profile).items()
+        for name in [service, *one.get("networks", {}).get("default", {}).get("aliases", ())]
+    }
+    assert set(STAGES) <= names
+    assert asked - names == ({"vllm", "gpu-exporter"} if profile == "cpu" else set())
+
+
+def test_what_is_set_in_the_containers_are_settings():
+    for service in SERVICES.values():
+        for name in service.get("environment", {}):
+            if name.startswith("STREAM_"):
+                assert name.removeprefix("STREAM_").lower() in Settings.model_fields
+
+
+def test_every_volume_is_named():
+    used = {
+        volume.split(":")[0]
+        for service in SERVICES.values()
+        for volume in service.get("volumes", ())
+        if not volume.startswith("./")
+    }
+    assert used == set(yaml.safe_load(FILE.read_text())["volumes"])
+    for service in SERVICES.values():
+        for volume in service.get("volumes", ()):
+            if volume.startswith("./"):
+                assert (FILE.parent / volume.split(":")[0]).exists()
+
+
+def test_no_password_lies_in_a_file():
+    text = FILE.read_text() + DOCKERFILE + (ROOT / "compose/cpu.env").read_text()
+    for name, value in re.findall(r"(\w*(?:PASSWORD|TOKEN|AUTH)\w*): *(\S.*)", text):
+        assert "${" in value or value.startswith("#"), name
+
+
+# The image
+
+
+def test_the_image_has_both_targets_and_runs_without_rights():
+    targets = re.findall(r"^FROM base AS (\S+)$", DOCKERFILE, re.MULTILINE)
+    assert sorted(targets) == ["cpu", "cuda"]
+    assert re.search(r"^USER \d+$", DOCKERFILE.split("AS base")[1], re.MULTILINE)
+
+
+def test_what_the_image_copies_reaches_the_builder():
+    """All that `pip install .` needs, and nothing that is secret or large."""
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    wanted = ["pyproject.toml", "README.md", "schemas", "stream"]
+    assert sorted(allowed) == sorted([*wanted, "compose/requirements*.txt"])
+    for name in wanted:
+        assert (ROOT / name).exists()
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-cpu.txt"])
+def test_the_image_gets_the_versions_that_the_tests_ran_with(file):
+    tested = pins(ROOT / "requirements.txt")
+    assert {name: version for name, version in pins(ROOT / "compose" / file).items() if tested[name] != version} == {}
+
+
+def pins(file: Path) -> dict[str, set[str]]:
+    """Versions by name, of which there are several where they depend on Python's."""
+    found: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([a-z0-9-]+)==(\S+)", file.read_text(), re.MULTILINE):
+        found.setdefault(name, set()).add(version)
+    return found
