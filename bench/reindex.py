@@ -7,7 +7,7 @@ the end `verify` looks at every generation that somebody may search.
 
     STREAM_ENV_FILE=.local/stream.env python bench/reindex.py
 
-Neo4j must hold no chunks. What was published and stored stays: use servers that can be thrown away, with no workers.
+The servers must be new, with no workers. What was published and stored stays: use some that can be thrown away.
 """
 
 import asyncio

@@ -1,0 +1,227 @@
+"""The whole flow under load: chunks a second, how old they are when they can be found, and memory.
+
+Publishes to topics of its own, runs one worker of each stage, and asks them at /metrics what they have done.
+"""
+
+import asyncio
+import math
+import os
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import httpx
+import orjson
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from stream import children, kafka, topics
+from stream.config import STAGES, Settings, StageName
+from stream.errors import ConfigurationError, Outage
+from stream.local import corpus
+from stream.records import Chunk
+from stream.stores import open_stores
+
+EVERY = 0.5  # seconds between two looks
+QUANTILES = (0.5, 0.95, 0.99)
+MIB = 2**20
+
+Progress = Callable[[StageName, int], None]  # a stage has done so many records
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the workers said at one moment, in seconds since the first chunk was published."""
+
+    seconds: float
+    done: dict[StageName, int]
+    memory_mib: dict[StageName, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Of one run: `chunks_a_second` of the stages between their first tenth and their last, latencies in seconds."""
+
+    device: str
+    chunks: int
+    published_a_second: float | None  # as it was asked for
+    seconds: float
+    chunks_a_second: dict[str, float]
+    latency_seconds: dict[str, float]
+    peak_memory_mib: dict[str, float]
+    looks: list[Look]
+
+
+async def run(settings: Settings, chunks: int, rate: float | None, progress: Progress = lambda *_: None) -> Result:
+    """Publishes so many chunks, all at once or `rate` a second, and returns when both stores have them.
+
+    Raises `ConfigurationError` if Neo4j holds chunks, which they would stand among, and `Outage` if a worker ends.
+    """
+    name = f"bench-{uuid.uuid4().hex[:8]}"
+    settings = settings.model_copy(update={"topic": name, "opensearch_alias": name})
+    async with open_stores(settings) as stores:
+        if held := await stores.neo4j.count():
+            raise ConfigurationError(f"Neo4j holds {held:,} chunks, which would be among these: use one that is empty")
+    await topics.create(settings)
+    async with _workers(settings) as asked:
+        looks: list[Look] = []
+        begin = time.monotonic()
+        publishing = asyncio.create_task(_publish(settings, chunks, rate))
+        try:
+            while not looks or min(looks[-1].done.values()) < chunks:
+                if publishing.done():
+                    publishing.result()  # raises what went wrong
+                said = await asked()
+                looks.append(_look(time.monotonic() - begin, said))
+                for stage, done in looks[-1].done.items():
+                    progress(stage, done)
+                await asyncio.sleep(EVERY)
+        finally:
+            publishing.cancel()
+    return Result(
+        device=_device(),
+        chunks=chunks,
+        published_a_second=rate,
+        seconds=looks[-1].seconds,
+        chunks_a_second={stage: _rate(looks, stage, chunks) for stage in STAGES},
+        latency_seconds={f"{q:.0%}": quantile(_buckets(said["index"]), q) for q in QUANTILES},
+        peak_memory_mib={stage: max(look.memory_mib[stage] for look in looks) for stage in STAGES},
+        looks=looks,
+    )
+
+
+async def _publish(settings: Settings, chunks: int, rate: float | None) -> None:
+    started = time.monotonic()
+    async with kafka.producer(settings) as producer:
+        for n, chunk in enumerate(_chunks(chunks)):
+            if rate and (ahead := n / rate - (time.monotonic() - started)) > 0:
+                await asyncio.sleep(ahead)
+            await producer.send(settings.topic, orjson.dumps(chunk), key=chunk["chunk_id"].encode())
+
+
+def _chunks(count: int) -> Iterator[Chunk]:
+    """The docstrings of the standard library, again and again under other names, no text twice."""
+    for n, chunk in enumerate(islice(cycle(list(corpus.chunks())), count)):
+        yield {**chunk, "chunk_id": f"{n}", "text": f"{n}: {chunk['text']}"}
+
+
+Said = Mapping[StageName, list[Sample]]
+
+
+@asynccontextmanager
+async def _workers(settings: Settings) -> AsyncIterator[Callable[[], Awaitable[Said]]]:
+    """One worker of each stage; yields what asks them all."""
+    own = {name: getattr(settings, name) for name in ("topic", "opensearch_alias")}
+    own |= {"web_host": "127.0.0.1", "instance": f"{settings.instance}-bench-{os.getpid()}"}
+    folder = Path(tempfile.mkdtemp(prefix="stream-bench-"))
+    running: dict[StageName, subprocess.Popen[bytes]] = {}
+    ports = dict(zip(STAGES, _free_ports(len(STAGES)), strict=True))
+    for stage in STAGES:
+        assignments = own | {"web_port": str(ports[stage])}
+        with (folder / f"{stage}.log").open("wb") as log:
+            running[stage] = children.worker(stage, assignments, {}, log)
+    try:
+        async with httpx.AsyncClient(trust_env=False) as http:
+
+            async def get(stage: StageName, path: str) -> str:
+                """What it answers once it can."""
+                while True:
+                    if running[stage].poll() is not None:
+                        last = (folder / f"{stage}.log").read_text(errors="replace").strip().splitlines()[-1:]
+                        raise Outage(f"the {stage} worker ended with {running[stage].returncode}: {' '.join(last)}")
+                    with suppress(httpx.HTTPError):
+                        answer = await http.get(f"http://127.0.0.1:{ports[stage]}{path}", timeout=10)
+                        return answer.raise_for_status().text
+                    await asyncio.sleep(EVERY)
+
+            async def ask() -> Said:
+                pages = await asyncio.gather(*(get(stage, "/metrics") for stage in STAGES))
+                return {stage: _samples(page) for stage, page in zip(STAGES, pages, strict=True)}
+
+            await asyncio.gather(*(get(stage, "/readyz") for stage in STAGES))
+            yield ask
+    finally:
+        for worker in running.values():
+            worker.terminate()
+        for worker in running.values():
+            await asyncio.to_thread(worker.wait)
+
+
+def _samples(page: str) -> list[Sample]:
+    return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _device() -> str:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    return ", ".join([f"{os.cpu_count()} cores", f"{memory:.0f} GiB", *found])
+
+
+# What the looks say
+
+
+def _look(seconds: float, said: Said) -> Look:
+    def total(stage: StageName, name: str) -> float:
+        return sum(sample.value for sample in said[stage] if sample.name == name)
+
+    return Look(
+        seconds,
+        {stage: int(total(stage, "stream_records_total")) for stage in STAGES},
+        {stage: total(stage, "process_resident_memory_bytes") / MIB for stage in STAGES},
+    )
+
+
+def _rate(looks: list[Look], stage: StageName, chunks: int) -> float:
+    """Without the first tenth and the last, when workers begin and have no more to do."""
+    first = next(look for look in looks if look.done[stage] >= chunks * 0.1)
+    last = next(look for look in looks if look.done[stage] >= chunks * 0.9)
+    return (last.done[stage] - first.done[stage]) / (last.seconds - first.seconds) if last is not first else math.nan
+
+
+def _buckets(samples: list[Sample]) -> list[tuple[float, float]]:
+    name = "stream_end_to_end_seconds_bucket"
+    return sorted((float(sample.labels["le"]), sample.value) for sample in samples if sample.name == name)
+
+
+def quantile(buckets: list[tuple[float, float]], q: float) -> float:
+    """Of a cumulative histogram, (upper bound, count) in order: interpolated as Prometheus does it."""
+    rank = q * buckets[-1][1]
+    lower, below = 0.0, 0.0
+    for upper, count in buckets:
+        if count >= rank and count > below:
+            return lower if upper == math.inf else lower + (upper - lower) * (rank - below) / (count - below)
+        lower, below = upper, count
+    return math.nan
+
+
+def draw(result: Result, path: Path) -> None:
+    """What each stage has done, and its memory, over time."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    done, memory = figure.subplots(2, sharex=True)
+    seconds = [look.seconds for look in result.looks]
+    for stage in STAGES:
+        done.plot(seconds, [look.done[stage] for look in result.looks], label=stage)
+        memory.plot(seconds, [look.memory_mib[stage] for look in result.looks], label=stage)
+    done.set(ylabel="chunks done")
+    memory.set(xlabel="seconds since the first chunk was published", ylabel="memory, MiB")
+    memory.set_ylim(bottom=0)
+    done.legend()
+    figure.savefig(path)
