@@ -1,14 +1,19 @@
 """Processes that end with the one that has started them."""
 
+import asyncio
 import ctypes
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
 from stream.config import StageName
+from stream.errors import Outage
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -28,6 +33,34 @@ def worker(
         stderr=log,
         preexec_fn=_end_with_parent,  # noqa: PLW1509
     )
+
+
+@asynccontextmanager
+async def workers(assignments: Mapping[StageName, Mapping[str, str]]) -> AsyncIterator[Callable[[], None]]:
+    """A worker of each stage, with these settings, while the context lasts.
+
+    Yields what raises `Outage`, with the last line that it said, if one of them has ended by itself.
+    """
+    running: dict[StageName, subprocess.Popen[bytes]] = {}
+    with TemporaryDirectory(prefix="stream-logs-") as folder:
+        logs = {stage: Path(folder) / f"{stage}.log" for stage in assignments}
+
+        def check() -> None:
+            for stage, process in running.items():
+                if process.poll() is not None:
+                    last = logs[stage].read_text(errors="replace").strip().splitlines()[-1:]
+                    raise Outage(f"the {stage} worker ended with {process.returncode}: {' '.join(last)}")
+
+        try:
+            for stage, own in assignments.items():
+                with logs[stage].open("wb") as log:
+                    running[stage] = worker(stage, own, {}, log)
+            yield check
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                await asyncio.to_thread(process.wait)
 
 
 def _end_with_parent() -> None:

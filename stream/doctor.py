@@ -91,7 +91,7 @@ async def embedding_server(settings: Settings, address: str) -> str:
     """The server's health, its model and what it makes of a probe: length, numbers, norm."""
     async with EmbeddingClient(settings.model_copy(update={"embed_url": address})) as client:
         with _remedy(START_VLLM):
-            said = await client.examine()
+            said = await client.examine(address)
             await client.embed([PROBE])
     return f"{said}; a probe came back as {settings.embed_dimensions} numbers of unit norm"
 

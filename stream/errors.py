@@ -26,10 +26,15 @@ class ConfigurationError(StreamError):
 class Outage(StreamError):
     """Something outside is down or overloaded; the same call will succeed later.
 
-    A stage raises it for a whole batch: nothing of the batch is dead-lettered and nothing acknowledged.
+    A stage raises it for a whole batch: nothing of the batch is dead-lettered and nothing acknowledged. `cause` says in
+    a word, for `stream_retries_total`, what is down.
     """
 
     exit_code = 75
+
+    def __init__(self, message: str, cause: str = "other") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class GpuRequired(StreamError):

@@ -3,17 +3,22 @@
 import logging
 import sys
 
+from cachetools import TTLCache
 from opentelemetry import trace
 from pythonjsonlogger.json import JsonFormatter
 
 from stream.config import Settings
 
 CHATTY = ("faust", "mode", "aiokafka", "httpx", "opensearch", "neo4j")
+SELDOM = 60.0  # seconds
+
+_said: TTLCache[tuple[str, str], bool] = TTLCache(maxsize=1000, ttl=SELDOM)
 
 
 def configure(settings: Settings) -> None:
     """For the whole process."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_seldom)
     handler.addFilter(_traced)
     if settings.log_format == "json":
         names = {"levelname": "level", "name": "logger"}
@@ -27,6 +32,18 @@ def configure(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("opensearch").setLevel(logging.ERROR)  # what it warns of is raised too
+
+
+def _seldom(record: logging.LogRecord) -> bool:
+    """Lets a client's complaint through once a minute: one that finds no broker says so a hundred times a second."""
+    what = record.name, str(record.msg)
+    if record.name.split(".")[0] not in CHATTY:
+        return True
+    new = what not in _said
+    if new:
+        _said[what] = True
+    return new
 
 
 def _traced(record: logging.LogRecord) -> bool:

@@ -50,18 +50,23 @@ SLOW = 10.0  # seconds for Kafka to take a batch's outputs; more means that some
 LEASE = 0.8  # of the session: how long an answered heartbeat allows to publish
 
 
+async def _needs_nothing() -> None: ...
+
+
 @dataclass(frozen=True)
 class Stage:
     """What the loop runs: a function of decoded records, without Kafka.
 
     `process` gets chunks that keep `contract`, and returns one outcome for each, in order. It raises `Outage` when
     nothing in the batch is at fault. With `writes_stores` its effects are its own: it gets tombstones too, and one
-    batch at a time, because two records of one version must reach the stores in the topic's order.
+    batch at a time, because two records of one version must reach the stores in the topic's order. `answer` returns if
+    what the stage needs would answer now, and raises what is wrong with it.
     """
 
     name: StageName
     contract: Contract
     process: Callable[[Sequence[Any]], Awaitable[Sequence[Outcome]]]
+    answer: Callable[[], Awaitable[None]] = _needs_nothing
     writes_stores: bool = False
 
 
@@ -204,9 +209,11 @@ class BatchLoop:
 
         def wait_for(state: RetryCallState) -> None:
             assert state.outcome and state.next_action
-            self._waiting[id(items)] = str(state.outcome.exception())
-            metrics.retries.labels(self.stage.name).inc()
-            log.warning("%s; trying again in %.1f s", state.outcome.exception(), state.next_action.sleep)
+            outage = state.outcome.exception()
+            assert isinstance(outage, Outage)
+            self._waiting[id(items)] = str(outage)
+            metrics.retries.labels(self.stage.name, outage.cause).inc()
+            log.warning("%s; trying again in %.1f s", outage, state.next_action.sleep)
 
         try:
             async for attempt in AsyncRetrying(

@@ -30,7 +30,9 @@ end_to_end_seconds = Histogram(
     "From a record's timestamp in the first topic until both stores had it.",
     buckets=AGES,
 )
-retries = Counter("stream_retries", "Batches tried again because something outside was down.", ["stage"])
+retries = Counter(
+    "stream_retries", "Batches tried again because something outside was down, by cause.", ["stage", "cause"]
+)
 outage = Gauge("stream_outage", "1 while a batch waits for something outside to come back.", ["stage"])
 
 embed_chunks_sec = Gauge("embed_chunks_sec", "Chunks a second in the last embedded batch.")
@@ -44,11 +46,14 @@ embed_in_flight = Gauge("embed_in_flight", "Requests to the embedding server tha
 embed_retries = Counter("embed_retries", "Requests to the embedding server made again, by cause.", ["cause"])
 embed_reused = Counter("embed_reused", "Chunks that got the vector which an unchanged text has had before.")
 embed_tokens = Counter("embed_tokens", "Tokens that the embedding server has read.")
-embed_server_up = Gauge("embed_server_up", "Whether an embedding server answered the last request, 1 or 0.", ["server"])
+embed_server_up = Gauge(
+    "embed_server_up", "Whether an embedding server answered when it was last asked, 1 or 0.", ["server"]
+)
 
 splade_token_budget = Gauge("stream_splade_token_budget", "Tokens that SPLADE runs on the GPU at once.")
 splade_out_of_memory = Counter("stream_splade_out_of_memory", "Times that SPLADE found no GPU memory and tried less.")
 gpu_memory = Gauge("stream_gpu_memory_bytes", "Memory of SPLADE's GPU, by state: used (by anybody) or free.", ["state"])
+gpu_utilization = Gauge("stream_gpu_utilization_ratio", "How much of the last second SPLADE's GPU was at work, 0 to 1.")
 
 
 class Metric(NamedTuple):

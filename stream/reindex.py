@@ -8,13 +8,10 @@ run again.
 
 import asyncio
 import os
-import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 from aiokafka.errors import CommitFailedError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -202,41 +199,32 @@ async def _pass_end(mine: Settings, stages: Sequence[StageName], look: Look) -> 
 @asynccontextmanager
 async def _workers(mine: Settings, stages: Sequence[StageName], assignments: Mapping[str, str]) -> AsyncIterator[None]:
     """Workers of the generation; if one ends by itself, so does what is done meanwhile."""
-    folder = Path(tempfile.mkdtemp(prefix="stream-reindex-"))
     own = {
+        **assignments,
         "generation": str(mine.generation),
         "flow": mine.flow,
         "instance": f"{mine.instance}-reindex-{os.getpid()}",
         "web_port": "0",
     }
-    running = {}
-    for stage in stages:
-        with (folder / f"{stage}.log").open("wb") as log:
-            running[stage] = children.worker(stage, {**assignments, **own}, {}, log)
     doing = asyncio.current_task()
     assert doing
-    watching = asyncio.create_task(_watch(running, folder, doing))
-    try:
-        yield
-    except asyncio.CancelledError:
-        if watching.done() and (error := watching.exception()):
-            raise error from None
-        raise
-    finally:
-        watching.cancel()
-        for worker in running.values():
-            worker.terminate()
-        for worker in running.values():
-            await asyncio.to_thread(worker.wait)
+    async with children.workers(dict.fromkeys(stages, own)) as check:
+        watching = asyncio.create_task(_watch(check, doing))
+        try:
+            yield
+        except asyncio.CancelledError:
+            if watching.done() and (error := watching.exception()):
+                raise error from None
+            raise
+        finally:
+            watching.cancel()
 
 
-async def _watch(
-    running: dict[StageName, "subprocess.Popen[bytes]"], folder: Path, doing: "asyncio.Task[object]"
-) -> None:
+async def _watch(check: Callable[[], None], doing: "asyncio.Task[object]") -> None:
     while True:
-        for stage, worker in running.items():
-            if worker.poll() is not None:
-                doing.cancel()
-                last = (folder / f"{stage}.log").read_text(errors="replace").strip().splitlines()[-1:]
-                raise Outage(f"the {stage} worker ended with {worker.returncode}: {' '.join(last)}")
+        try:
+            check()
+        except Outage:
+            doing.cancel()
+            raise
         await asyncio.sleep(LOOK_AGAIN)

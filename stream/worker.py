@@ -14,7 +14,7 @@ from typing import NoReturn
 import faust
 from filelock import FileLock, Timeout
 
-from stream import kafka, kafka_security, lag, logs, preflight, topics, traces, web
+from stream import kafka, kafka_security, logs, preflight, topics, traces, watch, web
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError, Outage, StreamError
 from stream.loop import BatchLoop
@@ -56,8 +56,8 @@ async def _work(name: StageName, settings: Settings) -> None:
         loop.attach(app)
         port = WEB_PORTS[name] if settings.web_port is None else settings.web_port
         async with (
-            web.serve(settings.web_host, port, loop.unhealthy, lambda: loop.unhealthy() or loop.unready()),
-            lag.watched(settings, name),
+            watch.watched(settings, stage, fail) as wrong,
+            web.serve(settings.web_host, port, loop.unhealthy, lambda: loop.unhealthy() or loop.unready() or wrong()),
         ):
             log.info("%s: %s -> %s", name, *needed[:2])
             await app.start()

@@ -7,8 +7,6 @@ import asyncio
 import math
 import os
 import socket
-import subprocess
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -25,7 +23,7 @@ from prometheus_client.samples import Sample
 
 from stream import children, kafka, topics
 from stream.config import STAGES, Settings, StageName
-from stream.errors import ConfigurationError, Outage
+from stream.errors import ConfigurationError
 from stream.local import corpus
 from stream.records import Chunk
 from stream.stores import open_stores
@@ -121,38 +119,27 @@ async def _workers(settings: Settings) -> AsyncIterator[Callable[[], Awaitable[S
     """One worker of each stage; yields what asks them all."""
     own = {name: getattr(settings, name) for name in ("topic", "opensearch_alias")}
     own |= {"web_host": "127.0.0.1", "instance": f"{settings.instance}-bench-{os.getpid()}"}
-    folder = Path(tempfile.mkdtemp(prefix="stream-bench-"))
-    running: dict[StageName, subprocess.Popen[bytes]] = {}
     ports = dict(zip(STAGES, _free_ports(len(STAGES)), strict=True))
-    for stage in STAGES:
-        assignments = own | {"web_port": str(ports[stage])}
-        with (folder / f"{stage}.log").open("wb") as log:
-            running[stage] = children.worker(stage, assignments, {}, log)
-    try:
-        async with httpx.AsyncClient(trust_env=False) as http:
+    async with (
+        children.workers({stage: own | {"web_port": str(port)} for stage, port in ports.items()}) as check,
+        httpx.AsyncClient(trust_env=False) as http,
+    ):
 
-            async def get(stage: StageName, path: str) -> str:
-                """What it answers once it can."""
-                while True:
-                    if running[stage].poll() is not None:
-                        last = (folder / f"{stage}.log").read_text(errors="replace").strip().splitlines()[-1:]
-                        raise Outage(f"the {stage} worker ended with {running[stage].returncode}: {' '.join(last)}")
-                    with suppress(httpx.HTTPError):
-                        answer = await http.get(f"http://127.0.0.1:{ports[stage]}{path}", timeout=10)
-                        return answer.raise_for_status().text
-                    await asyncio.sleep(EVERY)
+        async def get(stage: StageName, path: str) -> str:
+            """What it answers once it can."""
+            while True:
+                check()
+                with suppress(httpx.HTTPError):
+                    answer = await http.get(f"http://127.0.0.1:{ports[stage]}{path}", timeout=10)
+                    return answer.raise_for_status().text
+                await asyncio.sleep(EVERY)
 
-            async def ask() -> Said:
-                pages = await asyncio.gather(*(get(stage, "/metrics") for stage in STAGES))
-                return {stage: _samples(page) for stage, page in zip(STAGES, pages, strict=True)}
+        async def ask() -> Said:
+            pages = await asyncio.gather(*(get(stage, "/metrics") for stage in STAGES))
+            return {stage: _samples(page) for stage, page in zip(STAGES, pages, strict=True)}
 
-            await asyncio.gather(*(get(stage, "/readyz") for stage in STAGES))
-            yield ask
-    finally:
-        for worker in running.values():
-            worker.terminate()
-        for worker in running.values():
-            await asyncio.to_thread(worker.wait)
+        await asyncio.gather(*(get(stage, "/readyz") for stage in STAGES))
+        yield ask
 
 
 def _samples(page: str) -> list[Sample]:

@@ -5,6 +5,7 @@ for this model and newer versions the second; vectors come normalised. Unknown f
 every answer is checked: count, order, length, finite, unit norm.
 """
 
+import asyncio
 import base64
 import ssl
 import time
@@ -46,8 +47,8 @@ class _Fault(Outage):
     """One request that failed: why in a word, whether another may do better, and when the server wants it."""
 
     def __init__(self, message: str, cause: str, *, again: bool = True, after: float = 0) -> None:
-        super().__init__(message)
-        self.cause, self.again, self.after = cause, again, after
+        super().__init__(message, cause)
+        self.again, self.after = again, after
 
 
 class EmbeddingClient:
@@ -121,9 +122,17 @@ class EmbeddingClient:
         (vector,) = await self.embed([f"Instruct: {self._settings.embed_instruction}\nQuery:{query}"])
         return unpack(vector)
 
-    async def examine(self) -> str:
-        """What a server says of itself, in a few words; raises what is wrong with it. Of one replica only."""
-        (address,) = self._settings.embed_urls
+    async def answer(self) -> None:
+        """Returns if one of the servers at least is as it should be; raises what is wrong with the last otherwise."""
+        found = await asyncio.gather(*map(self.examine, self._settings.embed_urls), return_exceptions=True)
+        wrong = [one for one in found if isinstance(one, BaseException)]
+        for address, one in zip(self._settings.embed_urls, found, strict=True):
+            metrics.embed_server_up.labels(address).set(not isinstance(one, BaseException))
+        if len(wrong) == len(found):
+            raise wrong[-1]
+
+    async def examine(self, address: str) -> str:
+        """What a server says of itself, in a few words; raises what is wrong with it."""
         try:
             models = await self._http.get(f"{address}/v1/models", timeout=5)
             self._let_in(address, models)

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+import pynvml
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
@@ -96,8 +97,7 @@ class SparseEncoder:
         self._submitting = threading.Lock()
         if self.device.type == "cuda":
             self.encode(["its kernels are compiled now"])
-            for state in ("used", "free"):
-                metrics.gpu_memory.labels(state).set_function(partial(_memory, self.device, state))
+            _report(self.device)
 
     @property
     def provenance(self) -> Provenance:
@@ -169,7 +169,10 @@ class SparseEncoder:
         torch.cuda.empty_cache()
         metrics.splade_out_of_memory.inc()
         if self._budget <= self._settings.splade_max_tokens:
-            raise Outage("the GPU has no memory left for one window of SPLADE: see who else uses it with nvidia-smi")
+            raise Outage(
+                "the GPU has no memory left for one window of SPLADE: see who else uses it with nvidia-smi",
+                "gpu-memory",
+            )
         self._budget //= 2
         self._good_runs = 0
         log.warning("out of GPU memory; trying again with %d tokens at once", self._budget)
@@ -204,6 +207,18 @@ def _ranked(logits: Tensor, k: int) -> Tensor:
     size = logits.shape[1]
     keys = (logits.view(torch.int32).to(torch.int64) << 32) | torch.arange(size - 1, -1, -1, device=logits.device)
     return keys.topk(k).values
+
+
+def _report(device: torch.device) -> None:
+    """Lets Prometheus see the GPU's memory and, if the GPU says it, how busy it is."""
+    for state in ("used", "free"):
+        metrics.gpu_memory.labels(state).set_function(partial(_memory, device, state))
+    try:
+        torch.cuda.utilization(device)
+    except pynvml.NVMLError as error:  # a part of a GPU (MIG) does not
+        log.info("the GPU does not say how busy it is: %s", error)
+    else:
+        metrics.gpu_utilization.set_function(lambda: torch.cuda.utilization(device) / 100)
 
 
 def _memory(device: torch.device, state: str) -> int:

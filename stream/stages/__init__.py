@@ -24,7 +24,7 @@ async def open_stage(name: StageName, settings: Settings) -> AsyncIterator[Stage
                 reuse = open_reuse(settings, client.provenance) if settings.embed_reuse else nullcontext()
                 known = await stack.enter_async_context(reuse)
                 process = partial(embed, client=client, request_tokens=settings.embed_request_tokens, known=known)
-                yield Stage("embed", "chunk", process)
+                yield Stage("embed", "chunk", process, client.answer)
         case "expand":
             from stream.models.splade import SparseEncoder  # noqa: PLC0415 - torch takes seconds to import
 
@@ -33,4 +33,4 @@ async def open_stage(name: StageName, settings: Settings) -> AsyncIterator[Stage
             async with open_stores(settings) as stores:
                 await stores.set_up()
                 process = partial(index, stores=stores.both, dimensions=settings.embed_dimensions)
-                yield Stage("index", "expanded", process, writes_stores=True)
+                yield Stage("index", "expanded", process, stores.answer, writes_stores=True)

@@ -27,6 +27,11 @@ class Stores:
         for store in self.both:
             await store.set_up()
 
+    async def answer(self) -> None:
+        """Returns if both are there with what the writing needs; raises what is wrong with one of them."""
+        for store in self.both:
+            await store.examine()
+
 
 @asynccontextmanager
 async def open_stores(settings: Settings) -> AsyncIterator[Stores]:

@@ -74,6 +74,9 @@ class Store(Protocol):
     async def set_up(self) -> None:
         """Makes constraints and indexes that are missing and waits until they are online."""
 
+    async def examine(self) -> str:
+        """What is there, in a few words; raises what is wrong with it and makes nothing."""
+
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
         """Stores and deletes, each chunk at most once a call; returns what the store refuses, by chunk_id."""
 

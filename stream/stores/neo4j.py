@@ -332,7 +332,7 @@ class Neo4jStore:
                 raise ConfigurationError(
                     f"Neo4j cannot be reached at {self._settings.neo4j_uri}, {refusal}; set STREAM_NEO4J_CA_FILE"
                 ) from error
-            raise Outage(f"Neo4j at {self._settings.neo4j_uri} is not available ({sentence})") from error
+            raise Outage(f"Neo4j at {self._settings.neo4j_uri} is not available ({sentence})", "neo4j") from error
         return result.records
 
 

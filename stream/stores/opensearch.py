@@ -194,7 +194,7 @@ class OpenSearchStore:
         refused = [i for i, outcome in enumerate(outcomes) if outcome]
         if refused:
             if suspicion := next(filter(None, await self._send(PROBE)), None):
-                raise Outage(suspicion.detail)
+                raise Outage(suspicion.detail, "opensearch")
             for i, outcome in zip(refused, await self._send([writes[i] for i in refused]), strict=True):
                 outcomes[i] = outcome
         return outcomes
@@ -264,18 +264,22 @@ class OpenSearchStore:
                 raise ConfigurationError(
                     f"OpenSearch cannot be reached at {where}, {refusal}; set STREAM_OPENSEARCH_CA_FILE"
                 ) from error
-            raise Outage(f"OpenSearch at {where} does not answer: {error.error or repr(error.info)}") from error
+            raise Outage(
+                f"OpenSearch at {where} does not answer: {error.error or repr(error.info)}", "opensearch"
+            ) from error
         except TransportError as error:
             sentence = f"OpenSearch at {where} answers {error.status_code} {error.error}"
             if error.status_code == 401:
                 raise ConfigurationError(f"{sentence}: set STREAM_OPENSEARCH_USER and _PASSWORD") from error
             if error.status_code == 404 and error.error == "index_not_found_exception":
-                raise Outage(f"{sentence}: a worker of the index stage makes {self._alias} at its start") from error
+                raise Outage(
+                    f"{sentence}: a worker of the index stage makes {self._alias} at its start", "opensearch"
+                ) from error
             if error.status_code == 413:
                 raise Refused(sentence) from error
-            raise Outage(sentence) from error
+            raise Outage(sentence, "opensearch") from error
         except OpenSearchException as error:
-            raise Outage(f"the answer of OpenSearch at {where} cannot be read: {error}") from error
+            raise Outage(f"the answer of OpenSearch at {where} cannot be read: {error}", "opensearch") from error
 
 
 def _authorization(settings: Settings) -> dict[str, str]:
@@ -295,7 +299,7 @@ def _rejection(result: Mapping[str, Any]) -> Rejected | None:
     cause = error.get("caused_by", {}).get("reason", "")
     sentence = f"{error['type']}: {error['reason']} {cause}".strip()
     if status != 400:
-        raise Outage(f"OpenSearch does not take writes now ({status} {sentence})")
+        raise Outage(f"OpenSearch does not take writes now ({status} {sentence})", "opensearch")
     return Rejected("refused-by-opensearch", f"OpenSearch refuses it: {sentence}")
 
 

@@ -35,6 +35,20 @@ async def test_an_outage_beyond_its_bound_is_seen_ends_the_worker_with_75_and_co
         assert (embed.lag, embed.dead_letters, expand.total) == (0, 0, len(lines))
 
 
+@pytest.mark.parametrize(("stage", "variable"), [("embed", "STREAM_EMBED_URL"), ("index", "STREAM_OPENSEARCH_URL")])
+async def test_a_worker_without_work_says_who_is_down_until_they_are_back(flow, stage, variable):
+    upstream = flow.embed_url if stage == "embed" else flow.opensearch_url
+    (port,) = free_ports(1)
+    async with Proxy(upstream, "") as proxy, Worker(stage, port=port, **{variable: proxy.url}) as worker:
+        await worker.ready()
+        async with proxy.refusing():
+            assert f"{proxy.url} does not answer" in await unready(worker)
+            assert (await worker.get("/healthz"))[0] == 200
+            if stage == "embed":
+                assert (await worker.metrics())["embed_server_up"] == 0
+        await worker.ready()
+
+
 async def unready(worker: Worker) -> str:
     """What /readyz says once it is no longer 200."""
     said: list[str] = []

@@ -169,6 +169,19 @@ def test_a_full_gpu_costs_time_and_no_vector(folder, texts_of):
     assert REGISTRY.get_sample_value("stream_splade_token_budget") == 131_072
 
 
+def test_prometheus_sees_the_gpu_s_memory_and_its_work(encoder, texts_of):
+    def said(name, **labels):
+        return REGISTRY.get_sample_value(name, labels)
+
+    _, total = torch.cuda.mem_get_info()
+    assert said("stream_gpu_memory_bytes", state="used") + said("stream_gpu_memory_bytes", state="free") == total
+    assert said("stream_gpu_memory_bytes", state="used") > 0
+    texts = texts_of([512] * 256)
+    while not said("stream_gpu_utilization_ratio"):
+        encoder.encode(texts)
+    assert said("stream_gpu_utilization_ratio") <= 1
+
+
 def test_another_architecture_takes_the_slow_way_and_says_so(folder, texts_of, tmp_path, caplog):
     torch.manual_seed(0)
     config = RobertaConfig(vocab_size=30522, hidden_size=64, num_hidden_layers=2, num_attention_heads=2)

@@ -10,6 +10,7 @@ from support import Worker, chunk, expanded, read, send
 from stream import kafka, topics
 from stream.contracts import problem
 from stream.deadletters import PREFIX, DeadLetter
+from stream.records import PUBLISHED_HEADER, VERSION_HEADER
 from stream.status import caught_up
 from stream.verify import verify
 
@@ -87,7 +88,9 @@ async def test_headers_of_any_kind_travel_with_the_record_and_do_no_harm(flow):
     }
     (passed,) = await read(flow, topics.source(flow, "expand"))
     assert passed.key == b"good1"
-    assert list(passed.headers) == [header for header in headers if header[0] != "dlq.attempts"]
+    (original,) = [record for record in await read(flow, flow.topic) if record.key == b"good1"]
+    published = (PUBLISHED_HEADER, str(original.timestamp).encode())
+    assert list(passed.headers) == [*(header for header in headers if header[0] != "dlq.attempts"), published]
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
@@ -159,4 +162,5 @@ async def test_tombstones_pass_every_stage_and_delete_in_both_stores(flow, store
     assert (report.indexed, report.deleted) == (1, 1)
     (passed,) = [r for r in await read(flow, topics.source(flow, "index")) if r.value is None]
     (original,) = [r for r in await read(flow, flow.topic) if r.value is None]
-    assert dict(passed.headers) == {"version": str(original.timestamp).encode()}
+    published = str(original.timestamp).encode()
+    assert dict(passed.headers) == {VERSION_HEADER: published, PUBLISHED_HEADER: published}

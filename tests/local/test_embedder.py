@@ -91,8 +91,9 @@ def test_a_thousand_short_texts_a_second_on_one_core():
 
 
 async def test_the_stage_s_own_client_accepts_the_vectors(client: TestClient[Any, Any]):
-    async with EmbeddingClient(Settings(_env_file=None, embed_url=str(client.make_url("")))) as stage:
-        assert await stage.examine() == f"{MODEL}, at most {MAX_MODEL_LEN} tokens a text"
+    url = str(client.make_url(""))
+    async with EmbeddingClient(Settings(_env_file=None, embed_url=url)) as stage:
+        assert await stage.examine(url) == f"{MODEL}, at most {MAX_MODEL_LEN} tokens a text"
         vectors = await stage.embed(["one", "two"])
         assert [unpack(vector).tolist() for vector in vectors] == [embed("one").tolist(), embed("two").tolist()]
 

@@ -241,6 +241,23 @@ async def test_a_dead_replica_costs_a_retry_and_is_then_left_alone():
     assert hosts == ["one", "two", "two", "two"]
 
 
+async def test_the_stage_has_what_it_needs_until_its_last_replica_is_down():
+    down = {"one"}
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.host in down:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json={"data": [{"id": SETTINGS.embed_model, "max_model_len": 32}]})
+
+    client = replicated(handle)
+    await client.answer()
+    up = {url: REGISTRY.get_sample_value("embed_server_up", {"server": url}) for url in client._settings.embed_urls}
+    assert up == {"http://one:1": 0, "http://two:1": 1}
+    down.add("two")
+    with pytest.raises(Outage, match="two:1 does not answer"):
+        await client.answer()
+
+
 async def test_a_replica_that_refuses_everything_costs_no_text():
     def handle(request: httpx.Request) -> httpx.Response:
         texts = orjson.loads(request.content)["input"]
@@ -284,7 +301,7 @@ async def test_a_batch_that_is_refused_is_split_at_once():
 async def test_a_key_that_is_refused_is_a_matter_of_settings_and_not_retried(status):
     """The server's own words are left out: some quote the key."""
     said = httpx.Response(status, json={"error": {"message": "hush is no key"}})
-    for call in (lambda client: client.embed(["a"]), lambda client: client.examine()):
+    for call in (lambda client: client.embed(["a"]), lambda client: client.examine(SETTINGS.embed_url)):
         client, bodies = answering(said)
         with pytest.raises(ConfigurationError, match="STREAM_EMBED_API_KEY") as error:
             await call(client)
