@@ -442,7 +442,9 @@ header_values = st.none() | st.binary(max_size=10)
 soups = st.lists(
     st.one_of(
         st.tuples(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), header_values),
-        st.tuples(st.sampled_from(["traceparent", "traceparent", "VERSION", "dlq", "dlq-x"]), header_values),
+        st.tuples(
+            st.sampled_from(["traceparent", "published", "VERSION", "dlq", "dlq-x"]), header_values | st.just(b"7")
+        ),
         st.tuples(
             st.sampled_from(["dlq.stage", "dlq.attempts", "dlq.redriven", "dlq.left-out", "dlq.", "dlq.x"]),
             st.sampled_from([None, b"", b"7", b"0@0", b"\xff", b"9007199254740991", b"index", b"-1"]),
