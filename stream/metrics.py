@@ -9,7 +9,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BATCH_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
-AGES = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 21_600, 86_400)
+AGES = (0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800, 3600, 21_600, 86_400)
 
 records = Counter("stream_records", "Records that left a stage, by outcome: done or rejected.", ["stage", "outcome"])
 record_bytes = Counter("stream_record_bytes", "Bytes of their keys and values, as they came.", ["stage", "outcome"])

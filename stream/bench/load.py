@@ -90,7 +90,7 @@ async def run(settings: Settings, chunks: int, rate: float | None, progress: Pro
         published_a_second=rate,
         seconds=looks[-1].seconds,
         chunks_a_second={stage: _rate(looks, stage, chunks) for stage in STAGES},
-        latency_seconds={f"{q:.0%}": quantile(_buckets(said["index"]), q) for q in QUANTILES},
+        latency_seconds={f"{q:.0%}": min(quantile(_buckets(said["index"]), q), looks[-1].seconds) for q in QUANTILES},
         peak_memory_mib={stage: max(look.memory_mib[stage] for look in looks) for stage in STAGES},
         looks=looks,
     )
