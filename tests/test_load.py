@@ -31,13 +31,13 @@ def test_beyond_the_last_bound_it_is_that_bound_and_of_nothing_it_is_none():
 @pytest.mark.servers
 async def test_chunks_are_followed_to_the_stores(settings, stores, tmp_path):
     plot = tmp_path / "load.svg"
-    asked = ["bench", "load", "--chunks", "300", "--json", "--plot", str(plot)]
+    asked = ["bench", "load", "--chunks", "100", "--json", "--plot", str(plot)]
     ended = await asyncio.to_thread(CliRunner().invoke, app, asked, catch_exceptions=False)
     result = json.loads(ended.stdout)
-    assert result["chunks"] == 300
+    assert result["chunks"] == 100
     assert set(result["chunks_a_second"]) == set(result["peak_memory_mib"]) == set(STAGES)
-    assert 0 < result["latency_seconds"]["50%"] <= result["latency_seconds"]["99%"] < result["seconds"] * 2
-    assert result["looks"][-1]["done"] == dict.fromkeys(STAGES, 300)
+    assert 0 < result["latency_seconds"]["50%"] <= result["latency_seconds"]["99%"] <= result["seconds"]
+    assert result["looks"][-1]["done"] == dict.fromkeys(STAGES, 100)
     assert all(mib > 0 for mib in result["peak_memory_mib"].values())
     assert plot.read_text().startswith("<?xml")
 

@@ -17,7 +17,7 @@ SERVERS = {  # by scheme: what makes a client, its call, and how its settings be
     "bolt+s": (Neo4jStore, Neo4jStore.count, "neo4j", "neo4j_uri"),
     "neo4j+s": (Neo4jStore, Neo4jStore.count, "neo4j", "neo4j_uri"),
     "https": (OpenSearchStore, OpenSearchStore.count, "opensearch", "opensearch_url"),
-    "https to vLLM": (EmbeddingClient, EmbeddingClient.examine, "embed", "embed_url"),
+    "https to vLLM": (EmbeddingClient, EmbeddingClient.answer, "embed", "embed_url"),
 }
 
 
