@@ -191,6 +191,8 @@ async def bench(settings: Settings, rate: float, folder: Path, first_port: int) 
             tasks = [asyncio.create_task(watch(stores, looks))]
             tasks.append(asyncio.create_task(publish(settings, rate, acknowledged)))
             begin = time.monotonic()
+            while not looks or not looks[-1][1]:  # the workers are still starting
+                await asyncio.sleep(PAUSE)
             await asyncio.sleep(UP)
             for n in BROKERS:
                 since, ends = time.monotonic(), len(workers.ends)
