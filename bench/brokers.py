@@ -59,19 +59,17 @@ class Brokers:
 
     def format(self, n: int) -> None:
         self._conf(n).write_text(self._properties(n))
-        self._java("kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c", str(self._conf(n))).wait()
+        tool = ("kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c", str(self._conf(n)))
+        java.run(java.find(), [*LOG_FORMAT, "-cp", f"{self._jars}/*", *tool], self._folder)
 
     def start(self, n: int) -> None:
-        self._running[n] = self._java("kafka.Kafka", str(self._conf(n)))
+        with (self._folder / "kafka.log").open("ab") as log:
+            command = [java.find().executable, "-Xmx512m", *LOG_FORMAT, "-cp", f"{self._jars}/*"]
+            self._running[n] = subprocess.Popen([*command, "kafka.Kafka", str(self._conf(n))], stdout=log, stderr=log)
 
     def kill(self, n: int) -> None:
         self._running[n].kill()
         self._running[n].wait()
-
-    def _java(self, *arguments: str) -> "subprocess.Popen[bytes]":
-        with (self._folder / "kafka.log").open("ab") as log:
-            command = [java.find().executable, "-Xmx512m", *LOG_FORMAT, "-cp", f"{self._jars}/*", *arguments]
-            return subprocess.Popen(command, stdout=log, stderr=log)
 
     def _conf(self, n: int) -> Path:
         return self._folder / f"{n}.properties"

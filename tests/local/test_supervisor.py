@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import free_ports
 
 from stream.errors import ConfigurationError, Outage
 from stream.local import supervisor
@@ -24,14 +25,6 @@ print("serving with", os.environ.get("SETTING"), flush=True)
 while True:
     server.accept()[0].close()
 """
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def connects(port: int) -> bool:
