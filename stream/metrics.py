@@ -18,6 +18,11 @@ batch_size = Histogram("stream_batch_size", "Records of a batch.", ["stage"], bu
 batch_seconds = Histogram(
     "stream_batch_seconds", "From a batch's start to its acknowledgement.", ["stage"], buckets=BATCH_SECONDS
 )
+records_expired = Counter(
+    "stream_records_expired",
+    "Offsets of the stage's topic that Kafka deleted (by retention or on request) before the stage read them.",
+    ["stage"],
+)
 in_flight = Gauge("stream_in_flight", "Batches in the works.", ["stage"])
 lag = Gauge(
     "stream_lag_records",

@@ -14,7 +14,7 @@ from typing import NoReturn
 import faust
 from filelock import FileLock, Timeout
 
-from stream import kafka, kafka_security, logs, preflight, topics, traces, watch, web
+from stream import kafka, kafka_security, logs, metrics, preflight, source, topics, traces, watch, web
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError, Outage, StreamError
 from stream.loop import BatchLoop
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _claims: list[object] = []  # held until the process ends
 WEB_PORTS: dict[StageName, int] = {"embed": 9101, "expand": 9102, "index": 9103}
+METADATA_AGE_MS = 10_000  # until partitions that were added, and topics that were made again, are seen
 PAUSE_BEFORE_RESTART = 5.0  # seconds: a supervisor may start a worker again at once
 
 
@@ -92,7 +93,7 @@ def _scratch() -> Path:
 
 def _app(stage: StageName, settings: Settings) -> faust.App:
     """Faust without its tables, leader, web server and implicit topics."""
-    return faust.App(
+    app = faust.App(
         topics.group(settings, stage),
         broker_credentials=_credentials(settings),
         broker=[f"kafka://{server}" for server in settings.kafka_servers.split(",")],
@@ -105,7 +106,7 @@ def _app(stage: StageName, settings: Settings) -> faust.App:
         topic_allow_declare=False,
         topic_disable_leader=True,
         consumer_group_instance_id=f"{stage}-{settings.instance}",
-        consumer_auto_offset_reset="earliest",
+        consumer_metadata_max_age_ms=METADATA_AGE_MS,
         broker_session_timeout=settings.session_timeout,
         broker_heartbeat_interval=settings.session_timeout / 10,
         broker_rebalance_timeout=settings.drain_timeout + 30,
@@ -113,6 +114,8 @@ def _app(stage: StageName, settings: Settings) -> faust.App:
         stream_buffer_maxsize=2 * settings.batch_size,
         stream_wait_empty=False,
     )
+    app.transport = source.Transport(app, expired=metrics.records_expired.labels(stage).inc)
+    return app
 
 
 def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
