@@ -7,18 +7,22 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError, for_code
 
-from stream import kafka_security
+from stream import header_names, kafka_security
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
 from stream.records import Headers, Record
 
-SILENCE = 60.0  # seconds without a record until a topic that is being read counts as out of reach
+# Seconds without progress until whoever reads a topic gives up. An open transaction holds a reader back for at most its
+# producer's transaction.timeout.ms, 60 s by default, and the 10 s in which brokers look for those that ran out.
+SILENCE = 90.0
+
+header_names.escape_what_is_not_utf8()
 
 
 def _reach(settings: Settings) -> dict[str, Any]:
@@ -93,14 +97,26 @@ async def send_letter(
 
 @asynccontextmanager
 async def consumer(settings: Settings, group: str | None = None) -> AsyncIterator[AIOKafkaConsumer]:
-    """A consumer to which partitions are assigned by hand, and that commits, for a group, only when told to."""
+    """A consumer to which partitions are assigned by hand, and that commits, for a group, only when told to.
+
+    It reads committed records only; its `end_offsets` are those of the oldest open transactions (last stable offsets).
+    """
     client = AIOKafkaConsumer(
         **_reach(settings),
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         fetch_max_bytes=8 * 2**20,
+        isolation_level="read_committed",
     )
+    async with _started(settings, client, "stop") as started:
+        yield started
+
+
+@asynccontextmanager
+async def offsets(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
+    """A client to ask where partitions begin and end, and not to read with; its `end_offsets` are high watermarks."""
+    client = AIOKafkaConsumer(**_reach(settings), enable_auto_commit=False, isolation_level="read_uncommitted")
     async with _started(settings, client, "stop") as started:
         yield started
 
@@ -135,18 +151,20 @@ async def read_to_end(
     only: Collection[int] | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> AsyncIterator[Record]:
-    """Every record of a topic to the end as it is now, in order within a partition; a few fetches are kept, no more.
+    """Every committed record of a topic to the end as it is now, in order within a partition; keeps a few fetches.
 
-    `since` says at which offset to begin, by partition; the default is the oldest record kept. `only` names the
-    partitions to read; the default is all. `progress` is told how many offsets of how many lie behind. Raises `Outage`
-    if Kafka falls silent on the way.
+    The end is the high watermark: a transaction that is open is waited for, so that nothing published behind it is
+    overlooked. `since` says at which offset to begin, by partition; the default is the oldest record kept. `only` names
+    the partitions to read; the default is all. `progress` is told how many offsets of how many lie behind. Raises
+    `Outage` if Kafka falls silent on the way, or if a transaction stays open for longer than `SILENCE`.
     """
     async with admin(settings) as cluster:
         assigned = [tp for tp in await partitions(cluster, [topic]) if only is None or tp.partition in only]
-    async with consumer(settings) as client:
-        client.assign(assigned)
+    async with offsets(settings) as client:
         ends = await client.end_offsets(assigned)
         oldest = await client.beginning_offsets(assigned)
+    async with consumer(settings) as client:
+        client.assign(assigned)
         starts = {tp: max(oldest[tp], (since or {}).get(tp.partition, 0)) for tp in assigned}
         for tp, start in starts.items():
             client.seek(tp, start)
@@ -171,5 +189,18 @@ async def read_to_end(
             if left < before:
                 moved = time.monotonic()
             elif time.monotonic() - moved > SILENCE:
-                raise Outage(f"Kafka has sent nothing of {topic} for {SILENCE:g} s, {left:,} offsets before its end")
+                await _raise_why_it_stands(client, ends, left)
         progress(total, total)
+
+
+async def _raise_why_it_stands(client: AIOKafkaConsumer, ends: Mapping[TopicPartition, int], left: int) -> NoReturn:
+    for tp, end in ends.items():
+        stable = client.last_stable_offset(tp)
+        if stable is not None and stable <= await client.position(tp) < end:
+            raise Outage(
+                f"a transaction is still open in {tp.topic}/{tp.partition} at offset {stable:,} after {SILENCE:g} s, and "
+                "nothing behind it can be read; try again when its producer has ended it, or when Kafka has aborted it "
+                "after the producer's transaction.timeout.ms"
+            )
+    topic = next(iter(ends)).topic
+    raise Outage(f"Kafka has sent nothing of {topic} for {SILENCE:g} s, {left:,} offsets before its end")

@@ -19,7 +19,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from stream import children, kafka, replay, topics
 from stream.config import STAGES, Settings, StageName
 from stream.errors import ConfigurationError, Outage, StreamError
-from stream.status import behind, committed
+from stream.status import behind, committed, uncommitted
 from stream.stores import open_stores
 from stream.stores.base import Generation
 from stream.verify import Report, verify
@@ -52,10 +52,9 @@ async def lag(settings: Settings, generation: Generation) -> int:
     """Records of its topic that a generation does not have: the workers' lag, or what came since it was followed."""
     number = None if generation.live else generation.number
     mine = settings.model_copy(update={"flow": generation.flow, "generation": number})
-    async with kafka.admin(mine) as admin, kafka.consumer(mine) as client:
+    async with kafka.admin(mine) as admin, kafka.offsets(mine) as client:
         partitions = await kafka.partitions(admin, [topics.source(mine, "index")])
-        starts, ends = await client.beginning_offsets(partitions), await client.end_offsets(partitions)
-        return behind(starts, ends, await committed(admin, topics.group(mine, "index")))
+        return await uncommitted(admin, client, topics.group(mine, "index"), partitions)
 
 
 def of(settings: Settings, number: int) -> Settings:
@@ -183,7 +182,7 @@ async def _follow(mine: Settings, stages: Sequence[StageName], look: Look) -> No
 async def _pass_end(mine: Settings, stages: Sequence[StageName], look: Look) -> None:
     """Each stage until it has committed the end that its topic has when the stage before it has done so."""
     for stage in stages:
-        async with kafka.admin(mine) as admin, kafka.consumer(mine) as client:
+        async with kafka.admin(mine) as admin, kafka.offsets(mine) as client:
             partitions = await kafka.partitions(admin, [topics.source(mine, stage)])
             starts, ends = await client.beginning_offsets(partitions), await client.end_offsets(partitions)
             total = sum(ends[tp] - starts[tp] for tp in partitions)

@@ -173,6 +173,8 @@ class _Copies:
 async def reset(settings: Settings, stage: StageName, to: Moment) -> dict[int, int]:
     """Sets a stage's consumer group to the beginning, the end or a moment; returns the offsets by partition.
 
+    The end lies before the oldest open transaction: what is committed later is read.
+
     Raises `CommitFailedError` if the group has members: they would commit their own offsets over it.
     """
     async with kafka.admin(settings) as admin:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -18,7 +18,7 @@ LOOK_AGAIN = 0.5  # seconds
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """`done` of `total` records of its source are behind the stage; `lag` are ahead of it.
+    """`done` of `total` offsets of its source, up to the high watermark, are behind the stage; `lag` are ahead of it.
 
     `dead_letters` are the records in its topic of dead letters.
     """
@@ -30,7 +30,7 @@ class StageStatus:
 
     @property
     def lag(self) -> int:
-        """Records that the stage has not committed."""
+        """Offsets that the stage has not committed; those of an open transaction count, those of an aborted one too."""
         return self.total - self.done
 
 
@@ -76,26 +76,38 @@ async def caught_up(
 
 
 async def stages(settings: Settings) -> list[StageStatus]:
-    """One look at Kafka: end offsets against what the groups have committed."""
+    """One look at Kafka: high watermarks against what the groups have committed."""
     names = [topics.source(settings, stage) for stage in STAGES]
     names += [topics.dead_letters(settings, stage) for stage in STAGES]
-    async with kafka.consumer(settings) as client, kafka.admin(settings) as admin:
+    async with kafka.offsets(settings) as client, kafka.admin(settings) as admin:
         partitions = await kafka.partitions(admin, names)
+        done = {stage: await committed(admin, topics.group(settings, stage)) for stage in STAGES}
         starts, ends = await client.beginning_offsets(partitions), await client.end_offsets(partitions)
-        found = []
-        for stage in STAGES:
-            source, letters = topics.source(settings, stage), topics.dead_letters(settings, stage)
-            offsets = await committed(admin, topics.group(settings, stage))
-            mine = [tp for tp in partitions if tp.topic == source]
-            found.append(
-                StageStatus(
-                    stage,
-                    total=sum(ends[tp] - starts[tp] for tp in mine),
-                    done=sum(max(offsets.get(tp, 0) - starts[tp], 0) for tp in mine),
-                    dead_letters=_records(letters, starts, ends),
-                )
-            )
+    found = []
+    for stage in STAGES:
+        mine = {tp: end for tp, end in ends.items() if tp.topic == topics.source(settings, stage)}
+        total = sum(end - starts[tp] for tp, end in mine.items())
+        lag = behind(starts, mine, _of_this_topic(done[stage], ends))
+        letters = _records(topics.dead_letters(settings, stage), starts, ends)
+        found.append(StageStatus(stage, total=total, done=total - lag, dead_letters=letters))
     return found
+
+
+async def uncommitted(
+    admin: AIOKafkaAdminClient, client: AIOKafkaConsumer, group: str, partitions: Collection[TopicPartition]
+) -> int:
+    """Offsets that a group has not committed, up to the high watermarks; `client` is one of `kafka.offsets`."""
+    done = await committed(admin, group)
+    starts, ends = await client.beginning_offsets(partitions), await client.end_offsets(partitions)
+    return behind(starts, ends, _of_this_topic(done, ends))
+
+
+def _of_this_topic(done: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """What was committed, but for offsets of a topic that was deleted and made again: its workers begin anew.
+
+    These lie behind the end. So `done` must be asked for before `ends`, or the flow's progress would look the same.
+    """
+    return {tp: offset for tp, offset in done.items() if offset <= ends.get(tp, offset)}
 
 
 # A broker that has never seen a group makes the topic of offsets first.
@@ -114,7 +126,7 @@ async def committed(admin: AIOKafkaAdminClient, group: str) -> dict[TopicPartiti
 def behind(
     starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int], done: Mapping[TopicPartition, int]
 ) -> int:
-    """Records from what is committed, or where the partition begins, to its end."""
+    """Offsets from what is committed, or where the partition begins, to its end."""
     return sum(max(end - max(done.get(tp, 0), starts[tp]), 0) for tp, end in ends.items())
 
 

@@ -13,7 +13,7 @@ from stream import kafka, metrics, topics
 from stream.config import Settings
 from stream.errors import StreamError
 from stream.loop import Stage
-from stream.status import behind, committed
+from stream.status import uncommitted
 from stream.web import Check
 
 EVERY = 5.0  # seconds
@@ -26,13 +26,12 @@ log = logging.getLogger(__name__)
 async def watched(settings: Settings, stage: Stage, fail: Callable[[BaseException], NoReturn]) -> AsyncIterator[Check]:
     """Asks while the context lasts; the check says what is wrong with the last answers. `fail` gets any surprise."""
     gauge = metrics.lag.labels(stage.name)
-    async with kafka.admin(settings) as admin, kafka.consumer(settings) as client:
+    async with kafka.admin(settings) as admin, kafka.offsets(settings) as client:
         partitions = await kafka.partitions(admin, [topics.source(settings, stage.name)])
 
         async def lag() -> None:
             try:
-                starts, ends = await client.beginning_offsets(partitions), await client.end_offsets(partitions)
-                gauge.set(behind(starts, ends, await committed(admin, topics.group(settings, stage.name))))
+                gauge.set(await uncommitted(admin, client, topics.group(settings, stage.name), partitions))
             except BaseException:
                 gauge.set(math.nan)
                 raise
