@@ -198,9 +198,9 @@ async def _raise_why_it_stands(client: AIOKafkaConsumer, ends: Mapping[TopicPart
         stable = client.last_stable_offset(tp)
         if stable is not None and stable <= await client.position(tp) < end:
             raise Outage(
-                f"a transaction is still open in {tp.topic}/{tp.partition} at offset {stable:,} after {SILENCE:g} s, and "
-                "nothing behind it can be read; try again when its producer has ended it, or when Kafka has aborted it "
-                "after the producer's transaction.timeout.ms"
+                f"after {SILENCE:g} s a transaction is still open in {tp.topic}/{tp.partition} at offset {stable:,}, "
+                "and nothing behind it can be read; try again when its producer has ended it, or when Kafka has aborted "
+                "it after the producer's transaction.timeout.ms"
             )
     topic = next(iter(ends)).topic
     raise Outage(f"Kafka has sent nothing of {topic} for {SILENCE:g} s, {left:,} offsets before its end")
