@@ -199,8 +199,8 @@ async def _raise_why_it_stands(client: AIOKafkaConsumer, ends: Mapping[TopicPart
         if stable is not None and stable <= await client.position(tp) < end:
             raise Outage(
                 f"after {SILENCE:g} s a transaction is still open in {tp.topic}/{tp.partition} at offset {stable:,}, "
-                "and nothing behind it can be read; try again when its producer has ended it, or when Kafka has aborted "
-                "it after the producer's transaction.timeout.ms"
+                "and nothing behind it can be read; try again when its producer has ended it, or when Kafka has "
+                "aborted it after the producer's transaction.timeout.ms"
             )
     topic = next(iter(ends)).topic
     raise Outage(f"Kafka has sent nothing of {topic} for {SILENCE:g} s, {left:,} offsets before its end")
