@@ -1,11 +1,15 @@
-"""If these fail, a command that reads a topic misses a record, or never ends."""
+"""If these fail, a command that reads a topic misses a record, takes one that was never committed, or never ends."""
+
+import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError
-from support import send
+from support import read, send
 
-from stream import kafka
+from stream import kafka, replay
 from stream.config import Settings
 from stream.errors import Outage
 
@@ -35,3 +39,56 @@ async def test_kafka_that_falls_silent_while_a_topic_is_read_is_an_outage(flow: 
             read += 1
             monkeypatch.setattr(AIOKafkaClient, "send", away)
     assert 0 < read < 100
+
+
+@asynccontextmanager
+async def transaction(settings: Settings):
+    """A producer with a transaction open that has written a record to partition 0."""
+    async with AIOKafkaProducer(
+        bootstrap_servers=settings.kafka_servers, transactional_id=f"{settings.topic}-tx", acks="all"
+    ) as producer:
+        await producer.begin_transaction()
+        await producer.send_and_wait(settings.topic, key=b"in", value=b"x", partition=0)
+        yield producer
+        await producer.abort_transaction()
+
+
+async def behind(settings: Settings) -> None:
+    """Publishes a record to partition 0, outside of any transaction."""
+    async with kafka.producer(settings) as producer:
+        await producer.send_and_wait(settings.topic, key=b"behind", value=b"x", partition=0)
+
+
+async def test_aborted_records_are_not_read_and_what_lies_behind_an_open_transaction_is_waited_for(flow: Settings):
+    """`verify` would call a chunk missing, `replay` would bring an older record back over it."""
+    progress: list[tuple[int, int]] = []
+    records = kafka.read_to_end(flow, flow.topic, progress=lambda *told: progress.append(told))
+    async with transaction(flow):
+        await behind(flow)
+        reading = asyncio.create_task(anext(records))
+        while len(progress) < 3:  # it has looked again, and has nothing yet
+            await asyncio.wait([reading], timeout=0.1)
+        assert progress[-1] == (0, 2)
+        assert not reading.done()
+    assert (await reading).key == b"behind"
+    await records.aclose()
+    assert [record.key for record in await read(flow, flow.topic)] == [b"behind"]
+
+
+async def test_a_transaction_that_stays_open_is_an_outage_that_says_where(flow: Settings, monkeypatch):
+    monkeypatch.setattr(kafka, "SILENCE", 1)
+    await behind(flow)
+    async with transaction(flow):
+        with pytest.raises(Outage, match=rf"a transaction is still open in {flow.topic}/0 at offset 1"):
+            await read(flow, flow.topic)
+
+
+async def test_a_reset_to_the_latest_offset_leaves_what_an_open_transaction_will_commit(flow: Settings):
+    await behind(flow)
+    async with transaction(flow):
+        await behind(flow)
+        assert (await replay.reset(flow, "embed", "latest"))[0] == 1
+        assert (await replay.reset(flow, "embed", 2**50))[0] == 1  # a moment that is yet to come
+        async with kafka.offsets(flow) as client:
+            tp = TopicPartition(flow.topic, 0)
+            assert (await client.end_offsets([tp]))[tp] == 3

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import RecordsToDelete
-from support import send
+from support import send, until
 
 from stream import kafka, status, topics
 from stream.config import STAGES, Settings, StageName
@@ -55,6 +55,22 @@ async def test_lag_is_what_its_group_has_not_committed(flow):
     await commit(flow, "embed", behind=2)
     embed = of("embed", await status.stages(flow))
     assert (embed.total, embed.done, embed.lag) == (5, 3, 2)
+
+
+async def test_all_of_a_topic_that_was_made_again_is_ahead_of_a_stage_that_had_read_the_old_one(flow):
+    await publish(flow, 5)
+    await commit(flow, "embed")
+    async with kafka.admin(flow) as admin:
+        await admin.delete_topics([flow.topic])
+        await until(lambda: gone(admin, flow.topic))
+    await topics.create(flow)
+    await publish(flow, 2)
+    embed = of("embed", await status.stages(flow))
+    assert (embed.total, embed.lag) == (2, 2)
+
+
+async def gone(admin, topic: str) -> bool:
+    return topic not in await admin.list_topics()
 
 
 async def test_dead_letters_are_counted_by_stage(flow):
