@@ -87,7 +87,7 @@ async def stages(settings: Settings) -> list[StageStatus]:
     for stage in STAGES:
         mine = {tp: end for tp, end in ends.items() if tp.topic == topics.source(settings, stage)}
         total = sum(end - starts[tp] for tp, end in mine.items())
-        lag = behind(starts, mine, _of_this_topic(done[stage], ends))
+        lag = behind(starts, mine, _within(done[stage], ends))
         letters = _records(topics.dead_letters(settings, stage), starts, ends)
         found.append(StageStatus(stage, total=total, done=total - lag, dead_letters=letters))
     return found
@@ -99,13 +99,14 @@ async def uncommitted(
     """Offsets that a group has not committed, up to the high watermarks; `client` is one of `kafka.offsets`."""
     done = await committed(admin, group)
     starts, ends = await client.beginning_offsets(partitions), await client.end_offsets(partitions)
-    return behind(starts, ends, _of_this_topic(done, ends))
+    return behind(starts, ends, _within(done, ends))
 
 
-def _of_this_topic(done: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-    """What was committed, but for offsets of a topic that was deleted and made again: its workers begin anew.
+def _within(done: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """What was committed, but for offsets beyond the end: Kafka has lost records, or the topic was made again.
 
-    These lie behind the end. So `done` must be asked for before `ends`, or the flow's progress would look the same.
+    Workers read such a partition from its beginning. `done` must be asked for before `ends`, or the flow's progress
+    would look the same.
     """
     return {tp: offset for tp, offset in done.items() if offset <= ends.get(tp, offset)}
 
