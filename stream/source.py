@@ -229,3 +229,6 @@ class Transport(driver.Transport):  # type: ignore[misc]
     def __init__(self, app: faust.App, expired: Callable[[int], object]) -> None:
         super().__init__(app.conf.broker_consumer, app)
         self.expired = expired
+
+
+_Thread.logger = Consumer.logger = driver.logger  # what these say as Faust's services is said under Faust's name
