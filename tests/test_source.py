@@ -204,6 +204,60 @@ async def test_markers_behind_a_batch_that_hangs_are_not_committed_before_it(one
 
 
 @servers
+async def test_workers_that_come_and_go_lose_nothing(settings):
+    """Each change takes the partitions away from all workers in the middle of fetches and batches."""
+    two = settings.model_copy(update={"partitions": 2, "commit_interval": 60.0})  # only drains commit
+    other = two.model_copy(update={"instance": "other"})
+    await topics.create(two)
+    publishing = asyncio.create_task(publish_for_a_while(two))
+    async with running(two):
+        await until(lambda: has_passed(two, 200))
+        async with running(other):
+            await until(lambda: has_passed(two, 800))
+        await until(lambda: has_passed(two, 1200))
+    async with running(other):
+        sent = await publishing
+        await until(lambda: has_passed(two, sent))
+    assert {key for key, _ in await passed(two)} == {good(n)[0] for n in range(sent)}
+    assert [found.lag for found in await status.stages(two) if found.stage == "embed"] == [0]
+
+
+@servers
+async def test_what_is_done_while_a_worker_stops_is_committed(one, topic):
+    """Faust throws away what it has fetched by then, and asks for it to be fetched again."""
+    taken, gate = asyncio.Event(), asyncio.Event()
+
+    async def hanging(chunks):
+        taken.set()
+        await gate.wait()
+        return await passing(chunks)
+
+    await send(one, [good(1)])
+    async with running(one.model_copy(update={"commit_interval": 60.0}), hanging) as app:
+        await taken.wait()
+        stopping = asyncio.create_task(app.stop())
+        await until(lambda: asyncio.sleep(0, not app.consumer.flow_active))
+        await app.consumer.perform_seek()  # so does `Consumer.getmany`
+        gate.set()
+        await stopping
+    assert await committed(one) == 1
+
+
+async def publish_for_a_while(settings: Settings) -> int:
+    """Publishes chunks one hundred at a time, a marker behind each, until some have passed; returns how many."""
+    count = 0
+    while count < 2000:
+        await send(settings, [good(n) for n in range(count, count + 100)])
+        count += 100
+        await abort_many(settings, 1)
+    return count
+
+
+async def has_passed(settings: Settings, count: int) -> bool:
+    return len(await read(settings, topics.source(settings, "expand"))) >= count
+
+
+@servers
 async def test_a_fresh_group_commits_where_nothing_is_left_to_read(one, topic):
     await abort_many(one, 3)
     async with running(one):
