@@ -30,23 +30,34 @@ Check = Callable[[Settings], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found: if it is not `ok`, what is wrong and what to do."""
+    """What one check found: if it is not `ok`, what is wrong and what to do.
+
+    With a `warning` everything works, but a guarantee is weaker than it should be.
+    """
 
     check: str
     ok: bool
     said: str
+    warning: bool = False
 
 
 async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
     """The findings of all checks, one after another; those of the GPU only where one is required."""
     checks: dict[str, Check] = {"nvidia-smi": nvidia_smi, "PyTorch": cuda} if settings.require_gpu else {}
     checks |= {f"embedding server {url}": partial(embedding_server, address=url) for url in settings.embed_urls}
-    checks |= {"Kafka": kafka, "Neo4j": neo4j, "OpenSearch": opensearch}
     for name, check in checks.items():
-        try:
-            yield Finding(name, True, await check(settings))
-        except StreamError as error:
-            yield Finding(name, False, str(error))
+        yield await _found(name, check, settings)
+    async for finding in kafka(settings):
+        yield finding
+    for name, check in {"Neo4j": neo4j, "OpenSearch": opensearch}.items():
+        yield await _found(name, check, settings)
+
+
+async def _found(name: str, check: Check, settings: Settings) -> Finding:
+    try:
+        return Finding(name, True, await check(settings))
+    except StreamError as error:
+        return Finding(name, False, str(error))
 
 
 async def nvidia_smi(_: Settings) -> str:
@@ -96,11 +107,17 @@ async def embedding_server(settings: Settings, address: str) -> str:
     return f"{said}; a probe came back as {settings.embed_dimensions} numbers of unit norm"
 
 
-async def kafka(settings: Settings) -> str:
-    """The brokers, and the topics of all stages."""
+async def kafka(settings: Settings) -> AsyncIterator[Finding]:
+    """The brokers, and the topics of all stages: whether they are there, and what is weak about them."""
     names = [each(settings, stage) for each in (topics.source, topics.dead_letters) for stage in STAGES]
-    await topics.check(settings, names)
-    return f"{settings.kafka_servers} has {', '.join(names)}"
+    try:
+        warnings = await topics.check(settings, names)
+    except StreamError as error:
+        yield Finding("Kafka", False, str(error))
+        return
+    yield Finding("Kafka", True, f"{settings.kafka_servers} has {', '.join(names)}")
+    for warning in warnings:
+        yield Finding("Kafka", True, warning, warning=True)
 
 
 async def neo4j(settings: Settings) -> str:

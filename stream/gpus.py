@@ -6,9 +6,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
-from types import FrameType
 
-from stream import children
+from stream import children, signals
 from stream.config import Settings, StageName
 from stream.errors import GpuRequired, Outage
 from stream.worker import WEB_PORTS
@@ -39,21 +38,29 @@ def run(stage: StageName, settings: Settings, assignments: Mapping[str, str], gp
     `-gpu<n>` behind it, and its web port is `PORTS_APART`·n above the first one's.
     """
     port = WEB_PORTS[stage] if settings.web_port is None else settings.web_port
-    workers = []
-    for n, gpu in enumerate(gpus):
-        own = {"instance": f"{settings.instance}-gpu{n}", "web_port": str(port and port + PORTS_APART * n)}
-        workers.append(children.worker(stage, {**assignments, **own}, {VARIABLE: gpu}))
+    workers: list[subprocess.Popen[bytes]] = []
+    stopping = False
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
         for worker in workers:
             worker.terminate()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals.SIGNALS:
         signal.signal(number, stop)
+    for n, gpu in enumerate(gpus):
+        own = {"instance": f"{settings.instance}-gpu{n}", "web_port": str(port and port + PORTS_APART * n)}
+        workers.append(children.worker(stage, {**assignments, **own}, {VARIABLE: gpu}))
+    if stopping:  # not every worker was there when the signal came
+        stop()
     while all(worker.poll() is None for worker in workers):
         time.sleep(0.2)
     first = next(worker for worker in workers if worker.returncode is not None)
-    stop(signal.SIGTERM, None)
+    asked = stopping
+    stop()
     for worker in workers:
         worker.wait()
+    if asked and first.returncode == -signal.SIGTERM:  # it had no handler yet
+        return 0
     return first.returncode if first.returncode >= 0 else Outage.exit_code

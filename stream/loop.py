@@ -30,7 +30,7 @@ from aiokafka.errors import KafkaError
 from opentelemetry import trace
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from stream import heartbeats, metrics, traces
+from stream import heartbeats, metrics, progress, traces
 from stream.batches import split
 from stream.config import Settings, StageName
 from stream.contracts import Contract
@@ -42,11 +42,12 @@ from stream.topics import source
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 120.0  # seconds without any sign of life until a worker counts as hung
+PATIENCE = 120.0  # seconds without any sign of life, beyond what the settings allow, until a worker counts as hung
 MOST_ASSIGNMENTS = 20  # within a minute; two static members of one name throw each other out at every heartbeat
 LONGEST_PAUSE = 30.0  # seconds between two tries during an outage
 PULSE = 0.5  # seconds
 SLOW = 10.0  # seconds for Kafka to take a batch's outputs; more means that something is wrong with it
+TRIES_TO_FORGET = 10  # a pulse apart: Kafka may be assigning the partitions just now
 LEASE = 0.8  # of the session: how long an answered heartbeat allows to publish
 
 
@@ -127,19 +128,39 @@ class BatchLoop:
     def unhealthy(self) -> str | None:
         """Why only a restart can help; None while the loop turns.
 
-        Faust reads ahead of the loop, so records that were read long ago, with no batch in the works, mean that the way
-        from Faust to the loop is broken.
+        A batch in the works may wait for `outage_bound` seconds and for one call after that; it hangs if it has shown
+        no progress for longer. Faust reads ahead of the loop, so records that were read long ago, with no batch in the
+        works, mean that the way from Faust to the loop is broken; only a rate limit may hold them for so long.
         """
         if self._finisher.done():
             return "the batch loop has ended"
-        if self._in_flight or time.monotonic() - self._last_progress < PATIENCE:
+        still = time.monotonic() - self._last_progress
+        if self._in_flight:
+            if still > self._longest_step:
+                return f"a batch has made no progress for {still:.0f} s, longer than any outage or call may take"
+            return None
+        patience = PATIENCE + self.settings.drain_timeout  # others may drain for so long before Kafka assigns anything
+        if self.settings.rate_limit:
+            patience += self.settings.batch_size / self.settings.rate_limit
+        if still < patience:
             return None
         if not self._assignments:
-            return f"Kafka has assigned nothing for {PATIENCE:g} s"
+            return f"Kafka has assigned nothing for {patience:g} s"
         read = self._app.monitor.tp_read_offsets
         if any(read.get(tp, -1) > self._taken.get(tp, -1) for tp in self._app.consumer.assignment()):
-            return f"records that were read have not reached the batch loop for {PATIENCE:g} s"
+            return f"records that were read have not reached the batch loop for {patience:g} s"
         return None
+
+    @property
+    def _longest_step(self) -> float:
+        """Seconds that a batch which does not hang may be without progress: each call of a stage has a time-out."""
+        settings = self.settings
+        return settings.outage_bound + max(settings.embed_timeout, settings.store_timeout)
+
+    @property
+    def assigned(self) -> bool:
+        """Whether Kafka has assigned partitions, or the lack of any, since the start."""
+        return bool(self._assignments)
 
     def unready(self) -> str | None:
         """Why no record is taken just now; None if one would be."""
@@ -188,6 +209,7 @@ class BatchLoop:
     # Step 2: process
 
     async def _process(self, records: list[Record]) -> list[tuple[Record, Outcome]]:
+        progress.tell(self._progressed)
         outcomes: dict[int, Outcome] = {}
         work: dict[int, Any] = {}
         limit = self.settings.max_record_bytes if self.stage.contract == "chunk" else self.settings.max_message_bytes
@@ -212,6 +234,7 @@ class BatchLoop:
             outage = state.outcome.exception()
             assert isinstance(outage, Outage)
             self._waiting[id(items)] = str(outage)
+            self._progressed()
             metrics.retries.labels(self.stage.name, outage.cause).inc()
             log.warning("%s; trying again in %.1f s", outage, state.next_action.sleep)
 
@@ -248,6 +271,7 @@ class BatchLoop:
     async def _publish(self, outcomes: list[tuple[Record, Outcome]]) -> None:
         self._end_if_given_up()
         self._publishing = time.monotonic()
+        self._progressed()
         try:
             async with asyncio.timeout(self.settings.outage_bound):
                 await self._outputs.publish(outcomes)
@@ -272,9 +296,23 @@ class BatchLoop:
             seconds = self.settings.drain_timeout
             self._fail(Outage(f"{self._in_flight} batches were not done within {seconds:g} s; they will come again"))
 
+    async def read_again(self) -> None:
+        """Makes the group forget how far this worker has read, because its source was deleted and made again.
+
+        Kafka forgets that too when a topic is deleted, but a batch that was in the works may have been committed since.
+        Nothing more is acknowledged; the process must end.
+        """
+        self._taking = False
+        self._finisher.cancel()
+        for _ in range(TRIES_TO_FORGET):
+            if await self._app.consumer.commit_the_beginning():
+                return
+            await asyncio.sleep(PULSE)
+
     async def _beat(self) -> None:
         while True:
             self._end_if_given_up()
+            self._end_if_hung()
             self._last_beat = time.monotonic()
             await asyncio.sleep(PULSE)
 
@@ -295,6 +333,12 @@ class BatchLoop:
                     Outage(f"Kafka has not answered a heartbeat for {seconds:.0f} s and may give this worker up")
                 )
 
+    def _end_if_hung(self) -> None:
+        """Ends a process that a supervisor with a probe of /healthz would have ended by now."""
+        still = time.monotonic() - self._last_progress
+        if self._in_flight and still > self._longest_step + PATIENCE:
+            self._fail(Outage(f"a batch has made no progress for {still:.0f} s; it will come again"))
+
     async def _on_revoked(self, app: faust.App, revoked: set[Any], **_: Any) -> None:
         await self.drain()
         await app.consumer.commit()
@@ -312,9 +356,12 @@ class BatchLoop:
 
     # Counting
 
+    def _progressed(self) -> None:
+        self._last_progress = time.monotonic()
+
     def _count(self, change: int) -> None:
         self._in_flight += change
-        self._last_progress = time.monotonic()
+        self._progressed()
         metrics.in_flight.labels(self.stage.name).set(self._in_flight)
         if self._in_flight:
             self._idle.clear()

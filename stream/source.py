@@ -19,8 +19,8 @@ The private names used here, by upstream file; `tests/test_source.py` fails if o
 
 - faust/transport/drivers/aiokafka.py: `AIOKafkaConsumerThread._create_worker_consumer`, `._fetch_records`,
   `._ensure_consumer`; `Consumer._new_consumer_thread`, `._to_message`
-- faust/transport/consumer.py: `Consumer._filter_tps_with_pending_acks`, `._new_offset`, `._should_commit`, `._add_gap`,
-  `._committed_offset`, `._read_offset`, `._n_acked`, `._unacked_messages`, `._waiting_for_ack`
+- faust/transport/consumer.py: `Consumer._filter_tps_with_pending_acks`, `._commit`, `._new_offset`, `._should_commit`,
+  `._add_gap`, `._committed_offset`, `._read_offset`, `._n_acked`, `._unacked_messages`, `._waiting_for_ack`
 - aiokafka/consumer/consumer.py: `AIOKafkaConsumer._isolation_level`, `._auto_offset_reset`, `._subscription`
 - aiokafka/consumer/subscription_state.py: `Subscription.assignment`, `Assignment.state_value`,
   `TopicPartitionState.has_valid_position`, `.position`
@@ -195,6 +195,12 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
 
     def _should_commit(self, tp: TopicPartition, offset: int) -> bool:
         return bool(offset != self._committed_offset[tp])
+
+    async def commit_the_beginning(self) -> bool:
+        """Commits offset 0 of all assigned partitions, and nothing after it; returns whether Kafka has taken it."""
+        self._thread.progress = {}
+        assigned = self.assignment()
+        return bool(assigned) and bool(await self._commit(dict.fromkeys(assigned, 0)))
 
     async def _add_gap(self, tp: TopicPartition, offset_from: int, offset_to: int) -> None:
         """A gap needs no note."""

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -14,7 +13,7 @@ from typing import NoReturn
 import faust
 from filelock import FileLock, Timeout
 
-from stream import kafka, kafka_security, logs, metrics, preflight, source, topics, traces, watch, web
+from stream import kafka, kafka_security, logs, metrics, preflight, signals, source, topics, traces, watch, web
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError, Outage, StreamError
 from stream.loop import BatchLoop
@@ -24,12 +23,19 @@ log = logging.getLogger(__name__)
 
 _claims: list[object] = []  # held until the process ends
 WEB_PORTS: dict[StageName, int] = {"embed": 9101, "expand": 9102, "index": 9103}
-METADATA_AGE_MS = 10_000  # until partitions that were added, and topics that were made again, are seen
 PAUSE_BEFORE_RESTART = 5.0  # seconds: a supervisor may start a worker again at once
+# Seconds without a fetch until a consumer leaves its group. Faust fetches nothing while a batch waits, which may take
+# long in an outage or under a rate limit; the loop itself ends a worker that hangs.
+NEVER = 365 * 86_400.0
+METADATA_AGE_MS = 10_000  # until partitions that were added are read
 
 
 def run(stage: StageName, settings: Settings) -> None:
-    """Runs until SIGTERM or SIGINT, then finishes what is in flight; raises `StreamError` if it cannot start."""
+    """Runs until SIGTERM or SIGINT, then finishes what is in flight; raises `StreamError` if it cannot start.
+
+    A signal that comes before the first batch can be taken ends the process at once, with exit code 0.
+    """
+    signals.end_at_once(0)
     logs.configure(settings)
     try:
         with traces.exported(settings, stage):
@@ -40,13 +46,10 @@ def run(stage: StageName, settings: Settings) -> None:
 
 
 async def _work(name: StageName, settings: Settings) -> None:
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     _claim_name(name, settings)
     await preflight.check(name, settings)
-    needed = [topics.source(settings, name), topics.target(settings, name), topics.dead_letters(settings, name)]
-    await topics.check(settings, [topic for topic in needed if topic])
+    for warning in await topics.check(settings, topics.of(settings, name)):
+        log.warning("%s", warning)
     async with (
         open_stage(name, settings) as stage,
         kafka.producer(settings) as producer,
@@ -57,18 +60,33 @@ async def _work(name: StageName, settings: Settings) -> None:
         loop.attach(app)
         port = WEB_PORTS[name] if settings.web_port is None else settings.web_port
         async with (
-            watch.watched(settings, stage, fail) as wrong,
+            watch.watched(settings, stage, fail, loop.read_again) as wrong,
             web.serve(settings.web_host, port, loop.unhealthy, lambda: loop.unhealthy() or loop.unready() or wrong()),
         ):
-            log.info("%s: %s -> %s", name, *needed[:2])
-            await app.start()
-            ended = asyncio.create_task(app.wait_until_stopped())
-            await asyncio.wait([ended, asyncio.create_task(stopping.wait())], return_when=asyncio.FIRST_COMPLETED)
-            if not stopping.is_set():
-                fail(Outage(f"Faust has stopped: {app.crash_reason!r}"))
+            log.info("%s: %s -> %s", name, topics.source(settings, name), topics.target(settings, name))
+            stopping = _signalled()
+            starting = asyncio.create_task(app.start())
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+                ended = asyncio.create_task(app.wait_until_stopped())
+                await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
+                if not stopping.done():
+                    fail(Outage(f"Faust has stopped: {app.crash_reason!r}"))
             log.info("draining")
+            if not (starting.done() and loop.assigned):  # to stop, Faust would join first, which may take minutes
+                await loop.drain()
+                _end(0)
             await app.stop()
             log.info("stopped")
+
+
+def _signalled() -> "asyncio.Task[bool]":
+    """Is done when SIGTERM or SIGINT has come."""
+    came = asyncio.Event()
+    for number in signals.SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, came.set)
+    return asyncio.create_task(came.wait())
 
 
 def _claim_name(stage: StageName, settings: Settings) -> None:
@@ -93,6 +111,7 @@ def _scratch() -> Path:
 
 def _app(stage: StageName, settings: Settings) -> faust.App:
     """Faust without its tables, leader, web server and implicit topics."""
+    rebalance = settings.drain_timeout + 30
     app = faust.App(
         topics.group(settings, stage),
         broker_credentials=_credentials(settings),
@@ -106,10 +125,12 @@ def _app(stage: StageName, settings: Settings) -> faust.App:
         topic_allow_declare=False,
         topic_disable_leader=True,
         consumer_group_instance_id=f"{stage}-{settings.instance}",
-        consumer_metadata_max_age_ms=METADATA_AGE_MS,
         broker_session_timeout=settings.session_timeout,
         broker_heartbeat_interval=settings.session_timeout / 10,
-        broker_rebalance_timeout=settings.drain_timeout + 30,
+        broker_rebalance_timeout=rebalance,
+        broker_request_timeout=max(90, settings.session_timeout, rebalance) + 10,  # joining takes a whole rebalance
+        broker_max_poll_interval=NEVER,
+        consumer_metadata_max_age_ms=METADATA_AGE_MS,
         broker_commit_interval=settings.commit_interval,
         stream_buffer_maxsize=2 * settings.batch_size,
         stream_wait_empty=False,
@@ -137,5 +158,9 @@ def fail(error: BaseException) -> NoReturn:
     log.error("%s", error, exc_info=None if isinstance(error, StreamError) else error)
     code = error.exit_code if isinstance(error, StreamError) else Outage.exit_code
     print(f"stream: {error or repr(error)}", file=sys.stderr, flush=True)  # noqa: T201
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
     logging.shutdown()
     os._exit(code)

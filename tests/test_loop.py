@@ -6,11 +6,13 @@ import sys
 import time
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
+from conftest import free_ports
 from support import chunk, until
 
-from stream import heartbeats
+from stream import heartbeats, progress, web
 from stream import loop as batch_loop
 from stream.config import Settings
 from stream.deadletters import LEFT_OUT_HEADER
@@ -284,7 +286,7 @@ async def test_when_kafka_never_has_room_the_process_ends_with_nothing_acknowled
 
 
 async def test_records_that_were_read_but_never_reach_the_loop_are_noticed(monkeypatch):
-    monkeypatch.setattr(batch_loop, "PATIENCE", 0)
+    monkeypatch.setattr(batch_loop, "PATIENCE", -Settings(_env_file=None).drain_timeout)
     run = Run(everything)
     run.app.monitor.tp_read_offsets["tp"] = 7
     await run.loop._on_assigned(run.app, {"tp"})
@@ -295,6 +297,112 @@ async def test_records_that_were_read_but_never_reach_the_loop_are_noticed(monke
     assert run.loop.unhealthy() is None
     run.app.monitor.tp_read_offsets["tp"] = 9
     assert "have not reached" in run.loop.unhealthy()
+
+
+# A batch that hangs: time is moved by setting back what the loop remembers.
+
+
+def nothing_happened_for(run, seconds):
+    run.loop._last_progress -= seconds
+
+
+async def never(chunks):
+    await asyncio.Event().wait()
+
+
+LIMITS = {"outage_bound": 100, "embed_timeout": 30, "store_timeout": 40}
+
+
+async def test_a_process_that_never_returns_is_unhealthy_after_the_longest_outage_and_call_and_not_before():
+    run = Run(never, **LIMITS)
+    await run.take(run.event(1))
+    (port,) = free_ports(1)
+    async with web.serve("127.0.0.1", port, run.loop.unhealthy, run.loop.unready), aiohttp.ClientSession() as http:
+
+        async def healthz():
+            async with http.get(f"http://127.0.0.1:{port}/healthz") as answer:
+                return answer.status, await answer.text()
+
+        nothing_happened_for(run, 100 + 40 - 20)  # this machine may be slow
+        assert await healthz() == (200, "ok\n")
+        nothing_happened_for(run, 25)
+        status, said = await healthz()
+        assert (status, "has made no progress for" in said) == (503, True)
+
+
+async def test_a_worker_that_hangs_ends_by_itself_where_nobody_asks_for_its_health():
+    run = Run(never, **LIMITS)
+    await run.take(run.event(1))
+    nothing_happened_for(run, 100 + 40 + batch_loop.PATIENCE + 1)
+    with pytest.raises(Ended):
+        await run.loop._pulse
+    assert isinstance(run.failed[0], Outage)
+    assert run.acknowledged == []
+
+
+async def test_a_batch_that_takes_long_is_healthy_while_its_calls_return():
+    """One text after the other on a slow model server, windows of long texts on a CPU."""
+    steps: asyncio.Queue[None] = asyncio.Queue()
+
+    async def process(chunks):
+        for _ in range(3):
+            await steps.get()
+            await asyncio.to_thread(progress.made)
+            steps.task_done()
+        return await everything(chunks)
+
+    run = Run(process, **LIMITS)
+    await run.take(run.event(1))
+    for _ in range(3):
+        nothing_happened_for(run, 141)
+        assert run.loop.unhealthy() is not None
+        steps.put_nowait(None)
+        await steps.join()
+        assert run.loop.unhealthy() is None
+    await run.acknowledges(1)
+
+
+async def test_what_others_are_asked_meanwhile_does_not_make_a_batch_look_alive():
+    """A worker asks its servers every five seconds whether they answer, also while a batch hangs."""
+    run = Run(never, **LIMITS)
+    await run.take(run.event(1))
+    nothing_happened_for(run, 141)
+    progress.made()
+    assert run.loop.unhealthy() is not None
+
+
+async def test_an_outage_that_is_waited_for_is_no_hang():
+    tries = asyncio.Queue()
+
+    async def down(chunks):
+        tries.put_nowait(None)
+        raise Outage("away")
+
+    run = Run(down, **LIMITS)
+    await run.take(run.event(1))
+    await tries.get()
+    nothing_happened_for(run, 141)
+    await tries.get()
+    await until(lambda: asyncio.sleep(0, run.loop.unhealthy() is None), 5, every=0.01)
+
+
+async def test_a_rate_limit_that_holds_a_batch_for_minutes_is_no_hang():
+    run = Run(everything, rate_limit=0.5, batch_size=200)
+    run.app.monitor.tp_read_offsets["tp"] = 7
+    run.loop._taken["tp"] = 6
+    nothing_happened_for(run, batch_loop.PATIENCE + run.loop.settings.drain_timeout + 200 / 0.5 - 20)
+    assert run.loop.unhealthy() is None
+    nothing_happened_for(run, 21)
+    assert "have not reached" in run.loop.unhealthy()
+
+
+async def test_a_worker_waits_for_its_partitions_as_long_as_another_may_drain():
+    run = Run(everything, drain_timeout=600)
+    run.loop._assignments.clear()
+    nothing_happened_for(run, 600)
+    assert run.loop.unhealthy() is None
+    nothing_happened_for(run, batch_loop.PATIENCE)
+    assert "assigned nothing" in run.loop.unhealthy()
 
 
 async def test_a_worker_that_is_assigned_its_partitions_again_and_again_is_not_ready():

@@ -13,8 +13,7 @@ from stream.cli.reference import reference
 from stream.cli.reindex import reindex
 from stream.cli.replay import replay
 from stream.errors import Outage, StreamError
-
-INTERRUPTED = 130  # what typer exits with at Ctrl-C, as shells do: 128 + SIGINT
+from stream.signals import INTERRUPTED
 
 app.add_typer(local)
 app.add_typer(dlq)

@@ -108,7 +108,7 @@ async def _diagnosed(settings: Settings, *, quiet: bool) -> list[diagnosis.Findi
     async for finding in diagnosis.diagnose(settings):
         found.append(finding)
         if not quiet:
-            mark = "[green]ok   [/]" if finding.ok else "[red]wrong[/]"
+            mark = "[red]wrong[/]" if not finding.ok else "[yellow]weak [/]" if finding.warning else "[green]ok   [/]"
             out.print(f"{mark} {escape(f'{finding.check}: {finding.said}')}")
     return found
 

@@ -26,7 +26,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from stream import metrics, tls
+from stream import metrics, progress, tls
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused, StreamError
 from stream.models.replicas import Replicas
@@ -185,6 +185,8 @@ class EmbeddingClient:
             )
         except (httpx.TransportError, ssl.SSLError) as error:  # httpx lets some of OpenSSL's through
             raise _unreachable(address, error) from error
+        finally:
+            progress.made()
         self._let_in(address, response)
         status = response.status_code
         if status in (400, 413, 422):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stream import progress
 from stream.models.windows import Windows
 
 # Tokens of one forward pass, padding included. It bounds the logits, the largest tensor; on two cores 1,024 tokens are
@@ -36,6 +37,7 @@ class PaddedModel:
             largest = logits.mul_(real[..., None]).amax(1).float()
             owners = torch.from_numpy(windows.owners[batch]).to(self._device, torch.int64)
             out.scatter_reduce_(0, owners[:, None].expand_as(largest), largest, "amax")
+            progress.made()
 
 
 def _batches_by_length(lengths: Any, budget: int) -> list[list[int]]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from stream import metrics
+from stream import metrics, progress
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
 from stream.models.fastest import fastest
@@ -160,6 +160,7 @@ class SparseEncoder:
             out = torch.zeros(windows.texts, len(self.vocabulary), device=self.device)
             for part in windows.split(self._budget):
                 self._model.pool(part, out)
+                progress.made()
             ranked = _ranked(out, min(self._settings.splade_top_k, len(self.vocabulary)))
             return ranked.to("cpu", non_blocking=True)
         except torch.cuda.OutOfMemoryError:

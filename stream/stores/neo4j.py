@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 from neo4j.exceptions import DriverError, Neo4jError
 
-from stream import tls
+from stream import progress, tls
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.models.embeddings import Vector, pack
@@ -333,6 +333,8 @@ class Neo4jStore:
                     f"Neo4j cannot be reached at {self._settings.neo4j_uri}, {refusal}; set STREAM_NEO4J_CA_FILE"
                 ) from error
             raise Outage(f"Neo4j at {self._settings.neo4j_uri} is not available ({sentence})", "neo4j") from error
+        finally:
+            progress.made()
         return result.records
 
 

@@ -17,7 +17,7 @@ from opensearchpy import AsyncOpenSearch
 from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
 from opensearchpy.exceptions import OpenSearchException, TransportError
 
-from stream import tls
+from stream import progress, tls
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.outcomes import isolate
@@ -280,6 +280,8 @@ class OpenSearchStore:
             raise Outage(sentence, "opensearch") from error
         except OpenSearchException as error:
             raise Outage(f"the answer of OpenSearch at {where} cannot be read: {error}", "opensearch") from error
+        finally:
+            progress.made()
 
 
 def _authorization(settings: Settings) -> dict[str, str]:
