@@ -95,6 +95,7 @@ broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 log.retention.hours=168
 log.segment.bytes=268435456
+log.cleaner.backoff.ms=1000
 num.network.threads=2
 num.io.threads=4
 """

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from conftest import isolated, own_servers
 from faults.faults import FAULTS, Fault
-from faults.history import History
 from faults.pipeline import pipeline
 from faults.run import Result, run
 
@@ -25,10 +24,12 @@ HEAD = """\
 # What was done to it
 
 Every fault is done to the real servers and worker processes while chunks, newer versions and tombstones are being
-published. Then everything must recover by itself, `stream verify` must be clean, every version that Kafka acknowledged
-must be in the topic, and no topic between the stages may end with an older record of a chunk than its newest. No record
-is at fault, so there must be no dead letter either. `make faults ONLY="words of a row"` shows one fault; `make test`
-does each once.
+published, some of them in transactions, of which some are aborted. Kafka compacts the topics all the time. Then
+everything must recover by itself. Every version that Kafka acknowledged must be in the topic unless a newer one is.
+Every later topic must end with the same record of a chunk, and both stores must hold that record. Nothing of an
+aborted transaction may be anywhere. No record is at fault, so there must be no dead letter either. What is new is
+checked after each fault; all that was ever published, by `stream verify` too, after the last one.
+`make faults ONLY="words of a row"` shows one fault; `make test` does each once.
 """
 
 
@@ -37,13 +38,13 @@ async def one_round(
 ) -> Counter[int]:
     """Every fault once, in an order of its own, until one breaks the pipeline; how the workers ended, by exit code."""
     order = random.Random(seed).sample(faults, len(faults))
-    async with pipeline(profile, isolated(profile.environment())) as flow:
-        history = History(flow.settings, seed)
+    result = Result()
+    async with pipeline(profile, isolated(profile.environment()), seed) as flow:
         for fault in order:
             if time.monotonic() > deadline:
                 break
             try:
-                result = await run(fault, flow, history, random.Random(f"{seed} {fault}"))
+                result = await run(fault, flow, random.Random(f"{seed} {fault}"))
             except Exception as error:
                 traceback.print_exc()
                 result = Result(wrong=[repr(error)])
@@ -53,6 +54,9 @@ async def one_round(
             print(f"seed {seed}: {fault}: {outcome}", flush=True)
             if result.wrong:
                 break
+        if not result.wrong:
+            result.wrong = await flow.wrong(everything=True)
+            print(f"seed {seed}: everything that was published: wrong: {result.wrong or 'nothing'}", flush=True)
         return Counter(code for worker in flow.workers.values() for code in worker.exits)
 
 
