@@ -20,6 +20,8 @@ from faults.run import Result, run
 
 from stream.local.profile import Profile
 
+NAMED = 10  # differences that are printed
+
 HEAD = """\
 # What was done to it
 
@@ -50,13 +52,13 @@ async def one_round(
                 result = Result(wrong=[repr(error)])
             result.seed = seed
             found.setdefault(fault, []).append(result)
-            outcome = f"{result.records} records in {result.seconds:.0f} s, wrong: {result.wrong or 'nothing'}"
+            outcome = f"{result.records} records in {result.seconds:.0f} s, wrong: {said(result.wrong)}"
             print(f"seed {seed}: {fault}: {outcome}", flush=True)
             if result.wrong:
                 break
         if not result.wrong:
             result.wrong = await flow.wrong(everything=True)
-            print(f"seed {seed}: everything that was published: wrong: {result.wrong or 'nothing'}", flush=True)
+            print(f"seed {seed}: everything that was published, wrong: {said(result.wrong)}", flush=True)
         return Counter(code for worker in flow.workers.values() for code in worker.exits)
 
 
@@ -68,7 +70,7 @@ def page(found: dict[Fault, list[Result]], ends: Counter[int], minutes: float) -
         f"`make faults SEED={first} MINUTES={minutes:g}` on {datetime.now(UTC):%Y-%m-%d}, "
         f"{os.cpu_count()} cores: seeds {first} to {last}, {len(results)} runs, "
         f"{sum(r.records for r in results):,} records published, workers ended "
-        f"{sum(ends.values())} times ({', '.join(f'{n}× {said(code)}' for code, n in ends.most_common())}), "
+        f"{sum(ends.values())} times ({', '.join(f'{n}× {ended(code)}' for code, n in ends.most_common())}), "
         f"**{sum(len(r.wrong) for r in results)} lost or wrong**, "
         f"{sum(r.dead_letters for r in results)} dead letters.\n",
         "| to | what | runs | struck | records | lost or wrong | dead letters | seconds to recover, worst |",
@@ -84,7 +86,11 @@ def page(found: dict[Fault, list[Result]], ends: Counter[int], minutes: float) -
     return "\n".join(lines) + "\n"
 
 
-def said(code: int) -> str:
+def said(wrong: list[str]) -> str:
+    return "; ".join([*wrong[:NAMED], *([f"and {len(wrong) - NAMED} more"] if wrong[NAMED:] else [])]) or "nothing"
+
+
+def ended(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
