@@ -56,7 +56,7 @@ async def one_round(
             print(f"seed {seed}: {fault}: {outcome}", flush=True)
             if result.wrong:
                 break
-        if not result.wrong:
+        if result.records and not result.wrong:
             result.wrong = await flow.wrong(everything=True)
             print(f"seed {seed}: everything that was published, wrong: {said(result.wrong)}", flush=True)
         return Counter(code for worker in flow.workers.values() for code in worker.exits)

@@ -128,4 +128,5 @@ async def test_a_letter_goes_unless_its_key_has_a_newer_record_also_if_its_own_r
     assert [verdict.stays for verdict in verdicts] == ["its key has a newer record", None]
     await redrive(flow, "embed", verdicts)
     assert await live_in(flow, flow.topic, "chunk") == LIVE
-    assert [record.key for record in await read(flow, flow.topic)][-1] == FIRST[0].encode()
+    lasts = {record.partition: record.key for record in await read(flow, flow.topic)}
+    assert lasts[0] == FIRST[0].encode()
