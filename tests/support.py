@@ -97,13 +97,13 @@ async def create_topics(settings: Settings, configs: Mapping[str, str]) -> None:
 
 
 @asynccontextmanager
-async def transactional(settings: Settings, name: str) -> AsyncIterator[AIOKafkaProducer]:
+async def transactional(settings: Settings, name: str, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
     """A producer of transactions; Kafka then aborts one that an earlier producer of this name has left open."""
     async with AIOKafkaProducer(
         bootstrap_servers=settings.kafka_servers,
         transactional_id=name,
         transaction_timeout_ms=10_000,
-        max_request_size=settings.max_message_bytes,
+        **{"max_request_size": settings.max_message_bytes} | options,
     ) as producer:
         yield producer
 

@@ -33,7 +33,7 @@ from stream.status import caught_up
 Strike = Callable[[Pipeline, random.Random], Awaitable[int]]
 
 OPEN_FOR = 5.0  # seconds of a long transaction
-HANG_BOUND = 12.0  # seconds: STREAM_OUTAGE_BOUND of a worker that hangs
+HANG_BOUND = 5.0  # seconds: STREAM_OUTAGE_BOUND of a worker that hangs
 RACES = 40  # batches of a second writer
 
 
