@@ -65,15 +65,16 @@ def fault(part: str, what: str) -> Callable[[Strike], Strike]:
 
 @fault("reindex", "kill -9 at any moment, three times, then it is run to its end")
 async def reindex_killed(pipeline: Pipeline, rng: random.Random) -> int:
-    for _ in range(3):
-        process = reindex("start")
-        with suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(process.wait, 4 + 12 * rng.random())
-        process.kill()
-        await asyncio.to_thread(process.wait)
-    for command in ("start", "prune"):
-        code = await asyncio.to_thread(reindex(command).wait, SECONDS_TO_RECOVER)
-        assert code == 0, f"stream reindex {command} ended with {code}"
+    with pipeline.history.slowly():
+        for _ in range(3):
+            process = reindex("start")
+            with suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(process.wait, 4 + 12 * rng.random())
+            process.kill()
+            await asyncio.to_thread(process.wait)
+        for command in ("start", "prune"):
+            code = await asyncio.to_thread(reindex(command).wait, SECONDS_TO_RECOVER)
+            assert code == 0, f"stream reindex {command} ended with {code}"
     return 3
 
 

@@ -3,8 +3,8 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from stream.stores import Stores
 NEW = 0.25  # the share of records that make a new chunk; the others have a newer version than before
 TOMBSTONES = 0.1
 PUBLISHED_A_SECOND = 60
+PUBLISHED_SLOWLY = 10  # a second
 TRANSACTIONS_A_SECOND = 2
 ABORTED = 0.4  # the share of transactions
 OPEN = 0.1  # seconds that a transaction stays open, and everything behind it waits
@@ -71,6 +72,7 @@ class History:
         self._settings = settings
         self._random = random.Random(seed)
         self._version = 0
+        self._rate = PUBLISHED_A_SECOND
         self._chunks: Counter[str] = Counter()  # by the first letter of their names
         self._on_their_way: set[asyncio.Task[None]] = set()
         self._plain, self._transactional = asyncio.Lock(), asyncio.Lock()  # each held during one step
@@ -103,6 +105,15 @@ class History:
             await asyncio.gather(*self._on_their_way)
             yield
 
+    @contextmanager
+    def slowly(self) -> Iterator[None]:
+        """Publishes so little that a stage can catch up, also on a busy machine."""
+        self._rate = PUBLISHED_SLOWLY
+        try:
+            yield
+        finally:
+            self._rate = PUBLISHED_A_SECOND
+
     async def transaction(
         self, producer: AIOKafkaProducer, *, commit: bool, records: int, seconds: float = OPEN, own: str = "t"
     ) -> None:
@@ -130,7 +141,7 @@ class History:
                 noting = asyncio.create_task(self._note(change, await self._send(producer, change)))
                 self._on_their_way.add(noting)
                 noting.add_done_callback(self._on_their_way.discard)
-            await asyncio.sleep(1 / PUBLISHED_A_SECOND)
+            await asyncio.sleep(1 / self._rate)
 
     async def _publish_in_transactions(self) -> None:
         while True:
@@ -140,7 +151,7 @@ class History:
                         async with self._transactional, asyncio.timeout(KAFKA_AWAY):
                             commit, records = self._random.random() > ABORTED, self._random.randrange(1, 12)
                             await self.transaction(producer, commit=commit, records=records)
-                        await asyncio.sleep(1 / TRANSACTIONS_A_SECOND)
+                        await asyncio.sleep(PUBLISHED_A_SECOND / self._rate / TRANSACTIONS_A_SECOND)
             await asyncio.sleep(1)
 
     def _draw(self, letter: str) -> Change:
