@@ -21,7 +21,7 @@ from faults.dying_worker import POINTS, SESSIONS_CUT_OFF
 from faults.pipeline import SECONDS_TO_RECOVER, Kept, Pipeline
 from faults.proxy import Forward, Proxy, Spoil, changed, cutting, delayed, half, silence, status
 from neo4j.exceptions import TransientError
-from support import CONTRACTS, LOGS, transactional, until_compacted
+from support import CONTRACTS, LOGS, transactional, until, until_compacted
 
 from stream import kafka, topics
 from stream.config import STAGES
@@ -67,20 +67,27 @@ def fault(part: str, what: str) -> Callable[[Strike], Strike]:
 async def reindex_killed(pipeline: Pipeline, rng: random.Random) -> int:
     with pipeline.history.slowly():
         for _ in range(3):
-            process = reindex("start")
-            with suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(process.wait, 4 + 12 * rng.random())
-            process.kill()
-            await asyncio.to_thread(process.wait)
+            await reindex("start", 4 + 12 * rng.random())
         for command in ("start", "prune"):
-            code = await asyncio.to_thread(reindex(command).wait, SECONDS_TO_RECOVER)
+            code = await reindex(command, SECONDS_TO_RECOVER)
             assert code == 0, f"stream reindex {command} ended with {code}"
     return 3
 
 
-def reindex(command: str) -> "subprocess.Popen[bytes]":
+async def reindex(command: str, seconds: float) -> int:
+    """`stream reindex`, killed after so many seconds; its exit code."""
     with (LOGS / f"{os.environ['STREAM_TOPIC']}-reindex.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "stream", "reindex", command], stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, "-m", "stream", "reindex", command], stdout=log, stderr=log)
+
+    async def ended() -> bool:
+        return process.poll() is not None
+
+    try:
+        with suppress(TimeoutError):
+            await until(ended, seconds)
+    finally:
+        process.kill()
+    return process.wait()
 
 
 # Workers
