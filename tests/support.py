@@ -8,15 +8,18 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
+from unittest.mock import patch
 
 import numpy as np
 import orjson
+from aiokafka import AIOKafkaProducer
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream import kafka
+from stream import kafka, topics
 from stream.config import Settings, StageName
 from stream.contracts import Contract
 from stream.models.splade import SparseVector
@@ -25,6 +28,17 @@ from stream.stores import Stores
 
 CONTRACTS: dict[StageName, Contract] = {"embed": "chunk", "expand": "embedded", "index": "expanded"}
 LOGS = Path(__file__).parent.parent / ".local" / "test-logs"
+
+# Settings of a topic that Kafka compacts within seconds.
+EAGER = {
+    "segment.ms": "1000",
+    "segment.index.bytes": "65536",
+    "min.cleanable.dirty.ratio": "0.0",
+    "min.compaction.lag.ms": "0",
+    "max.compaction.lag.ms": "1000",
+    "file.delete.delay.ms": "1000",
+}
+FORGETFUL = EAGER | {"delete.retention.ms": "0"}  # and tombstones and transaction markers go with it
 
 
 def chunk(chunk_id: str = "c1", text: str = "a text about sockets", version: int = 1, **more: Any) -> Chunk:
@@ -65,6 +79,69 @@ async def send(settings: Settings, records: Iterable[tuple[bytes | None, bytes |
     async with kafka.producer(settings) as producer:
         sent = [await producer.send(settings.topic, key=key, value=value) for key, value in records]
         await asyncio.gather(*sent)
+
+
+async def create_topics(settings: Settings, configs: Mapping[str, str]) -> None:
+    """The topics of the flow as the product makes them, but with these settings for all except dead letters."""
+    definitions = topics.definitions
+
+    def changed(*args: Any) -> list[Any]:
+        made = list(definitions(*args))
+        for topic in made:
+            if not topic.name.endswith(topics.DLQ):
+                topic.topic_configs |= configs
+        return made
+
+    with patch.object(topics, "definitions", changed):
+        await topics.create(settings)
+
+
+@asynccontextmanager
+async def transactional(settings: Settings, name: str, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
+    """A producer of transactions; Kafka then aborts one that an earlier producer of this name has left open."""
+    async with AIOKafkaProducer(
+        bootstrap_servers=settings.kafka_servers,
+        transactional_id=name,
+        transaction_timeout_ms=10_000,
+        **{"max_request_size": settings.max_message_bytes} | options,
+    ) as producer:
+        yield producer
+
+
+async def compacted(settings: Settings, topic: str) -> None:
+    """Waits until Kafka has left one record of each key and no tombstone; the last key of each partition is excepted.
+
+    Kafka closes a segment, and so may compact it, only when another record comes. So the last record of each partition
+    is published again until all before it is compacted.
+    """
+    async with kafka.producer(settings) as producer:
+
+        async def cleaned() -> bool:
+            records = await read(settings, topic)
+            lasts = {record.partition: record for record in records}
+            for last in lasts.values():
+                await producer.send_and_wait(
+                    topic, key=last.key, value=last.value, headers=list(last.headers), partition=last.partition
+                )
+            rest = [record for record in records if record.key != lasts[record.partition].key]
+            return len({record.key for record in rest}) == len(rest) and all(record.value for record in rest)
+
+        await until(cleaned, every=1)
+
+
+async def until_compacted(settings: Settings, topic: str) -> None:
+    """Waits until Kafka has removed a record that was published since the call, because a newer one of its key came."""
+    async with kafka.admin(settings) as admin, kafka.consumer(settings) as client:
+        ends = await client.end_offsets(await kafka.partitions(admin, [topic]))
+    since = {tp.partition: end for tp, end in ends.items()}
+    seen: set[tuple[int, int]] = set()
+
+    async def removed() -> bool:
+        now = {(record.partition, record.offset) async for record in kafka.read_to_end(settings, topic, since)}
+        seen.update(now)
+        return bool(seen - now)
+
+    await until(removed, every=1)
 
 
 def names(write: Tombstone | dict) -> tuple[str, int]:

@@ -15,20 +15,23 @@ from pathlib import Path
 
 from conftest import isolated, own_servers
 from faults.faults import FAULTS, Fault
-from faults.history import History
 from faults.pipeline import pipeline
 from faults.run import Result, run
 
 from stream.local.profile import Profile
 
+NAMED = 10  # differences that are printed
+
 HEAD = """\
 # What was done to it
 
 Every fault is done to the real servers and worker processes while chunks, newer versions and tombstones are being
-published. Then everything must recover by itself, `stream verify` must be clean, every version that Kafka acknowledged
-must be in the topic, and no topic between the stages may end with an older record of a chunk than its newest. No record
-is at fault, so there must be no dead letter either. `make faults ONLY="words of a row"` shows one fault; `make test`
-does each once.
+published, some of them in transactions, of which some are aborted. Kafka compacts the topics all the time. Then
+everything must recover by itself. Every version that Kafka acknowledged must be in the topic unless a newer one is.
+Every later topic must end with the same record of a chunk, and both stores must hold that record. Nothing of an
+aborted transaction may be anywhere. No record is at fault, so there must be no dead letter either. What is new is
+checked after each fault; all that was ever published, by `stream verify` too, after the last one.
+`make faults ONLY="words of a row"` shows one fault; `make test` does each once.
 """
 
 
@@ -37,22 +40,25 @@ async def one_round(
 ) -> Counter[int]:
     """Every fault once, in an order of its own, until one breaks the pipeline; how the workers ended, by exit code."""
     order = random.Random(seed).sample(faults, len(faults))
-    async with pipeline(profile, isolated(profile.environment())) as flow:
-        history = History(flow.settings, seed)
+    result = Result()
+    async with pipeline(profile, isolated(profile.environment()), seed) as flow:
         for fault in order:
             if time.monotonic() > deadline:
                 break
             try:
-                result = await run(fault, flow, history, random.Random(f"{seed} {fault}"))
+                result = await run(fault, flow, random.Random(f"{seed} {fault}"))
             except Exception as error:
                 traceback.print_exc()
                 result = Result(wrong=[repr(error)])
             result.seed = seed
             found.setdefault(fault, []).append(result)
-            outcome = f"{result.records} records in {result.seconds:.0f} s, wrong: {result.wrong or 'nothing'}"
+            outcome = f"{result.records} records in {result.seconds:.0f} s, wrong: {said(result.wrong)}"
             print(f"seed {seed}: {fault}: {outcome}", flush=True)
             if result.wrong:
                 break
+        if result.records and not result.wrong:
+            result.wrong = await flow.wrong(everything=True)
+            print(f"seed {seed}: everything that was published, wrong: {said(result.wrong)}", flush=True)
         return Counter(code for worker in flow.workers.values() for code in worker.exits)
 
 
@@ -64,7 +70,7 @@ def page(found: dict[Fault, list[Result]], ends: Counter[int], minutes: float) -
         f"`make faults SEED={first} MINUTES={minutes:g}` on {datetime.now(UTC):%Y-%m-%d}, "
         f"{os.cpu_count()} cores: seeds {first} to {last}, {len(results)} runs, "
         f"{sum(r.records for r in results):,} records published, workers ended "
-        f"{sum(ends.values())} times ({', '.join(f'{n}× {said(code)}' for code, n in ends.most_common())}), "
+        f"{sum(ends.values())} times ({', '.join(f'{n}× {ended(code)}' for code, n in ends.most_common())}), "
         f"**{sum(len(r.wrong) for r in results)} lost or wrong**, "
         f"{sum(r.dead_letters for r in results)} dead letters.\n",
         "| to | what | runs | struck | records | lost or wrong | dead letters | seconds to recover, worst |",
@@ -80,7 +86,11 @@ def page(found: dict[Fault, list[Result]], ends: Counter[int], minutes: float) -
     return "\n".join(lines) + "\n"
 
 
-def said(code: int) -> str:
+def said(wrong: list[str]) -> str:
+    return "; ".join([*wrong[:NAMED], *([f"and {len(wrong) - NAMED} more"] if wrong[NAMED:] else [])]) or "nothing"
+
+
+def ended(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 

@@ -1,7 +1,8 @@
 """`stream worker STAGE` that kills itself at a point of a batch once the file that ORDER names holds the point's name.
 
 Where nothing of a batch may be acknowledged yet it gives Faust the time to commit before it dies, so that what was
-acknowledged too early is lost. At the point "cut off" it lives on, and all that it sends to Kafka stands still.
+acknowledged too early is lost. At the point "cut off" it lives on, and all that it sends to Kafka stands still. At the
+point "hang" it lives on too, and the stage never returns.
 """
 
 import asyncio
@@ -54,6 +55,8 @@ async def dying_stage(name, settings):
         async def process(records):
             if ordered("taken"):
                 await die(settings)
+            if ordered("hang"):
+                await asyncio.Event().wait()
             if name == "index" and ordered("sent"):
                 both = stage.process.keywords["stores"]
                 await stage.process.func(records, **stage.process.keywords | {"stores": both[:1]})

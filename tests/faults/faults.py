@@ -2,8 +2,11 @@
 
 import asyncio
 import base64
+import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,14 +18,23 @@ import numpy as np
 import orjson
 from aiohttp import web
 from faults.dying_worker import POINTS, SESSIONS_CUT_OFF
-from faults.pipeline import Kept, Pipeline
+from faults.pipeline import SECONDS_TO_RECOVER, Kept, Pipeline
 from faults.proxy import Forward, Proxy, Spoil, changed, cutting, delayed, half, silence, status
 from neo4j.exceptions import TransientError
+from support import CONTRACTS, LOGS, transactional, until, until_compacted
 
+from stream import kafka, topics
 from stream.config import STAGES
 from stream.errors import Outage
+from stream.records import decode
+from stream.stages import open_stage
+from stream.status import caught_up
 
 Strike = Callable[[Pipeline, random.Random], Awaitable[int]]
+
+OPEN_FOR = 5.0  # seconds of a long transaction
+HANG_BOUND = 5.0  # seconds: STREAM_OUTAGE_BOUND of a worker that hangs
+RACES = 40  # batches of a second writer
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,36 @@ def fault(part: str, what: str) -> Callable[[Strike], Strike]:
         return strike
 
     return add
+
+
+# Reindexing
+
+
+@fault("reindex", "kill -9 at any moment, three times, then it is run to its end")
+async def reindex_killed(pipeline: Pipeline, rng: random.Random) -> int:
+    with pipeline.history.slowly():
+        for _ in range(3):
+            await reindex("start", 4 + 12 * rng.random())
+        for command in ("start", "prune"):
+            code = await reindex(command, SECONDS_TO_RECOVER)
+            assert code == 0, f"stream reindex {command} ended with {code}"
+    return 3
+
+
+async def reindex(command: str, seconds: float) -> int:
+    """`stream reindex`, killed after so many seconds; its exit code."""
+    with (LOGS / f"{os.environ['STREAM_TOPIC']}-reindex.log").open("ab") as log:
+        process = subprocess.Popen([sys.executable, "-m", "stream", "reindex", command], stdout=log, stderr=log)
+
+    async def ended() -> bool:
+        return process.poll() is not None
+
+    try:
+        with suppress(TimeoutError):
+            await until(ended, seconds)
+    finally:
+        process.kill()
+    return process.wait()
 
 
 # Workers
@@ -112,6 +154,18 @@ async def cut_off(pipeline: Pipeline, rng: random.Random) -> int:
     return 1
 
 
+@fault("a worker", "its stage never returns: /healthz says so, and who asks it kills the worker")
+async def hanging(pipeline: Pipeline, rng: random.Random) -> int:
+    worker = pipeline.workers[rng.choice(STAGES)]
+    async with worker.having(STREAM_OUTAGE_BOUND=str(HANG_BOUND)):
+        worker.order("hang")
+        await worker.until_obeyed()
+        await worker.until_unhealthy()
+    await worker.ended_by(signal.SIGKILL)
+    await worker.until_working()
+    return 1
+
+
 @fault("a stage", "a second and a third worker join under load; one leaves by SIGTERM, one by kill -9")
 async def joining_and_leaving(pipeline: Pipeline, rng: random.Random) -> int:
     stage = rng.choice(STAGES)
@@ -124,6 +178,61 @@ async def joining_and_leaving(pipeline: Pipeline, rng: random.Random) -> int:
 
 
 # Kafka
+
+
+@fault("Kafka", "compacts every topic while all stages work")
+async def compaction(pipeline: Pipeline, rng: random.Random) -> int:
+    sources = [topics.source(pipeline.settings, stage) for stage in STAGES]
+    await asyncio.gather(*(until_compacted(pipeline.settings, source) for source in sources))
+    return len(sources)
+
+
+@fault("Kafka", "compacts what lies ahead of a worker that is away")
+async def compaction_ahead(pipeline: Pipeline, rng: random.Random) -> int:
+    worker = pipeline.workers[rng.choice(STAGES)]
+    async with worker.away():
+        await until_compacted(pipeline.settings, topics.source(pipeline.settings, worker.stage))
+    await worker.until_working()
+    return 1
+
+
+@fault("Kafka", "a transaction stays open for five seconds and is aborted, another is committed")
+async def long_transactions(pipeline: Pipeline, rng: random.Random) -> int:
+    async with transactional(pipeline.settings, f"{pipeline.settings.topic}-long") as producer:
+        for commit in (False, True):
+            await pipeline.history.transaction(producer, commit=commit, records=12, seconds=OPEN_FOR, own="l")
+    return 2
+
+
+@fault("Kafka", "a producer dies in a transaction, its successor goes on")
+async def producer_died(pipeline: Pipeline, rng: random.Random) -> int:
+    name = f"{pipeline.settings.topic}-died"
+    with suppress(TimeoutError):
+        async with transactional(pipeline.settings, name) as producer, asyncio.timeout(OPEN_FOR):
+            await pipeline.history.transaction(producer, commit=False, records=12, seconds=2 * OPEN_FOR)
+    async with transactional(pipeline.settings, name) as producer:
+        await pipeline.history.transaction(producer, commit=True, records=12, own="d")
+    return 1
+
+
+@fault("each worker", "kill -9 while its topic ends with the marker of a transaction")
+async def killed_at_a_marker(pipeline: Pipeline, rng: random.Random) -> int:
+    workers = pipeline.workers.values()
+    async with (
+        transactional(pipeline.settings, f"{pipeline.settings.topic}-last") as producer,
+        pipeline.history.paused(),
+        asyncio.timeout(SECONDS_TO_RECOVER),
+    ):
+        for commit in (True, False):
+            await pipeline.history.transaction(producer, commit=commit, records=12, own="m")
+        await caught_up(pipeline.settings)
+        await asyncio.gather(*(worker.ended_by(signal.SIGKILL) for worker in workers))
+        for worker in workers:
+            await worker.until_ready()
+        await caught_up(pipeline.settings)
+    for worker in workers:
+        await worker.until_working()
+    return len(workers)
 
 
 @fault("Kafka", "stopped for one to ten seconds")
@@ -229,6 +338,26 @@ async def deadlocks(pipeline: Pipeline, rng: random.Random) -> int:
     return struck
 
 
+@fault("both stores", "a second writer of the same chunks, newer and older records in any order")
+async def racing(pipeline: Pipeline, rng: random.Random) -> int:
+    """What a worker does that Kafka has given up and that does not know it: it has records that are long outdated."""
+    settings = pipeline.settings
+    source = topics.source(settings, "index")
+    writes: list[Any] = []
+    since: dict[int, int] = {}
+    struck = 0
+    async with open_stage("index", settings) as stage:
+        while struck < RACES:
+            async for record in kafka.read_to_end(settings, source, since):
+                since[record.partition] = record.offset + 1
+                writes.append(decode(record, CONTRACTS["index"], settings.max_message_bytes))
+            del writes[:-200]
+            with suppress(Outage):  # a deadlock
+                await stage.process(rng.sample(writes, min(len(writes), 32)))
+                struck += 1
+    return struck
+
+
 # OpenSearch
 
 
@@ -258,8 +387,10 @@ FAULTS.append(
 
 @fault("OpenSearch", "a read-only index")
 async def read_only(pipeline: Pipeline, rng: random.Random) -> int:
+    index = await live_index(pipeline)
+
     async def set_block(on: bool | None) -> None:
-        await on_index(pipeline, "PUT", "_settings", {"index.blocks.read_only_allow_delete": on})
+        await on_opensearch(pipeline, "PUT", f"{index}/_settings", {"index.blocks.read_only_allow_delete": on})
 
     await set_block(True)
     await pipeline.workers["index"].until_ready(False)
@@ -269,14 +400,20 @@ async def read_only(pipeline: Pipeline, rng: random.Random) -> int:
 
 @fault("OpenSearch", "a closed index")
 async def closed(pipeline: Pipeline, rng: random.Random) -> int:
-    await on_index(pipeline, "POST", "_close")
+    index = await live_index(pipeline)
+    await on_opensearch(pipeline, "POST", f"{index}/_close")
     await pipeline.workers["index"].until_ready(False)
-    await on_index(pipeline, "POST", "_open")
+    await on_opensearch(pipeline, "POST", f"{index}/_open")
     return 1
 
 
-async def on_index(pipeline: Pipeline, method: str, what: str, body: Any = None) -> None:
-    await pipeline.stores.opensearch._call(method, f"/{pipeline.settings.opensearch_alias}-1/{what}", body=body)
+async def live_index(pipeline: Pipeline) -> str:
+    (live,) = [one.number for one in await pipeline.stores.opensearch.generations() if one.live]
+    return f"{pipeline.settings.opensearch_alias}-{live}"
+
+
+async def on_opensearch(pipeline: Pipeline, method: str, what: str, body: Any = None) -> None:
+    await pipeline.stores.opensearch._call(method, f"/{what}", body=body)
 
 
 # Slowness

@@ -2,110 +2,254 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import orjson
+from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
-from support import CONTRACTS, chunk, names, read
+from support import CONTRACTS, chunk, names, transactional
 
 from stream import kafka, topics
-from stream.config import Settings, StageName
-from stream.contracts import Contract
-from stream.records import VERSION_HEADER, Rejected, decode
+from stream.config import STAGES, Settings
+from stream.records import VERSION_HEADER, Headers, Rejected, Tombstone, decode, sha256
+from stream.stores import Stores
 
-NEW = 0.5  # the share of chunks that are new; the others have a newer version than before
+NEW = 0.25  # the share of records that make a new chunk; the others have a newer version than before
+TOMBSTONES = 0.1
 PUBLISHED_A_SECOND = 60
+PUBLISHED_SLOWLY = 10  # a second
+TRANSACTIONS_A_SECOND = 2
+ABORTED = 0.4  # the share of transactions
+OPEN = 0.1  # seconds that a transaction stays open, and everything behind it waits
+KAFKA_AWAY = 30.0  # seconds that a transaction may take
+PAGE = 500  # chunks asked of a store at once
 WORDS = ["lock", "queue", "socket", "stream", "thread", "await", "commit", "offset", "vector", "shard", "broker", "lag"]
 
 
-class History:
-    """Publishes new chunks, newer versions of chunks and tombstones, drawn from a seed.
+class Change(NamedTuple):
+    """A record to be published; no value means a tombstone."""
 
-    `acknowledged` is the newest version of each chunk that Kafka has said it has; a send that failed may have
-    happened or not.
+    chunk_id: str
+    version: int
+    value: bytes | None
+    headers: Headers
+
+
+class Last(NamedTuple):
+    """A chunk's last record in a topic; no text means a tombstone."""
+
+    version: int
+    text_sha256: str | None
+
+
+@dataclass
+class Seen:
+    """What was read of a topic so far: where to read on, by partition, and the last record of each chunk."""
+
+    since: dict[int, int] = field(default_factory=dict)
+    last: dict[str, Last] = field(default_factory=dict)
+
+
+class History:
+    """Publishes new chunks, newer versions of chunks and tombstones, drawn from a seed; a share of it in transactions.
+
+    No two records have one version. A chunk that is published in transactions is published in no other way, so that
+    the versions of each chunk grow with its offsets. Records of a transaction that is aborted may concern any chunk.
+
+    `acknowledged` is the newest version of each chunk that Kafka has said it has; a send or a commit that failed may
+    have happened or not. `aborted` are the versions that must never take effect.
     """
 
     def __init__(self, settings: Settings, seed: int) -> None:
         self.sent = 0
         self.acknowledged: dict[str, int] = {}
+        self.aborted: set[int] = set()
+        self._deleted: dict[str, int] = {}  # the newest tombstone of each chunk, acknowledged or not
         self._settings = settings
         self._random = random.Random(seed)
         self._version = 0
-        self._chunks = 0
+        self._rate = PUBLISHED_A_SECOND
+        self._chunks: Counter[str] = Counter()  # by the first letter of their names
         self._on_their_way: set[asyncio.Task[None]] = set()
+        self._plain, self._transactional = asyncio.Lock(), asyncio.Lock()  # each held during one step
+        self._seen: dict[str, Seen] = {}
+        self._effective: set[str] = set()  # sentences about aborted records
+        self._unchecked: set[str] = set()  # chunks of which something was read since the stores had them all right
 
     @asynccontextmanager
     async def publishing(self) -> AsyncIterator[None]:
-        """Publishes in the background."""
+        """Publishes in the background; at the end every transaction is over."""
         async with kafka.producer(self._settings) as producer:
-            going = asyncio.create_task(self._publish(producer))
+            going = [asyncio.create_task(self._publish(producer)), asyncio.create_task(self._publish_in_transactions())]
             try:
                 yield
             finally:
-                going.cancel()
-                await asyncio.wait([going, *self._on_their_way], timeout=60)
-                with suppress(asyncio.CancelledError):
-                    await going
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(2 * KAFKA_AWAY), self.paused():
+                        pass
+                for task in going:
+                    task.cancel()
+                await asyncio.wait([*going, *self._on_their_way], timeout=60)
+                for task in going:
+                    with suppress(asyncio.CancelledError):
+                        await task
 
-    async def _publish(self, producer: kafka.AIOKafkaProducer) -> None:
-        while True:
-            self._version += 1
-            chunk_id = self._next_chunk()
-            value, headers = self._change(chunk_id)
-            acknowledgement = await producer.send(
-                self._settings.topic, key=chunk_id.encode(), value=value, headers=headers
-            )
-            self.sent += 1
-            noting = asyncio.create_task(self._note(chunk_id, self._version, acknowledgement))
-            self._on_their_way.add(noting)
-            noting.add_done_callback(self._on_their_way.discard)
-            await asyncio.sleep(1 / PUBLISHED_A_SECOND)
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Publishes nothing meanwhile; what was sent before is acknowledged, and no transaction is open."""
+        async with self._plain, self._transactional:
+            await asyncio.gather(*self._on_their_way)
+            yield
 
-    def _next_chunk(self) -> str:
-        if not self._chunks or self._random.random() < NEW:
-            self._chunks += 1
-            return f"c{self._chunks}"
-        return f"c{self._random.randint(1, self._chunks)}"
-
-    def _change(self, chunk_id: str) -> tuple[bytes | None, list[tuple[str, bytes]]]:
-        if self._random.random() < 0.1:
-            return None, [(VERSION_HEADER, str(self._version).encode())]
-        text = " ".join(self._random.choices(WORDS, k=self._random.randrange(1, 40)))
-        return orjson.dumps(chunk(chunk_id, text, self._version)), []
-
-    async def _note(self, chunk_id: str, version: int, acknowledgement: asyncio.Future[object]) -> None:
+    @contextmanager
+    def slowly(self) -> Iterator[None]:
+        """Publishes so little that a stage can catch up, also on a busy machine."""
+        self._rate = PUBLISHED_SLOWLY
         try:
-            await acknowledgement
-        except KafkaError:
-            return
-        self.acknowledged[chunk_id] = max(version, self.acknowledged.get(chunk_id, 0))
+            yield
+        finally:
+            self._rate = PUBLISHED_A_SECOND
 
-    async def differences(self) -> list[str]:
-        """Chunks whose acknowledged version the topic does not have, or that end with an older one in a later topic."""
-        newest = await self._newest(self._settings.topic, "chunk", last=False)
-        found = [
-            f"{chunk_id}: version {version} was acknowledged, the topic has {newest.get(chunk_id)}"
-            for chunk_id, version in self.acknowledged.items()
-            if newest.get(chunk_id, -1) < version
-        ]
-        stages: tuple[StageName, ...] = ("expand", "index")
-        for stage in stages:
+    async def transaction(
+        self, producer: AIOKafkaProducer, *, commit: bool, records: int, seconds: float = OPEN, own: str = "t"
+    ) -> None:
+        """One transaction, open for some seconds at least. `own` is the first letter of chunks that it may commit."""
+        changes = [self._draw(own if commit else self._random.choice("ct")) for _ in range(records)]
+        versions = {change.version for change in changes}
+        self.aborted |= versions
+        await producer.begin_transaction()
+        await asyncio.gather(*[await self._send(producer, change) for change in changes])
+        await asyncio.sleep(seconds)
+        if not commit:
+            await producer.abort_transaction()
+            return
+        self.aborted -= versions  # Kafka may have it, whatever it answers
+        self._note_deletions(changes)
+        await producer.commit_transaction()
+        for change in changes:
+            self._acknowledge(change)
+
+    async def _publish(self, producer: AIOKafkaProducer) -> None:
+        while True:
+            async with self._plain:
+                change = self._draw("c")
+                self._note_deletions([change])
+                noting = asyncio.create_task(self._note(change, await self._send(producer, change)))
+                self._on_their_way.add(noting)
+                noting.add_done_callback(self._on_their_way.discard)
+            await asyncio.sleep(1 / self._rate)
+
+    async def _publish_in_transactions(self) -> None:
+        while True:
+            with suppress(KafkaError, TimeoutError):  # the next producer ends what this one has left open
+                async with transactional(self._settings, self._settings.topic) as producer:
+                    while True:
+                        async with self._transactional, asyncio.timeout(KAFKA_AWAY):
+                            commit, records = self._random.random() > ABORTED, self._random.randrange(1, 12)
+                            await self.transaction(producer, commit=commit, records=records)
+                        await asyncio.sleep(PUBLISHED_A_SECOND / self._rate / TRANSACTIONS_A_SECOND)
+            await asyncio.sleep(1)
+
+    def _draw(self, letter: str) -> Change:
+        self._version += 1
+        known = self._chunks[letter]
+        if not known or self._random.random() < NEW:
+            self._chunks[letter] = n = known + 1
+        else:
+            n = self._random.randint(1, known)
+        if self._random.random() < TOMBSTONES:
+            return Change(f"{letter}{n}", self._version, None, [(VERSION_HEADER, str(self._version).encode())])
+        text = " ".join(self._random.choices(WORDS, k=self._random.randrange(1, 40)))
+        value = orjson.dumps(chunk(f"{letter}{n}", text, self._version))
+        return Change(f"{letter}{n}", self._version, value, [])
+
+    async def _send(self, producer: AIOKafkaProducer, change: Change) -> asyncio.Future[object]:
+        self.sent += 1
+        return await producer.send(
+            self._settings.topic, key=change.chunk_id.encode(), value=change.value, headers=change.headers
+        )
+
+    async def _note(self, change: Change, acknowledgement: asyncio.Future[object]) -> None:
+        with suppress(KafkaError):
+            await acknowledgement
+            self._acknowledge(change)
+
+    def _acknowledge(self, change: Change) -> None:
+        self.acknowledged[change.chunk_id] = max(change.version, self.acknowledged.get(change.chunk_id, 0))
+
+    def _note_deletions(self, changes: list[Change]) -> None:
+        self._deleted |= {change.chunk_id: change.version for change in changes if change.value is None}
+
+    async def differences(self, *, everything: bool = False) -> list[str]:
+        """What is wrong in the topics.
+
+        An acknowledged version that is not there, nor a newer one; a chunk whose last record in a later topic is not
+        that in the first; an aborted record. A topic may have forgotten a tombstone and everything before it.
+
+        Reads what is new since the last call. With `everything`, and before it says that something is wrong, it reads
+        from the beginning: a tombstone may have come and gone between two calls.
+        """
+        if not everything:
+            await self._read_on()
+            if not self._wrong():
+                return []
+        self._seen.clear()
+        await self._read_on()
+        return self._wrong()
+
+    async def _read_on(self) -> None:
+        for stage in STAGES:
             topic = topics.source(self._settings, stage)
-            last = await self._newest(topic, CONTRACTS[stage], last=True)
-            found += [
-                f"{chunk_id}: the last record in {topic} has version {last.get(chunk_id)}, the newest is {version}"
-                for chunk_id, version in newest.items()
-                if last.get(chunk_id) != version
-            ]
+            seen = self._seen.setdefault(topic, Seen())
+            async for record in kafka.read_to_end(self._settings, topic, seen.since):
+                seen.since[record.partition] = record.offset + 1
+                decoded = decode(record, CONTRACTS[stage], self._settings.max_message_bytes)
+                assert not isinstance(decoded, Rejected)
+                chunk_id, version = names(decoded)
+                text = None if isinstance(decoded, Tombstone) else sha256(decoded["text"])
+                seen.last[chunk_id] = Last(version, text)
+                self._unchecked.add(chunk_id)
+                if version in self.aborted:
+                    self._effective.add(f"{chunk_id}: version {version} was aborted, {topic} shows it")
+
+    def _wrong(self) -> list[str]:
+        first, *later = (self._seen[topics.source(self._settings, stage)].last for stage in STAGES)
+        found = sorted(self._effective)
+        for chunk_id, version in self.acknowledged.items():
+            last = first.get(chunk_id)
+            if last is None and self._deleted.get(chunk_id, 0) >= version:
+                continue  # Kafka has forgotten the tombstone
+            if last is None or last.version < version:
+                found.append(f"{chunk_id}: version {version} was acknowledged, the first topic has {last}")
+        for stage, lasts in zip(STAGES[1:], later, strict=True):
+            for chunk_id in first.keys() | lasts.keys():
+                wanted, last = first.get(chunk_id), lasts.get(chunk_id)
+                gone = [one is None or one.text_sha256 is None for one in (wanted, last)]
+                if wanted != last and not (all(gone) and None in (wanted, last)):
+                    found.append(f"{chunk_id}: the last record before {stage} is {last}, in the first topic {wanted}")
         return found
 
-    async def _newest(self, topic: str, contract: Contract, *, last: bool) -> dict[str, int]:
-        """The highest version of each chunk in a topic, or the version of its last record."""
-        versions: dict[str, int] = {}
-        for record in await read(self._settings, topic):
-            decoded = decode(record, contract, self._settings.max_message_bytes)
-            assert not isinstance(decoded, Rejected)
-            chunk_id, version = names(decoded)
-            versions[chunk_id] = version if last else max(version, versions.get(chunk_id, -1))
-        return versions
+    async def unlike(self, stores: Stores) -> list[str]:
+        """What the stores hold otherwise than the topic: of chunks that were read since they agreed, and in number."""
+        chunks = self._seen[self._settings.topic].last
+        unchecked = sorted(self._unchecked)
+        found = []
+        for store in stores.both:
+            for start in range(0, len(unchecked), PAGE):
+                page = unchecked[start : start + PAGE]
+                held = await store.stored(page)
+                for chunk_id in page:
+                    wanted, stored = chunks.get(chunk_id), held.get(chunk_id)
+                    has = Last(stored.version, stored.text_sha256) if stored and stored.complete else stored
+                    if has != (wanted if wanted and wanted.text_sha256 else None):
+                        found.append(f"{chunk_id}: {store.name} has {has}, the topic {wanted}")
+            count, live = await store.count(), sum(last.text_sha256 is not None for last in chunks.values())
+            if count != live:
+                found.append(f"{store.name} has {count} chunks, the topic {live}")
+        if not found:
+            self._unchecked.clear()
+        return found

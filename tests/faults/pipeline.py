@@ -9,20 +9,22 @@ from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 from typing import Self
 
 from conftest import free_ports
+from faults.history import History
 from faults.proxy import Proxy
-from support import LOGS, Worker, empty_neo4j, until
+from support import EAGER, LOGS, Worker, create_topics, empty_neo4j, until
 
-from stream import topics
 from stream.config import STAGES, Settings, StageName
 from stream.local import supervisor
 from stream.local.profile import Profile
 from stream.local.servers import servers
 from stream.status import caught_up, stages
 from stream.stores import Stores, open_stores
-from stream.verify import Report, verify
+from stream.verify import verify
 
 DYING = str(Path(__file__).parent / "dying_worker.py")
 SECONDS_TO_RECOVER = 240
+# No stage may be behind for longer than a tombstone is kept, or it does not see it.
+COMPACTED = EAGER | {"delete.retention.ms": str(SECONDS_TO_RECOVER * 1000)}
 
 
 class Kept:
@@ -34,6 +36,9 @@ class Kept:
         self._instance = instance
         self._order = LOGS / f"{stage}-{instance}-order"
         self._order.unlink(missing_ok=True)
+        self._variables: dict[str, str] = {}
+        self._may_start = asyncio.Event()
+        self._may_start.set()
         (self._port,) = free_ports(1)
 
     async def __aenter__(self) -> Self:
@@ -55,7 +60,7 @@ class Kept:
         """Sends a signal, or has it do at the next batch what `dying_worker` does at that point; its exit code then."""
         before = len(self.exits)
         if isinstance(end, str):
-            self._order.write_text(end)
+            self.order(end)
         else:
             self.signal(end)
 
@@ -64,6 +69,47 @@ class Kept:
 
         await until(ended, 120, every=0.05)
         return self.exits[before]
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """Kills it, and does not start it again before the end."""
+        self._may_start.clear()
+        try:
+            await self.ended_by(SIGKILL)
+            yield
+        finally:
+            self._may_start.set()
+
+    @asynccontextmanager
+    async def having(self, **variables: str) -> AsyncIterator[None]:
+        """Starts it again with these variables; the next start after the end is without them."""
+        self._variables = variables
+        try:
+            await self.ended_by(SIGKILL)
+            await self.until_ready()
+            yield
+        finally:
+            self._variables = {}
+
+    async def until_unhealthy(self) -> None:
+        """Waits until /healthz says that only a restart can help."""
+
+        async def unhealthy() -> bool:
+            return (await self.worker.get("/healthz"))[0] == 503
+
+        await until(unhealthy, SECONDS_TO_RECOVER)
+
+    def order(self, point: str) -> None:
+        """Has it do at the next batch what `dying_worker` does at that point."""
+        self._order.write_text(point)
+
+    async def until_obeyed(self) -> None:
+        """Waits until it has come to the point that it was ordered to."""
+
+        async def obeyed() -> bool:
+            return not self._order.exists()
+
+        await until(obeyed, 120, every=0.05)
 
     async def until_ready(self, ready: bool = True) -> None:
         """Waits until it takes records, or says that it does not."""
@@ -91,7 +137,7 @@ class Kept:
         return self.worker.log.read_text().count(what)
 
     def _start(self) -> None:
-        variables = {"STREAM_INSTANCE": self._instance, "ORDER": str(self._order)}
+        variables = {"STREAM_INSTANCE": self._instance, "ORDER": str(self._order)} | self._variables
         self.worker = Worker(self.stage, DYING, port=self._port, **variables)
 
     async def _keep(self) -> None:
@@ -99,6 +145,7 @@ class Kept:
             while (code := self.worker.process.poll()) is None:
                 await asyncio.sleep(0.05)
             self.exits.append(code)
+            await self._may_start.wait()
             self._start()
 
 
@@ -106,9 +153,16 @@ class Pipeline:
     """Everything that a fault may touch."""
 
     def __init__(
-        self, settings: Settings, stores: Stores, profile: Profile, embedder: Proxy, opensearch: Proxy
+        self,
+        settings: Settings,
+        stores: Stores,
+        history: History,
+        profile: Profile,
+        embedder: Proxy,
+        opensearch: Proxy,
     ) -> None:
         self.settings = settings
+        self.history = history
         self.stores = stores
         self.embedder = embedder
         self.opensearch = opensearch
@@ -132,21 +186,33 @@ class Pipeline:
         program = next(program for program in servers(self._profile) if program.name == server)
         await until(lambda: asyncio.to_thread(program.ready), SECONDS_TO_RECOVER)
 
-    async def recovered(self) -> Report:
-        """Waits until all is well and nothing lies ahead of any stage; then the checker's report."""
+    async def recovered(self) -> None:
+        """Waits until all is well and nothing lies ahead of any stage."""
         async with asyncio.timeout(SECONDS_TO_RECOVER):
             for worker in self.workers.values():
                 await worker.until_ready()
             await caught_up(self.settings)
-        return await verify(self.settings, self.stores, wait=10)
+
+    async def wrong(self, *, everything: bool = False) -> list[str]:
+        """What is lost or wrong of what is new since the last call; if anything is, or if told to, of everything."""
+        found = await self.history.differences(everything=everything)
+        found += await self.history.unlike(self.stores)
+        if found and not everything:
+            return await self.wrong(everything=True)
+        if everything:
+            found += (await verify(self.settings, self.stores, wait=10)).differences
+        return found
 
     async def dead_letters(self) -> int:
         return sum(stage.dead_letters for stage in await stages(self.settings))
 
 
 @asynccontextmanager
-async def pipeline(profile: Profile, variables: dict[str, str]) -> AsyncIterator[Pipeline]:
-    """A pipeline on topics and an index of its own. Its settings are this process's environment meanwhile."""
+async def pipeline(profile: Profile, variables: dict[str, str], seed: int) -> AsyncIterator[Pipeline]:
+    """A pipeline on an index and topics of its own, which are compacted all the time, and a history from that seed.
+
+    Its settings are this process's environment meanwhile.
+    """
     async with AsyncExitStack() as stack:
         embedder = await stack.enter_async_context(Proxy(variables["STREAM_EMBED_URL"], "/v1/embeddings"))
         opensearch = await stack.enter_async_context(Proxy(variables["STREAM_OPENSEARCH_URL"], "/_bulk"))
@@ -164,12 +230,12 @@ async def pipeline(profile: Profile, variables: dict[str, str]) -> AsyncIterator
             }
         )
         settings = Settings(_env_file=None)  # type: ignore[call-arg]
-        await topics.create(settings)
+        await create_topics(settings, COMPACTED)
         stores = await stack.enter_async_context(open_stores(settings))
         await stores.set_up()
         await empty_neo4j(stores)
         LOGS.mkdir(parents=True, exist_ok=True)
-        flow = Pipeline(settings, stores, profile, embedder, opensearch)
+        flow = Pipeline(settings, stores, History(settings, seed), profile, embedder, opensearch)
         for worker in flow.workers.values():
             await stack.enter_async_context(worker)
         for worker in flow.workers.values():

@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass, field
 
 from faults.faults import Fault
-from faults.history import History
 from faults.pipeline import Pipeline
 
 
@@ -22,20 +21,23 @@ class Result:
     wrong: list[str] = field(default_factory=list)
 
 
-async def run(fault: Fault, pipeline: Pipeline, history: History, rng: random.Random) -> Result:
-    """Publishes while the fault strikes and until it is over, waits for recovery, and checks everything so far."""
+async def run(fault: Fault, pipeline: Pipeline, rng: random.Random) -> Result:
+    """Publishes while the fault strikes and until it is over, waits for recovery, and checks what was published."""
+    history = pipeline.history
     started, sent = time.monotonic(), history.sent
     async with history.publishing():
         for worker in pipeline.workers.values():
             await worker.until_working()
         strikes = await fault.strike(pipeline, rng)
     over = time.monotonic()
-    report = await pipeline.recovered()
+    await pipeline.recovered()
+    recovery = time.monotonic() - over
+    wrong = await pipeline.wrong()
     return Result(
         records=history.sent - sent,
         strikes=strikes,
         seconds=time.monotonic() - started,
-        recovery=time.monotonic() - over,
+        recovery=recovery,
         dead_letters=await pipeline.dead_letters(),
-        wrong=[*report.differences, *await history.differences()],
+        wrong=wrong,
     )

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 import pytest
 from conftest import isolated
 from faults.faults import FAULTS, Fault
-from faults.history import History
 from faults.pipeline import Pipeline, pipeline
 from faults.run import run
 
@@ -19,18 +18,21 @@ SEED = int(os.environ.get("SEED", "1"))
 
 
 @pytest.fixture(scope="module")
-async def flow(profile: Profile | None, environment: dict[str, str]) -> AsyncIterator[tuple[Pipeline, History]]:
+async def flow(profile: Profile | None, environment: dict[str, str]) -> AsyncIterator[Pipeline]:
     if profile is None:
         pytest.skip("faults are done to servers of our own: unset STREAM_TEST_ENV_FILE")
-    async with pipeline(profile, isolated(environment)) as started:
-        yield started, History(started.settings, SEED)
+    async with pipeline(profile, isolated(environment), SEED) as started:
+        yield started
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 async def test_nothing_is_lost_or_wrong_and_nothing_is_dead_lettered(flow, fault: Fault):
-    started, history = flow
-    result = await run(fault, started, history, random.Random(f"{SEED} {fault}"))
+    result = await run(fault, flow, random.Random(f"{SEED} {fault}"))
     print(result)
     assert result.strikes > 0
     assert result.wrong == []
     assert result.dead_letters == 0
+
+
+async def test_after_all_of_them_nothing_that_was_ever_published_is_lost_or_wrong(flow):
+    assert await flow.wrong(everything=True) == []

@@ -1,13 +1,13 @@
 """Generated records through the real broker and the three workers: if this fails, one record can stop or bend the flow.
 
 The topics are as somebody else may have made them: not compacted, so that a record may lack its key, and open to any
-timestamp. Records come compressed, so that some are larger than the topics carry.
+timestamp. Records come compressed, so that some are larger than the topics carry. Half of them come in transactions,
+between others that are aborted.
 """
 
 import signal
 import zlib
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from itertools import count
@@ -15,12 +15,13 @@ from itertools import count
 import hypothesis
 import orjson
 import pytest
+from aiokafka import AIOKafkaProducer
 from checker import check, check_stores
 from conftest import free_ports
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Case, batches, kinds_of, numbered
-from support import Worker, read
+from support import Worker, read, transactional
 
 from stream import kafka, topics
 from stream.config import STAGES, Settings, StageName
@@ -30,6 +31,7 @@ from stream.verify import verify
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(500)]
 
+GROUP = 20  # records that are published in the same way
 OPEN = {"cleanup.policy": "delete", "retention.ms": "-1", "message.timestamp.after.max.ms": str(2**63 - 1)}
 
 
@@ -74,15 +76,29 @@ def generated(stage: StageName, settings: Settings) -> list[Case]:
     return [numbered(case, n) for n, case in enumerate(cases)]
 
 
-async def send(settings: Settings, topic: str, records: Iterable[Record]) -> None:
-    """Publishes records as they are, one after the other; those of one key to one partition."""
-    async with kafka.letter_producer(settings) as producer:
-        count = len(await producer.partitions_for(topic))
-        for record in records:
-            batch = producer.create_batch()
-            batch.append(key=record.key, value=record.value, timestamp=record.timestamp, headers=list(record.headers))
-            partition = zlib.crc32(record.key or b"") % count
-            await (await producer.send_batch(batch, topic, partition=partition))
+async def send(settings: Settings, topic: str, records: Sequence[Record]) -> None:
+    """Publishes records as they are, one after the other; every other group of them in a transaction.
+
+    Before it comes a transaction of the same records that is aborted: whoever sees it has a record twice.
+    """
+    compressed = {"compression_type": "gzip", "max_request_size": 2**31 - 1}
+    async with kafka.letter_producer(settings) as plain, transactional(settings, topic, **compressed) as producer:
+        for start in range(0, len(records), 2 * GROUP):
+            await append(plain, topic, records[start : start + GROUP])
+            for end in (producer.abort_transaction, producer.commit_transaction):
+                await producer.begin_transaction()
+                await append(producer, topic, records[start + GROUP : start + 2 * GROUP])
+                await end()
+
+
+async def append(producer: AIOKafkaProducer, topic: str, records: Sequence[Record]) -> None:
+    """Those of one key go to one partition."""
+    count = len(await producer.partitions_for(topic))
+    for record in records:
+        batch = producer.create_batch()
+        batch.append(key=record.key, value=record.value, timestamp=record.timestamp, headers=list(record.headers))
+        partition = zlib.crc32(record.key or b"") % count
+        await (await producer.send_batch(batch, topic, partition=partition))
 
 
 class Flow:
@@ -90,13 +106,14 @@ class Flow:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._seen: dict[str, Mapping[int, int]] = {}  # records by partition, by topic
+        self._seen: dict[str, Mapping[int, int]] = {}  # the next offset of each partition, by topic
 
     async def new(self, topic: str | None) -> list[Record]:
         if topic is None:
             return []
         records = await read(self._settings, topic)
-        before, self._seen[topic] = self._seen.get(topic, {}), Counter(record.partition for record in records)
+        before = self._seen.get(topic, {})
+        self._seen[topic] = {record.partition: record.offset + 1 for record in records}
         return [record for record in records if record.offset >= before.get(record.partition, 0)]
 
     async def through(self, stage: StageName, cases: list[Case]) -> list[Case]:
