@@ -170,12 +170,14 @@ def _target(link: Path) -> str:
 async def plant(settings: Settings, stores: Stores, chunks: int) -> set[str]:
     """Makes one difference of each kind, in chunks that are whole; returns what verify is to say of them."""
     good = (chunk(n) for n in range(chunks) if n % 50 > 2)
-    version, text, vector, terms = islice(good, 4)
+    ahead, outdated, text, vector, terms = islice(good, 5)
     missing, extra, deleted = chunk(chunks), chunk(chunks + 1), chunk(1)
     async with kafka.producer(settings) as producer:
         await publish(producer, settings.topic, missing)
+        await publish(producer, settings.topic, {**outdated, "version": 3})
         broken = await producer.send_and_wait(settings.topic, key=b"broken", value=b"{")
-    await stores.neo4j.write([put({**version, "version": 9})])
+    await stores.neo4j.write([put({**ahead, "version": 9})])
+    await stores.opensearch.write([put({**outdated, "version": 3})])
     await stores.opensearch.write([put({**text, "text": "another"})])
     halved = put(vector)
     await stores.neo4j.write([Put(halved.chunk, halved.vector[:2048])])
@@ -187,10 +189,11 @@ async def plant(settings: Settings, stores: Stores, chunks: int) -> set[str]:
         version=1,
         version_type="external_gte",
     )
-    await stores.neo4j.write([put({**deleted, "version": 3}), put(extra)])
+    await stores.neo4j.write([put({**deleted, "version": 2}), put(extra)])
     return {
         f"{missing['chunk_id']}: Neo4j does not have it, OpenSearch does not have it",
-        f"{version['chunk_id']}: Neo4j has version 9, the topic 1",
+        f"{ahead['chunk_id']}: Neo4j has version 9, the topic 1",
+        f"{outdated['chunk_id']}: Neo4j has version 1, the topic 3",
         f"{text['chunk_id']}: OpenSearch has another text",
         f"{vector['chunk_id']}: Neo4j has it without its vector or terms",
         f"{terms['chunk_id']}: OpenSearch has it without its vector or terms",
@@ -224,7 +227,8 @@ async def bench(settings: Settings, sizes: Sequence[int], environment: dict[str,
         planted = await plant(settings, stores, done)
     child = [sys.executable, "-m", "stream", "verify", "--json"]
     ended = subprocess.run(child, env=environment, check=False, stdout=subprocess.PIPE)
-    named = {difference.partition(" (")[0] for difference in orjson.loads(ended.stdout)["differences"]}
+    report = orjson.loads(ended.stdout)
+    named = {said.partition(" (")[0] for said in report["differences"] + report["ahead_chunks"]}
     assert (ended.returncode, named) == (1, planted), named ^ planted
     return {"device": device(), "runs": runs, "planted": sorted(planted), "named": sorted(named)}
 

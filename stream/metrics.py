@@ -38,6 +38,9 @@ end_to_end_seconds = Histogram(
 retries = Counter(
     "stream_retries", "Batches tried again because something outside was down, by cause.", ["stage", "cause"]
 )
+outranked = Counter(
+    "stream_outranked", "Writes that a store did not apply, because it holds a higher version of the chunk.", ["store"]
+)
 outage = Gauge("stream_outage", "1 while a batch waits for something outside to come back.", ["stage"])
 
 embed_chunks_sec = Gauge("embed_chunks_sec", "Chunks a second in the last embedded batch.")

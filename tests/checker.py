@@ -126,7 +126,7 @@ async def check_stores(stores: Stores, cases: Sequence[Case], through: Sequence[
         elif "refused-by-opensearch" in case.outcomes and isinstance(write, dict):
             refused[write["chunk_id"]].append(Stored(write["version"], write["text_sha256"], complete=True))
     for store in stores.both:
-        held = await store.stored(list(newest))
+        held = {name: found for name, found in (await store.stored(list(newest))).items() if found.text_sha256}
         for chunk_id, write in newest.items():
             wanted = None if isinstance(write, Tombstone) else Stored(write["version"], write["text_sha256"], True)
             others = refused[chunk_id] if store.name == "Neo4j" else []

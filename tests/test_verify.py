@@ -15,7 +15,7 @@ from stream import kafka, topics
 from stream import verify as checking
 from stream.config import Settings, StageName
 from stream.deadletters import Filter, letter_headers
-from stream.errors import ConfigurationError
+from stream.errors import ConfigurationError, Outage
 from stream.records import Headers, Record, Rejected, sha256
 from stream.redrive import plan, redrive
 from stream.stores.base import Stored
@@ -37,7 +37,7 @@ class Store:
         return {chunk_id: self.held[chunk_id] for chunk_id in chunk_ids if chunk_id in self.held}
 
     async def count(self) -> int:
-        return len(self.held)
+        return sum(stored.text_sha256 is not None for stored in self.held.values())
 
 
 class Stores(SimpleNamespace):
@@ -49,6 +49,10 @@ class Stores(SimpleNamespace):
     def hold(self, chunk_id: str, text: str = "a text about sockets", version: int = 1, complete: bool = True) -> None:
         for store in self.both:
             store.held[chunk_id] = Stored(version, sha256(text), complete)
+
+    def remember_delete(self, chunk_id: str, version: int) -> None:
+        for store in self.both:
+            store.held[chunk_id] = Stored(version, None, complete=False)
 
 
 @pytest.fixture
@@ -123,7 +127,7 @@ async def test_a_tombstone_counts_by_its_version(flow, both):
     ("held", "sentence"),
     [
         (None, "does not have it"),
-        (Stored(3, sha256("t"), True), "has version 3, the topic 2"),
+        (Stored(2, None, False), "does not have it"),
         (Stored(1, sha256("t"), True), "has version 1, the topic 2"),
         (Stored(2, sha256("another"), True), "has another text"),
         (Stored(2, sha256("t"), False), "has it without its vector or terms"),
@@ -207,6 +211,210 @@ async def test_a_disk_without_room_is_a_sentence_that_says_what_to_do(flow, both
     await send(flow, [line(f"c{n}") for n in range(1000)])
     with pytest.raises(ConfigurationError, match=r"full.*SQLITE_TMPDIR"):
         await verify(flow, both)
+
+
+async def test_pages_are_asked_for_together_but_never_more_than_a_few(flow, both, monkeypatch):
+    """One at a time leaves a store idle while the other answers; all at once, memory grows with the chunks."""
+    monkeypatch.setattr(checking, "PAGE", 1)
+    names = [f"c{n}" for n in range(20)]
+    await send(flow, [line(name) for name in names])
+    for name in names:
+        both.hold(name)
+    asked, most = 0, 0
+
+    async def stored(chunk_ids: list[str], store: Store = both.both[1]) -> dict[str, Stored]:
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        await asyncio.sleep(0)
+        asked -= 1
+        return await Store.stored(store, chunk_ids)
+
+    both.both[1].stored = stored
+    assert counts(await verify(flow, both)) == (20, 20, 0, 0, 0)
+    assert most == checking.PAGES > 1
+
+
+async def test_a_store_that_goes_down_on_the_way_ends_it(flow, both, monkeypatch):
+    monkeypatch.setattr(checking, "PAGE", 1)
+    await send(flow, [line(f"c{n}") for n in range(20)])
+    looks = iter(range(20))
+
+    def looked() -> None:
+        if next(looks) == 5:
+            raise Outage("it is down", "opensearch")
+
+    both.both[1].looked = looked
+    before = asyncio.all_tasks()
+    with pytest.raises(Outage, match="it is down"):
+        await verify(flow, both)
+    assert asyncio.all_tasks() == before, "it asks for nothing any more"
+
+
+# A store that is ahead of the topic
+
+
+@pytest.mark.parametrize("ahead", [(0,), (1,), (0, 1)], ids=["Neo4j", "OpenSearch", "both"])
+async def test_a_store_with_a_higher_version_is_ahead_and_nothing_is_lost(flow, both, ahead):
+    await send(flow, [line("a", "t", 2), line("b", "t", 2)])
+    both.hold("a", "t", 2)
+    both.hold("b", "t", 2)
+    for n in ahead:
+        both.both[n].held["a"] = Stored(3, sha256("newer"), True)
+    report = await verify(flow, both)
+    assert (report.clean, report.ahead, counts(report)) == (True, 1, (2, 1, 0, 0, 0))
+    assert report.ahead_chunks == [f"a: {', '.join(f'{both.both[n].name} has version 3, the topic 2' for n in ahead)}"]
+
+
+async def test_a_store_that_remembers_a_later_delete_is_ahead_and_an_earlier_one_has_lost_it(flow, both):
+    await send(flow, [line(name, version=5) for name in ("earlier", "same", "later")])
+    for name, version in {"earlier": 4, "same": 5, "later": 6}.items():
+        both.remember_delete(name, version)
+    report = await verify(flow, both)
+    assert (report.ahead, report.different) == (1, 2)
+    (ahead,) = report.ahead_chunks
+    assert ahead.startswith("later: Neo4j deleted it at version 6, the topic has 5")
+    assert [difference.partition(":")[0] for difference in report.differences] == ["earlier", "same"]
+
+
+async def test_a_chunk_with_a_higher_version_than_its_tombstone_is_ahead(flow, both):
+    await send(flow, [line("shown", version=7), line("gone", version=5)])
+    await delete(flow, "shown", [("version", b"6")])
+    await delete(flow, "gone", [("version", b"6")])
+    await delete(flow, "shown again", [("version", b"6")])
+    both.hold("shown", version=7)
+    both.remember_delete("gone", 9)
+    both.hold("shown again", version=7)
+    report = await verify(flow, both)
+    assert (report.indexed, report.deleted, report.ahead, report.different) == (1, 1, 1, 0)
+    assert "shown again: Neo4j has version 7, the topic deletes version 6" in report.ahead_chunks[0]
+
+
+@pytest.mark.parametrize("other", [None, Stored(1, sha256("t"), True), Stored(2, sha256("t"), False)])
+async def test_one_store_that_is_ahead_does_not_excuse_the_other(flow, both, other):
+    await send(flow, [line("a", "t", 2)])
+    both.hold("a", "newer", 3)
+    del both.both[1].held["a"]
+    if other:
+        both.both[1].held["a"] = other
+    report = await verify(flow, both)
+    assert (report.ahead, report.different) == (0, 1)
+
+
+async def test_what_is_published_and_stored_while_the_stores_are_asked_is_not_ahead(flow, both):
+    await send(flow, [line("a"), line("b")])
+    both.hold("a")
+    both.hold("b")
+
+    async def stored(chunk_ids: list[str], store: Store = both.both[0]) -> dict[str, Stored]:
+        await send(flow, [line("a", version=2)])
+        both.hold("a", version=2)
+        return await Store.stored(store, chunk_ids)
+
+    both.both[0].stored = stored
+    report = await verify(flow, both)
+    assert (report.clean, report.ahead, report.indexed, report.on_their_way) == (True, 0, 1, 1)
+
+
+async def test_chunks_whose_versions_fall_are_named_before_compaction_makes_the_stores_ahead(flow, both):
+    falls, mended, grows = (7, 6), (7, 6, 7), (6, 7)
+    for name, versions in {"falls": falls, "mended": mended, "grows": grows}.items():
+        await send(flow, [line(name, version=version) for version in versions])
+        both.hold(name, version=7)
+    await send(flow, [line("deleted too low", version=7)])
+    await delete(flow, "deleted too low", [("version", b"3")])
+    both.hold("deleted too low", version=7)
+    report = await verify(flow, both)
+    assert (report.clean, report.indexed, report.versions_fall) == (True, 4, 2)
+    assert report.falling_chunks == [
+        "deleted too low: its last record has version 3, an earlier one 7",
+        "falls: its last record has version 6, an earlier one 7",
+    ]
+
+
+async def test_versions_in_another_partition_do_not_fall(flow, both):
+    """Compaction keeps the last record of each partition, so the highest version stays."""
+    async with kafka.producer(flow) as producer:
+        for partition, version in [(0, 7), (1, 6), (1, 7), (0, 8), (1, 5)]:
+            key, value = line("a", version=version)
+            await producer.send_and_wait(flow.topic, key=key, value=value, partition=partition)
+    both.hold("a", version=8)
+    report = await verify(flow, both)
+    assert (report.indexed, report.versions_fall) == (1, 0)
+
+
+async def test_a_chunk_whose_last_record_is_broken_is_no_stranger(flow, both):
+    """Compaction takes the good record and leaves the broken one; the stores have what was good."""
+    await send(flow, [line("a", typo=1), (b"never good", b"{")])
+    for broken in await read(flow, flow.topic):
+        await reject(flow, broken)
+    both.hold("a", version=3)
+    report = await verify(flow, both)
+    assert (report.clean, report.ahead, report.dead_lettered) == (True, 1, 2)
+    assert "a: Neo4j has version 3, the topic only a record that breaks the contract" in report.ahead_chunks[0]
+
+
+# Dead letters that are gone
+
+
+async def publish_at(settings: Settings, days_ago: float, *records: tuple[bytes, bytes]) -> None:
+    async with kafka.producer(settings) as producer:
+        for key, value in records:
+            at = int((time.time() - days_ago * 86_400) * 1000)
+            await producer.send_and_wait(settings.topic, key=key, value=value, timestamp_ms=at)
+
+
+async def test_a_broken_record_older_than_dead_letters_are_kept_is_judged_again(flow, both):
+    """Else one expired letter makes every reindex impossible for as long as the record is in the topic."""
+    flow = flow.model_copy(update={"dlq_retention_days": 10})
+    await publish_at(flow, 11, line("old", typo=1))
+    await publish_at(flow, 9, line("young", typo=1))
+    report = await verify(flow, both)
+    assert (report.rejected, report.different) == (1, 1)
+    young = next(record for record in await read(flow, flow.topic) if record.key == b"young")
+    assert report.differences[0].startswith(f"partition {young.partition}, offset {young.offset}: has no dead letter")
+
+
+async def test_a_record_without_a_timestamp_counts_as_old(flow, both):
+    async with kafka.producer(flow) as producer:
+        batch = producer.create_batch()
+        batch.append(key=b"undated", value=b"{", timestamp=-1)
+        await (await producer.send_batch(batch, flow.topic, partition=0))
+    assert [found.timestamp for found in await read(flow, flow.topic)] == [-1]
+    report = await verify(flow, both)
+    assert (report.clean, report.rejected) == (True, 1)
+
+
+async def test_a_good_record_is_not_excused_by_its_age(flow, both):
+    await publish_at(flow, 1000, line("a"))
+    assert counts(await verify(flow, both)) == (1, 0, 0, 0, 1)
+
+
+async def test_a_broken_record_that_a_later_good_one_mends_needs_no_letter(flow, both):
+    await send(flow, [line("mended", typo=1), line("deleted", typo=1), line("mended")])
+    await delete(flow, "deleted")
+    both.hold("mended")
+    report = await verify(flow, both)
+    assert (report.clean, report.indexed, report.deleted, report.rejected) == (True, 1, 1, 2)
+
+
+async def test_an_earlier_good_record_does_not_excuse_a_broken_one(flow, both):
+    await send(flow, [line("a"), line("a", typo=1)])
+    both.hold("a")
+    assert counts(await verify(flow, both)) == (2, 1, 0, 0, 1)
+
+
+async def test_what_a_model_or_a_store_refused_can_be_accepted_by_name(flow, both):
+    await send(flow, [line("refused", version=2), line("lost"), line("a"), line("purged", typo=1)])
+    both.hold("refused", version=1)
+    both.hold("a")
+    report = await verify(flow, both, accept=["refused", "purged", "a", "unknown"])
+    assert (report.published, report.indexed, report.accepted, report.different) == (4, 1, 2, 1)
+    assert report.differences == ["lost: Neo4j does not have it, OpenSearch does not have it"]
+    accepted = sorted(report.accepted_chunks)
+    assert accepted[0].startswith("partition ")
+    assert accepted[1:] == ["refused: Neo4j has version 1, the topic 2, OpenSearch has version 1, the topic 2"]
+    assert (await verify(flow, both, accept=["refused", "purged", "lost"])).clean
 
 
 # Dead letters
@@ -322,7 +530,7 @@ async def test_who_goes_on_writing_does_not_keep_it_from_an_answer(flow, both):
             both.hold("b")
         if n:
             both.hold(f"new {n - 1}")
-        return len(store.held)
+        return await Store.count(store)
 
     both.both[0].count = count
     async with asyncio.timeout(30):

@@ -19,7 +19,7 @@ from stream import publish as publishing
 from stream import status as state
 from stream import topics as kafka_topics
 from stream import verify as checking
-from stream.cli.options import DryRun
+from stream.cli.options import Accept, DryRun
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import SearchMode, Settings, StageName
 from stream.models.embeddings import EmbeddingClient
@@ -248,6 +248,7 @@ def _origin(provenance: str) -> str:
 def verify(
     context: typer.Context,
     wait: Annotated[float, typer.Option(help="Seconds to look again at chunks that are still on their way.")] = 0,
+    accept: Accept = None,
     json: Json = False,
 ) -> None:
     """Compare both stores with the topic, chunk by chunk. Exit code 1 if anything is lost or wrong."""
@@ -261,6 +262,7 @@ def verify(
                     settings,
                     stores,
                     wait=wait,
+                    accept=accept or (),
                     reading=lambda n, of: bars.update(reading, completed=n, total=of),
                     progress=lambda n, of: bars.update(comparing, completed=n, total=of),
                 )
@@ -276,16 +278,36 @@ def verify(
 
 def print_report(report: checking.Report) -> None:
     """What `verify` found, for a person."""
-    for difference in report.differences:
-        out.print(difference, markup=False)
-    if report.different > len(report.differences):
-        out.print(f"… and {report.different - len(report.differences):,} more")
+    _named(report.differences, report.different)
+    _named(report.ahead_chunks, report.ahead)
+    _named([f"accepted: {said}" for said in report.accepted_chunks], report.accepted)
+    _named(report.falling_chunks, report.versions_fall)
     out.print(
         f"{report.published:,} published = {report.indexed:,} in Neo4j and OpenSearch + {report.deleted:,} deleted "
         f"+ {report.dead_lettered:,} dead-lettered "
+        + (f"+ {report.rejected:,} that break the contract " if report.rejected else "")
         + (f"+ {report.on_their_way:,} on their way " if report.on_their_way else "")
+        + (f"+ {report.ahead:,} ahead of the topic " if report.ahead else "")
+        + (f"+ {report.accepted:,} accepted " if report.accepted else "")
         + f"+ [bold]{report.different:,} lost or wrong[/]"
     )
+    if report.ahead:
+        out.print(
+            f"The stores are ahead of the topic by {report.ahead:,} chunks: a store that is filled anew would get the "
+            "topic's version of them. Publish each again, with a higher version than the stores have."
+        )
+    if report.versions_fall:
+        out.print(
+            f"{report.versions_fall:,} chunks have a last record with a lower version than an earlier one: compaction "
+            "keeps the last, the stores the highest. Publish each again, with a higher version than it ever had."
+        )
+
+
+def _named(chunks: list[str], count: int) -> None:
+    for said in chunks:
+        out.print(said, markup=False)
+    if count > len(chunks):
+        out.print(f"… and {count - len(chunks):,} more")
 
 
 @app.command()

@@ -37,11 +37,11 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a store holds of a chunk. `complete`: its share of the record (vector or terms) is there."""
+    """What a store holds of a chunk and shows to searchers: a version and the hash of its text, or a delete."""
 
     version: int
-    text_sha256: str
-    complete: bool
+    text_sha256: str | None  # None: the chunk was deleted at this version and the store remembers it
+    complete: bool  # its own share (vector or terms) is there and is of this very version and text
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Store(Protocol):
         """How many chunks have a vector of which provenance (as JSON with sorted keys)."""
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
-        """What the store holds of these chunks; a missing one is left out."""
+        """What the store holds of these chunks, all finished writes included; one that it never had is left out."""
 
     async def go_live(self, generation: int) -> None:
         """What reads and writes the flow's live generation has this one from its next request on."""

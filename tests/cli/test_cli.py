@@ -142,6 +142,10 @@ def put(chunk_id: str, text: str = "a text", version: int = 1) -> Put:
     return Put(value, unpack(value["embedding_qwen"]))
 
 
+def line(chunk_id: str, version: int) -> tuple[bytes, bytes]:
+    return chunk_id.encode(), json.dumps(chunk(chunk_id, "a text", version)).encode()
+
+
 async def write(stores, *writes: Put | Tombstone) -> None:
     for store in stores.both:
         assert await store.write(writes) == {}
@@ -160,16 +164,23 @@ async def test_verify_says_yes_when_both_stores_have_what_the_topic_has(flow, st
         "indexed": 1,
         "deleted": 1,
         "dead_lettered": 0,
+        "rejected": 0,
         "on_their_way": 0,
+        "ahead": 0,
+        "accepted": 0,
         "different": 0,
+        "versions_fall": 0,
         "differences": [],
+        "ahead_chunks": [],
+        "accepted_chunks": [],
+        "falling_chunks": [],
         "clean": True,
     }
 
 
 async def test_verify_names_every_chunk_that_is_lost_or_wrong(flow, stores):
-    names = ("good", "missing", "version", "text", "deleted")
-    await publish([lines(chunk(name, "a text")) for name in names], flow)
+    names = ("good", "missing", "text", "deleted")
+    await publish([lines(chunk(name, "a text")) for name in names] + [lines(chunk("version", "a text", 3))], flow)
     await send(flow, [(b"deleted", None)])
     await write(stores, put("good"), put("version", version=2), put("text", "another"), put("deleted"))
     result = await stream("verify")
@@ -180,11 +191,33 @@ async def test_verify_names_every_chunk_that_is_lost_or_wrong(flow, stores):
         f"deleted: {both.format('still has it, although it was deleted')}",
         f"missing: {both.format('does not have it')}",
         f"text: {both.format('has another text')}",
-        f"version: {both.format('has version 2, the topic 1')}",
+        f"version: {both.format('has version 2, the topic 3')}",
     ]
     assert summary.endswith("4 lost or wrong")
     report = json.loads((await stream("verify", "--json")).stdout)
     assert (report["clean"], report["different"], sorted(report["differences"])) == (False, 4, sorted(differences))
+
+
+async def test_verify_says_what_to_do_about_stores_that_are_ahead_and_versions_that_fall(flow, stores):
+    await send(flow, [line("ahead", 6), line("falls", 7), line("falls", 6)])
+    await write(stores, put("ahead", version=9), put("falls", version=7))
+    result = await stream("verify")
+    assert result.exit_code == 0
+    ahead, falls, summary, of_ahead, of_falls = result.stdout.splitlines()
+    assert ahead == "ahead: Neo4j has version 9, the topic 6, OpenSearch has version 9, the topic 6"
+    assert falls == "falls: its last record has version 6, an earlier one 7"
+    assert summary.endswith("+ 0 dead-lettered + 1 ahead of the topic + 0 lost or wrong")
+    assert of_ahead.endswith("Publish each again, with a higher version than the stores have.")
+    assert of_falls.endswith("Publish each again, with a higher version than it ever had.")
+
+
+async def test_verify_accepts_what_it_is_told_to_and_names_it(flow, stores):
+    await send(flow, [line("refused", 1), line("lost", 1)])
+    result = await stream("verify", "--accept", "refused")
+    assert result.exit_code == 1
+    assert "accepted: refused: Neo4j does not have it, OpenSearch does not have it" in result.stdout
+    assert "0 dead-lettered + 1 accepted + 1 lost or wrong" in result.stdout
+    assert (await stream("verify", "--accept", "refused", "--accept", "lost")).exit_code == 0
 
 
 async def test_verify_notices_a_chunk_that_the_topic_does_not_know(flow, stores):
