@@ -2,32 +2,23 @@
 
 Either a copy of each is published at the end of the topic, or the stage's consumer group is set back.
 
-A copy has the original key, value, headers, partition and timestamp (which is the version of a chunk that has none).
 A record whose key has a newer one stays where it is: the topic is compacted, and Kafka would keep the copy in place of
-the newer record. What a producer publishes meanwhile may be overtaken by a copy; it is published once more.
+the newer record. What a producer publishes meanwhile is guarded by `copies`.
 """
 
-import asyncio
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
-from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import MessageSizeTooLargeError
-from aiokafka.structs import RecordMetadata
+from aiokafka import TopicPartition
 
 from stream import kafka, topics
 from stream.config import Settings, StageName
-from stream.errors import ConfigurationError
-from stream.pace import Pace
+from stream.copies import Copies, Name, name_of
 from stream.records import Record
 
-UNACKNOWLEDGED = 500  # copies on their way to Kafka at most
-
 Progress = Callable[[int, int], None]  # how many, of how many
-Name = tuple[int, bytes]  # a partition and the digest of a key
 Moment = Literal["earliest", "latest"] | int  # an integer is ms since the epoch
 
 
@@ -85,7 +76,7 @@ async def plan(settings: Settings, stage: StageName, wanted: Range, progress: Pr
     found = Plan()
     async for record in kafka.read_to_end(settings, topics.source(settings, stage), progress=progress):
         found.ends[record.partition] = record.offset + 1
-        name = _name(record)
+        name = name_of(record)
         takes = record.key is not None and wanted.takes(record)
         if name in chosen:
             found.older += 1
@@ -107,67 +98,14 @@ async def publish_again(
     source = topics.source(settings, stage)
     await topics.check(settings, [source])
     async with kafka.producer(settings) as producer:
-        copies = _Copies(producer, source, rate)
+        copies = Copies(settings, producer, source, rate=rate)
         async for record in kafka.read_to_end(settings, source):
             if (record.partition, record.offset) in planned.places:
                 await copies.send(record)
                 progress(copies.sent, len(planned.places))
-        await copies.acknowledged()
-        done, since = copies.sent, planned.ends
-        while overtaken := await copies.overtaken(settings, since):
-            for record in overtaken:
-                await copies.send(record)
-            await copies.acknowledged()
+        done = copies.sent
+        await copies.restore(planned.ends)
     return done
-
-
-class _Copies:
-    """Sends records again, and remembers where their copies lie."""
-
-    def __init__(self, producer: AIOKafkaProducer, topic: str, rate: float | None) -> None:
-        self._producer = producer
-        self._topic = topic
-        self._pace = Pace(rate)
-        self._waiting: list[tuple[Name, asyncio.Future[RecordMetadata]]] = []
-        self._at: dict[Name, int] = {}
-        self.sent = 0
-
-    async def send(self, record: Record) -> None:
-        await self._pace.turn()
-        try:
-            sending = await self._producer.send(
-                self._topic,
-                key=record.key,
-                value=record.value,
-                partition=record.partition,
-                timestamp_ms=record.timestamp if record.timestamp >= 0 else None,
-                headers=list(record.headers),
-            )
-        except MessageSizeTooLargeError:
-            raise ConfigurationError(
-                f"the record at {record.partition}@{record.offset} has {record.size:,} bytes, which is more than "
-                "STREAM_MAX_MESSAGE_BYTES: raise it, or leave the record out with --offsets"
-            ) from None
-        self._waiting.append((_name(record), sending))
-        self.sent += 1
-        if len(self._waiting) >= UNACKNOWLEDGED:
-            await self.acknowledged()
-
-    async def acknowledged(self) -> None:
-        """Waits until Kafka has all that was sent."""
-        for name, sending in self._waiting:
-            self._at[name] = (await sending).offset
-        self._waiting.clear()
-
-    async def overtaken(self, settings: Settings, since: dict[int, int]) -> list[Record]:
-        """Somebody else's newest records behind which a copy of an older one has come to lie; moves `since` on."""
-        newest: dict[Name, Record] = {}
-        async for record in kafka.read_to_end(settings, self._topic, since, only=list(since)):
-            since[record.partition] = record.offset + 1
-            name = _name(record)
-            if name in self._at and record.offset != self._at[name]:
-                newest[name] = record
-        return [record for name, record in newest.items() if record.offset < self._at[name]]
 
 
 async def reset(settings: Settings, stage: StageName, to: Moment) -> dict[int, int]:
@@ -193,10 +131,6 @@ async def _offsets(client: Any, partitions: Iterable[TopicPartition], to: Moment
         return ends
     found = await client.offsets_for_times(dict.fromkeys(partitions, to))
     return {tp: at.offset if at else ends[tp] for tp, at in found.items()}
-
-
-def _name(record: Record) -> Name:
-    return record.partition, hashlib.blake2b(record.key or b"", digest_size=16).digest()
 
 
 def _at(content: Any, path: str) -> Any:

@@ -11,8 +11,7 @@ from conftest import free_ports
 from support import Worker, chunk, read, record, until
 from typer.testing import CliRunner
 
-from stream import kafka, topics
-from stream import replay as replaying
+from stream import copies, kafka, topics
 from stream.cli import app
 from stream.errors import ConfigurationError
 from stream.pace import Pace
@@ -120,7 +119,7 @@ async def test_every_copy_waits_for_its_turn(flow, monkeypatch):
         async def turn(self, count=1):
             turns.append((self._rate, count))
 
-    monkeypatch.setattr(replaying, "Pace", Counted)
+    monkeypatch.setattr(copies, "Pace", Counted)
     for n in range(3):
         await send(flow, f"c{n}", body(f"c{n}"))
     await replayed(flow, rate=4)

@@ -181,24 +181,32 @@ def delete(
     doc_id: Annotated[str, typer.Option(help="The document whose chunks are to go.", show_default=False)],
     dry_run: DryRun = False,
 ) -> None:
-    """Publish a tombstone for each chunk of a document; the workers then delete them in both stores."""
+    """Publish a tombstone for each chunk of a document; the workers then delete them in both stores.
+
+    A chunk that is published meanwhile stays; exit code 1 if there is one.
+    """
     settings = settings_of(context)
 
-    async def run() -> list[str]:
+    async def run() -> tuple[list[str], list[str]]:
         with progress_bars() as bars:
             reading = bars.add_task("read", total=None)
-            tombstones = await deleting.chunks_of(
+            found = await deleting.chunks_of(
                 settings, doc_id, lambda n, of: bars.update(reading, completed=n, total=of)
             )
+            stayed = []
             if not dry_run:
-                sending = bars.add_task("delete", total=len(tombstones))
-                await deleting.delete(settings, tombstones, lambda n: bars.update(sending, completed=n))
-        return [tombstone.chunk_id for tombstone in tombstones]
+                sending = bars.add_task("delete", total=len(found))
+                stayed = await deleting.delete(settings, found, lambda n: bars.update(sending, completed=n))
+        return [one.chunk_id for one in found if one.chunk_id not in stayed], stayed
 
-    chunk_ids = asyncio.run(run())
+    chunk_ids, stayed = asyncio.run(run())
     for chunk_id in chunk_ids if dry_run else ():
         out.print(chunk_id, markup=False)
     out.print(f"{'would delete' if dry_run else 'deleted'} {len(chunk_ids):,} chunks of {doc_id}", markup=False)
+    for chunk_id in stayed:
+        err.print(f"{chunk_id} stays: it was published meanwhile", markup=False)
+    if stayed:
+        raise typer.Exit(1)
 
 
 def _open(file: str, stack: ExitStack) -> tuple[BinaryIO, int | None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from click.testing import Result
 from conftest import free_ports
@@ -22,6 +23,7 @@ from stream import deadletters, kafka, topics
 from stream import redrive as redriving
 from stream.cli import app
 from stream.config import Settings, StageName
+from stream.copies import Copies
 from stream.deadletters import ATTEMPTS_HEADER, LEFT_OUT_HEADER, DeadLetter, letter_headers, without_letter
 from stream.records import Headers, Reason, Record, Rejected, header, sha256
 from stream.status import caught_up
@@ -294,13 +296,96 @@ async def copies(settings: Settings, original: Record) -> list[Record]:
 async def test_a_redrive_killed_before_a_marker_is_run_again_and_sends_nothing_twice(flow):
     originals = [await reject(flow, key) for key in ("a", "b", "c")]
     assert (await faulty("killed_before_the_second_marker", "redrive")).returncode == -signal.SIGKILL
-    assert [len(await copies(flow, original)) for original in originals] == [1, 1, 0]
-    assert await keys() == ["b", "c"]
-    again = await stream("redrive")
-    assert again.exit_code == 1
-    assert "b stays: its key has a newer record" in again.stderr
     assert [len(await copies(flow, original)) for original in originals] == [1, 1, 1]
-    assert await keys() == ["b"]
+    assert await keys() == ["b", "c"]
+    assert (await stream("redrive")).exit_code == 0
+    assert [len(await copies(flow, original)) for original in originals] == [1, 1, 1]
+    assert await keys() == []
+
+
+def newer(key: str, version: int = 7) -> bytes:
+    return json.dumps(chunk(key, version=version)).encode()
+
+
+async def last(settings: Settings) -> dict[bytes | None, bytes | None]:
+    """What compaction would leave of each key."""
+    found: dict[bytes | None, tuple[int, bytes | None]] = {}
+    for one in await read(settings, settings.topic):
+        found[one.key] = max(found.get(one.key, (-1, None)), (one.offset, one.value), key=lambda at: at[0])
+    return {key: value for key, (_, value) in found.items()}
+
+
+async def test_what_is_published_while_letters_go_stays_the_newest(flow, monkeypatch):
+    """Between the plan and a copy, between two copies, and a tombstone; keys in both partitions."""
+    originals = [await reject(flow, key) for key in ("a", "b", "c", "d", "e")]
+    assert {original.partition for original in originals} == {0, 1}
+    planned = await redriving.plan(flow, "embed", deadletters.Filter())
+    await send(flow, [(b"a", newer("a", 6)), (b"a", newer("a"))])
+    real = AIOKafkaProducer.send
+
+    async def busy(producer, topic, value=None, key=None, *more, **record):
+        """Another producer is faster than the copies of b and c, and at it again after that of d."""
+        copying = topic == flow.topic and value == BROKEN
+        if copying and key in (b"b", b"c"):
+            await send_by_another(real, flow, key, newer("b") if key == b"b" else None)
+        answer = await real(producer, topic, value, key, *more, **record)
+        if copying and key == b"d":
+            await answer
+            await send_by_another(real, flow, b"d", newer("d"))
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AIOKafkaProducer, "send", busy)
+        assert len(await redriving.redrive(flow, "embed", planned)) == 5
+    assert await last(flow) == {b"a": newer("a"), b"b": newer("b"), b"c": None, b"d": newer("d"), b"e": BROKEN}
+    assert [len(await copies(flow, original)) for original in originals if original.key == b"e"] == [1]
+    assert await keys() == []
+
+
+async def send_by_another(send, settings, key, value):
+    async with kafka.producer(settings) as producer:
+        await (await send(producer, settings.topic, key=key, value=value))
+
+
+async def test_a_redrive_killed_behind_a_newer_record_is_run_again_and_the_record_is_the_newest(flow):
+    original = await reject(flow, "a")
+    planned = await redriving.plan(flow, "embed", deadletters.Filter())
+    await send(flow, [(b"a", newer("a"))])
+    async with kafka.letter_producer(flow) as producer:
+        copying = Copies(flow, producer, flow.topic)
+        (letter,) = await letters(flow)
+        await copying.send(redriving._original(flow, "embed", letter))
+        await copying.acknowledged()
+    assert await last(flow) == {b"a": BROKEN}
+    assert planned[0].stays is None
+    assert (await stream("redrive")).exit_code == 0
+    assert await last(flow) == {b"a": newer("a")}
+    assert await keys() == []
+    assert original.key == b"a"
+
+
+async def test_letters_that_are_sent_although_their_key_has_a_newer_record_do_not_take_its_place(flow):
+    for key in ("a", "b"):
+        await reject(flow, key)
+    await send(flow, [(b"a", newer("a")), (b"b", None)])
+    told = await answer("redrive", "--all")
+    assert [letter["key"] for letter in told["redriven"]] == ["a", "b"]
+    assert await last(flow) == {b"a": newer("a"), b"b": None}
+
+
+async def test_two_redrives_at_once_bury_nothing(flow, monkeypatch):
+    await reject(flow, "a")
+    plans = [await redriving.plan(flow, "embed", deadletters.Filter()) for _ in range(2)]
+    await send(flow, [(b"a", newer("a"))])
+    both, real = asyncio.Barrier(2), Copies.restore
+
+    async def restore(self, since, *more):
+        await both.wait()
+        return await real(self, since, *more)
+
+    monkeypatch.setattr(Copies, "restore", restore)
+    await asyncio.gather(*(redriving.redrive(flow, "embed", plan) for plan in plans))
+    assert await last(flow) == {b"a": newer("a")}
 
 
 async def test_a_redrive_that_is_interrupted_says_so_and_goes_on_where_it_was(flow):
