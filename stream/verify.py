@@ -11,7 +11,7 @@ there are. The stores are read in pages.
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -114,7 +114,13 @@ def _silent(*_: int) -> None:
 
 
 async def verify(
-    settings: Settings, stores: Stores, *, wait: float = 0, reading: Progress = _silent, progress: Progress = _silent
+    settings: Settings,
+    stores: Stores,
+    *,
+    wait: float = 0,
+    accept: Collection[str] = (),
+    reading: Progress = _silent,
+    progress: Progress = _silent,
 ) -> Report:
     """Compares both stores with the topic.
 

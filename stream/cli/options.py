@@ -10,6 +10,10 @@ from stream.deadletters import Place
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CHUNK_ID", help="A chunk that may differ, because you know why; more than once."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 
