@@ -15,6 +15,7 @@ from stream import metrics
 from stream.config import Settings
 from stream.errors import Outage
 from stream.records import Chunk, Provenance, sha256
+from stream.stores.base import NoGeneration
 from stream.stores.neo4j import Neo4jStore
 
 PATIENCE = 5.0  # seconds for Neo4j to answer
@@ -33,12 +34,18 @@ class Reuse:
         self._rests_until = 0.0
 
     async def __call__(self, chunks: Sequence[Chunk]) -> list[str | None]:
-        """The vector of each chunk as it travels, None where there is none of this very text."""
+        """The vector of each chunk as it travels, None where there is none of this very text.
+
+        A flow without a live generation has none yet.
+        """
         if self._clock() < self._rests_until:
             return [None] * len(chunks)
         try:
             async with asyncio.timeout(PATIENCE):
                 found = await self._store.vectors([chunk["chunk_id"] for chunk in chunks], self._provenance)
+        except NoGeneration:
+            self._rests_until = self._clock() + REST
+            return [None] * len(chunks)
         except (Outage, TimeoutError) as error:
             self._rests_until = self._clock() + REST
             log.warning("unchanged texts are embedded again for %g s: %s", REST, str(error) or "Neo4j does not answer")

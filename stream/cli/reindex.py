@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -10,14 +9,22 @@ from rich.table import Table
 
 from stream import reindex as reindexing
 from stream.cli.commands import settings_of
+from stream.cli.options import Accept
 from stream.cli.output import Json, out, print_json, progress_bars
 from stream.config import STAGES, StageName
-from stream.reindex import Look
+from stream.reindex import Accepted, Look
 from stream.stores.base import Generation
 
 Result = TypeVar("Result")
 
 reindex = typer.Typer(name="reindex", help="A new generation of both stores beside the live one.", no_args_is_help=True)
+
+AcceptOlder = Annotated[
+    bool,
+    typer.Option(
+        "--accept-older", help="Swap although searchers will see older versions of some chunks, or lose them."
+    ),
+]
 
 
 @reindex.command("start")
@@ -25,13 +32,18 @@ def start(
     context: typer.Context,
     swap: Annotated[bool, typer.Option(help="Swap when it is complete; else `swap` does it later.")] = True,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Records a second at most, by each worker.")] = None,
+    accept: Accept = None,
+    accept_older: AcceptOlder = False,
 ) -> None:
     """Build a new generation, or go on with the one that was begun, prove it with `verify`, and swap.
 
     From the expanded chunks of the flow; a flow that has no generation yet begins with `chunks`.
     """
     own = context.obj | ({} if rate is None else {"rate_limit": str(rate)})
-    number = _shown(lambda look: reindexing.start(settings_of(context), own, swap_too=swap, look=look))
+    accepted = Accepted(accept or (), accept_older)
+    number = _shown(
+        lambda look: reindexing.start(settings_of(context), own, swap_too=swap, accepted=accepted, look=look)
+    )
     out.print(f"generation {number} is {'live' if swap else 'complete'}")
 
 
@@ -39,31 +51,57 @@ def start(
 def status(context: typer.Context, json: Json = False) -> None:
     """List the generations, and how many records each lags behind."""
 
-    async def look() -> list[tuple[Generation, int]]:
+    async def look() -> list[tuple[Generation, int | None]]:
         settings = settings_of(context)
         return [(one, await reindexing.lag(settings, one)) for one in await reindexing.generations(settings)]
 
     found = asyncio.run(look())
+    generations = [one for one, _ in found]
+    swaps = {one.flow: reindexing.unfinished(one.flow, generations) for one in generations}
     if json:
-        return print_json([{**asdict(one), "lag": lag} for one, lag in found])
+        return print_json(
+            [
+                {
+                    "number": one.number,
+                    "flow": one.flow,
+                    "live": one.live,
+                    "live_in": sorted(one.live_in),
+                    "swapping": swaps[one.flow] == one.number,
+                    "lag": lag,
+                }
+                for one, lag in found
+            ]
+        )
     table = Table("generation", "flow", "lag", "")
     for one, lag in found:
-        table.add_row(str(one.number), one.flow, f"{lag:,}", "live" if one.live else "")
-    out.print(table if found else "no generation yet; the first index worker makes one")
+        where = "" if len(one.live_in) != 1 else f" in {min(one.live_in)} only"
+        said = f"live{where}" if one.live else ""
+        table.add_row(str(one.number), one.flow, "no topics" if lag is None else f"{lag:,}", said)
+    out.print(table if found else "no generation yet; the first index worker makes one, or `stream reindex start`")
+    for flow, number in swaps.items():
+        if number is not None:
+            out.print((f"flow {flow}: " if flow else "") + reindexing.unfinished_sentence(number), markup=False)
     return None
 
 
 @reindex.command("swap")
-def swap(context: typer.Context, number: Annotated[int, typer.Argument(min=1, help="The generation.")]) -> None:
-    """Bring a generation up to date, prove it with `verify`, and make it the live one."""
-    _shown(lambda look: reindexing.swap(settings_of(context), number, context.obj, look))
+def swap(
+    context: typer.Context,
+    number: Annotated[int, typer.Argument(min=1, help="The generation.")],
+    accept: Accept = None,
+    accept_older: AcceptOlder = False,
+) -> None:
+    """Bring a generation up to date, prove it with `verify`, and make it the live one; or finish a swap to it."""
+    accepted = Accepted(accept or (), accept_older)
+    _shown(lambda look: reindexing.swap(settings_of(context), number, context.obj, accepted=accepted, look=look))
     out.print(f"generation {number} is live")
 
 
 @reindex.command("rollback")
-def rollback(context: typer.Context) -> None:
+def rollback(context: typer.Context, accept: Accept = None, accept_older: AcceptOlder = False) -> None:
     """Swap back to the generation before the live one."""
-    number = _shown(lambda look: reindexing.rollback(settings_of(context), context.obj, look))
+    accepted = Accepted(accept or (), accept_older)
+    number = _shown(lambda look: reindexing.rollback(settings_of(context), context.obj, accepted=accepted, look=look))
     out.print(f"generation {number} is live")
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stream.config import Settings
-from stream.stores.base import Store
+from stream.errors import StreamError
+from stream.stores.base import FIRST, Generation, Store
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import OpenSearchStore
 
@@ -31,6 +32,30 @@ class Stores:
         """Returns if both are there with what the writing needs; raises what is wrong with one of them."""
         for store in self.both:
             await store.examine()
+
+    async def generations(self) -> list[Generation]:
+        """The generations of all flows by number, and in which store each is live.
+
+        OpenSearch's alias and Neo4j's pointer say what is live. A flow without a pointer has the first in Neo4j.
+        """
+        found = {generation.number: generation for generation in await self.opensearch.generations()}
+        pointers = {pointer.flow: pointer for pointer in await self.neo4j.pointers()}
+        if FIRST in found and found[FIRST].live and not found[FIRST].flow and "" not in pointers:
+            pointers[""] = Generation(FIRST, "", frozenset({self.neo4j.name}))
+        for number, pointer in ((pointer.number, pointer) for pointer in pointers.values()):
+            built = found.get(number, replace(pointer, live_in=frozenset(), built=False))
+            found[number] = replace(built, live_in=built.live_in | pointer.live_in, swapping=pointer.swapping)
+        return [found[number] for number in sorted(found)]
+
+    async def drop(self, number: int) -> None:
+        """Deletes a generation; raises `StreamError` if it is live in either store.
+
+        OpenSearch comes last: its index is what says that the number is taken.
+        """
+        for store in self.both:
+            if any(generation.live for generation in await self.generations() if generation.number == number):
+                raise StreamError(f"generation {number} has become live: it is not deleted")
+            await store.drop(number)
 
 
 @asynccontextmanager

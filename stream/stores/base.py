@@ -56,11 +56,28 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One of the generations that both stores hold; of a flow one is live."""
+    """A generation of a flow. `live_in` names the stores that show it to readers and writers who name no generation.
+
+    `swapping`: the swap that made it live has not ended. `built`: it has its index in OpenSearch.
+    """
 
     number: int
     flow: str
-    live: bool
+    live_in: frozenset[str] = frozenset()
+    swapping: bool = False
+    built: bool = True
+
+    @property
+    def live(self) -> bool:
+        """Whether either store shows it."""
+        return bool(self.live_in)
+
+
+Older = dict[str, tuple[int, int | None]]  # by chunk_id the version that is shown, and the lower one; None: no chunk
+
+
+class NoGeneration(ConfigurationError):
+    """The flow has no live generation yet."""
 
 
 FIRST = 1  # the generation that the first worker makes
@@ -95,11 +112,14 @@ class Store(Protocol):
     async def drop(self, generation: int) -> None:
         """Deletes what the generation has of its own; may be interrupted and run again."""
 
+    async def older(self, generation: int, than: int) -> Older:
+        """Chunks of which a generation holds a lower version than the generation `than`, or none at all."""
+
 
 def require_first(settings: Settings) -> None:
-    """Raises `ConfigurationError` if the flow is not the usual one: only that begins without a reindex."""
+    """Raises `NoGeneration` if the flow is not the usual one: only that begins without a reindex."""
     if settings.flow:
-        raise ConfigurationError(
+        raise NoGeneration(
             f"the flow {settings.flow} has no live generation: `stream reindex start` makes one, or unset STREAM_FLOW"
         )
 

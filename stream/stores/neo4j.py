@@ -25,7 +25,17 @@ from stream.errors import ConfigurationError, Outage, Refused
 from stream.models.embeddings import Vector, pack
 from stream.outcomes import isolate
 from stream.records import Provenance, Rejected, Tombstone, embedding_space, sha256
-from stream.stores.base import FIRST, Hit, Put, Stored, require_first, require_version
+from stream.stores.base import (
+    FIRST,
+    Generation,
+    Hit,
+    NoGeneration,
+    Older,
+    Put,
+    Stored,
+    require_first,
+    require_version,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +43,7 @@ OLDEST = "5.26"
 
 MADE = ("embedded_version", "text_sha256", "embedding_provenance", "embedding_sha256")  # beside a vector
 NODES_AT_ONCE = 1000
+NODES_COMPARED_AT_ONCE = 10_000
 
 # The server's errors that a row can be guilty of; any other error is nobody's fault in the batch.
 BLAMES_INPUT = {
@@ -96,7 +107,28 @@ RETURN coalesce(chunk[$embedding_provenance], '') AS origin, count(chunk) AS n O
 
 LIVE = "MATCH (pointer:ChunkGeneration {index: $index, flow: $flow}) RETURN pointer.live AS live"
 
-SWAP = "MERGE (pointer:ChunkGeneration {index: $index, flow: $flow}) SET pointer.live = $live"
+POINTERS = """
+MATCH (pointer:ChunkGeneration {index: $index})
+RETURN pointer.flow AS flow, pointer.live AS live, coalesce(pointer.swapping, false) AS swapping
+"""
+
+SWAP = """
+MERGE (pointer:ChunkGeneration {index: $index, flow: $flow})
+SET pointer.live = $live, pointer.swapping = true
+"""
+
+SWAPPED = """
+MATCH (pointer:ChunkGeneration {index: $index, flow: $flow}) WHERE pointer.live = $live
+REMOVE pointer.swapping
+"""
+
+OLDER = """
+MATCH (chunk:Chunk) WHERE chunk.chunk_id > $after
+WITH chunk ORDER BY chunk.chunk_id LIMIT $limit
+WITH collect(chunk) AS chunks
+RETURN chunks[-1].chunk_id AS last, [chunk IN chunks WHERE chunk[$than] > coalesce(chunk[$version], -1) |
+    [chunk.chunk_id, chunk[$than], chunk[$version]]] AS older
+"""
 
 ADOPT = """
 MATCH (chunk:Chunk) WHERE chunk.embedded_version IS NULL AND chunk.embedding_qwen IS NOT NULL
@@ -195,14 +227,42 @@ class Neo4jStore:
         components = await self._run("CALL dbms.components() YIELD name, versions RETURN name, versions[0] AS version")
         version = next(row["version"] for row in components if row["name"] == "Neo4j Kernel")
         require_version("Neo4j", version, OLDEST)
-        place = await self._place()
+        try:
+            place = await self._place()
+        except NoGeneration as error:
+            return f"Neo4j {version}, {error}"
         dimensions = await self._dimensions(place)
         index = f"with {dimensions} dimensions" if dimensions else "not there yet, the index worker makes it"
         return f"Neo4j {version}, vector index {place.index} {index}"
 
     async def go_live(self, generation: int) -> None:
-        """What reads and writes the live generation has this one from its next query on."""
+        """What reads and writes the live generation has this one from its next query on.
+
+        The pointer says that a swap is going on until `swapped` is called.
+        """
         await self._run(SWAP, index=self._settings.neo4j_index, flow=self._settings.flow, live=generation)
+
+    async def swapped(self, generation: int) -> None:
+        """The swap to this generation has ended; changes nothing if another is live meanwhile."""
+        await self._run(SWAPPED, index=self._settings.neo4j_index, flow=self._settings.flow, live=generation)
+
+    async def pointers(self) -> list[Generation]:
+        """The live generation of each flow that has a pointer."""
+        rows = await self._run(POINTERS, index=self._settings.neo4j_index)
+        return [Generation(row["live"], row["flow"], frozenset({self.name}), row["swapping"]) for row in rows]
+
+    async def older(self, generation: int, than: int) -> Older:
+        """Chunks of which a generation has a vector of a lower version than the generation `than`, or none at all."""
+        version, compared = (
+            _Place(self._settings, number).properties["embedded_version"] for number in (generation, than)
+        )
+        found: Older = {}
+        last: str | None = ""
+        while last is not None:
+            (row,) = await self._run(OLDER, after=last, limit=NODES_COMPARED_AT_ONCE, version=version, than=compared)
+            found |= {chunk_id: (shown, lower) for chunk_id, shown, lower in row["older"]}
+            last = row["last"]
+        return found
 
     async def drop(self, generation: int) -> None:
         """Takes the generation's index and properties away; the nodes stay. May be interrupted and run again."""
@@ -217,7 +277,7 @@ class Neo4jStore:
             pass
 
     async def live(self) -> int:
-        """The flow's live generation; raises `ConfigurationError` if it has none."""
+        """The flow's live generation; raises `NoGeneration` if it has none."""
         settings = self._settings
         for row in await self._run(LIVE, index=settings.neo4j_index, flow=settings.flow):
             return int(row["live"])
@@ -255,13 +315,21 @@ class Neo4jStore:
         }
 
     async def count(self) -> int:
-        """Nodes `:Chunk` that the generation has a vector for."""
-        (row,) = await self._run(COUNT, **(await self._place()).properties)
+        """Nodes `:Chunk` that the generation has a vector for; none if the flow has no generation yet."""
+        try:
+            place = await self._place()
+        except NoGeneration:
+            return 0
+        (row,) = await self._run(COUNT, **place.properties)
         return int(row["n"])
 
     async def origins(self) -> dict[str, int]:
-        """Chunks by `embedding_provenance` as JSON."""
-        rows = await self._run(ORIGINS, **(await self._place()).properties)
+        """Chunks by `embedding_provenance` as JSON; none if the flow has no generation yet."""
+        try:
+            place = await self._place()
+        except NoGeneration:
+            return {}
+        rows = await self._run(ORIGINS, **place.properties)
         return {row["origin"]: row["n"] for row in rows}
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:

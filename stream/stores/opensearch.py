@@ -23,13 +23,23 @@ from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.outcomes import isolate
 from stream.records import Expanded, Rejected, Tombstone
-from stream.stores.base import FIRST, Generation, Hit, Put, Stored, require_first, require_version
+from stream.stores.base import (
+    FIRST,
+    Generation,
+    Hit,
+    Older,
+    Put,
+    Stored,
+    require_first,
+    require_version,
+)
 
 log = logging.getLogger(__name__)
 
 OLDEST = "2.19"
 ID_BYTES = 512  # OpenSearch takes no longer _id
 MOST_ORIGINS = 100
+COMPARED_AT_ONCE = 5000  # documents; a search gives 10,000 at most
 MOST_CLAUSES = 1000  # a query may have 1,024
 NOBODY = "\x00probe"  # the name of no chunk: it may hold no control character
 
@@ -105,17 +115,29 @@ class OpenSearchStore:
     async def set_up(self) -> None:
         """Makes an index if there is none, the first one with its alias, and waits for its primary shard.
 
-        Raises `ConfigurationError` if an index is there whose fields are others: it would refuse every document.
+        Raises `ConfigurationError` if an index is there whose fields are others: it would refuse every document; if
+        it is another flow's; or if the first is there and not live.
         """
-        if not await self._exists():
-            try:
-                await self._make()
-            except Outage:
-                if not await self._exists():  # else another worker was faster
-                    raise
+        if not await self._exists(self._target):
+            await self.claim()
+        if not await self._exists(self._target):
+            raise ConfigurationError(
+                f"OpenSearch's index {self._prefix}-{FIRST} is there, but {self._alias} does not stand for it: "
+                "`stream reindex status` says whose it is, `stream reindex start` goes on with it or makes another"
+            )
         await self._call("GET", f"/_cluster/health/{self._target}", wait_for_status="yellow")
         await self._indexes()
         await self._call("PUT", f"/{self._target}/_mapping", body={"properties": ADDED})
+
+    async def claim(self) -> bool:
+        """Makes the generation's index, which only one can do; False if it was there already."""
+        try:
+            await self._make()
+        except Outage:
+            if not await self._exists(f"{self._prefix}-{self._settings.generation or FIRST}"):
+                raise
+            return False
+        return True
 
     async def _make(self) -> None:
         mappings = INDEX["mappings"] | {"_meta": {"flow": self._settings.flow}}
@@ -135,7 +157,8 @@ class OpenSearchStore:
             if number.isdecimal():
                 flow = index["mappings"].get("_meta", {}).get("flow", "")
                 live = f"{self._prefix}.{flow}" if flow else self._prefix
-                found.append(Generation(int(number), flow, live in index["aliases"]))
+                shown = frozenset({self.name} if live in index["aliases"] else ())
+                found.append(Generation(int(number), flow, shown))
         return sorted(found, key=lambda generation: generation.number)
 
     async def settle(self, generation: int) -> None:
@@ -159,18 +182,51 @@ class OpenSearchStore:
         """Deletes the generation's index, if it is there."""
         await self._call("DELETE", f"/{self._prefix}-{generation}", ignore_unavailable="true")
 
+    async def older(self, generation: int, than: int) -> Older:
+        """Chunks of which a generation has a document of a lower version than the generation `than`, or none at all.
+
+        The document of a deleted chunk has the version of its tombstone.
+        """
+        found: Older = {}
+        page: dict[str, Any] = {
+            "size": COMPARED_AT_ONCE,
+            "sort": ["chunk_id"],
+            "_source": False,
+            "docvalue_fields": ["chunk_id", "deleted"],
+            "version": True,
+            "track_total_hits": False,
+        }
+        await self._call("POST", f"/{self._prefix}-{than}/_refresh")
+        while hits := (await self._call("POST", f"/{self._prefix}-{than}/_search", body=page))["hits"]["hits"]:
+            ids = [hit["_id"] for hit in hits]
+            answer = await self._call("POST", f"/{self._prefix}-{generation}/_mget", body={"ids": ids}, _source="false")
+            for hit, document in zip(hits, answer["docs"], strict=True):
+                shown, version = hit["_version"], document.get("_version")
+                gone = version is None and "deleted" in hit["fields"]
+                if not gone and shown > (-1 if version is None else version):
+                    found[hit["fields"]["chunk_id"][0]] = shown, version
+            page["search_after"] = hits[-1]["sort"]
+        return found
+
     async def examine(self) -> str:
         """What is there, in a few words; raises what is wrong with it and makes nothing."""
         version = (await self._call("GET", "/"))["version"]["number"]
         require_version("OpenSearch", version, OLDEST)
-        there = await self._exists()
-        indexes = ", ".join(await self._indexes()) if there else "nothing yet, the index worker makes it"
+        there = await self._exists(self._target)
+        makes = "`stream reindex start`" if self._settings.flow else "the index worker"
+        indexes = ", ".join(await self._indexes()) if there else f"nothing yet, {makes} makes it"
         return f"OpenSearch {version}, {self._target} stands for {indexes}"
 
     async def _indexes(self) -> list[str]:
-        """Indexes behind the alias, all with the right fields."""
+        """Indexes behind the alias, or that of the generation, all of this flow and with the right fields."""
         mappings = await self._call("GET", f"/{self._target}/_mapping")
         for index, found in mappings.items():
+            flow = found["mappings"].get("_meta", {}).get("flow", "")
+            if flow != self._settings.flow:
+                raise ConfigurationError(
+                    f"OpenSearch's index {index} is a generation of {_called(flow)}, not of "
+                    f"{_called(self._settings.flow)}: `stream reindex status` lists the generations of each flow"
+                )
             fields = found["mappings"].get("properties", {})
             for name, field in FIELDS.items():
                 if fields.get(name, {}).get("type", "object") != field["type"]:
@@ -180,8 +236,8 @@ class OpenSearchStore:
                     )
         return list(mappings)
 
-    async def _exists(self) -> bool:
-        return bool(await self._call("HEAD", f"/{self._target}"))
+    async def _exists(self, name: str) -> bool:
+        return bool(await self._call("HEAD", f"/{name}"))
 
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
         """One `_bulk` request; a document is refused alone, an overloaded or blocked index is an `Outage`."""
@@ -278,15 +334,17 @@ class OpenSearchStore:
             {"rank_feature": {"field": f"splade_terms.{escape(term)}", "boost": weight, "linear": {}}}
             for term, weight in heaviest
         ]
-        answer = await self._call(
-            "POST",
-            f"/{self._target}/_search",
-            body={
-                "size": k,
-                "_source": ["chunk_id", "doc_id", "text"],
-                "query": {"bool": {"should": [{"match": {"text": query}}, *clauses]}},
-            },
-        )
+        body = {
+            "size": k,
+            "_source": ["chunk_id", "doc_id", "text"],
+            "query": {"bool": {"should": [{"match": {"text": query}}, *clauses]}},
+        }
+        try:
+            answer = await self._call("POST", f"/{self._target}/_search", body=body)
+        except Outage:
+            if not await self._exists(self._target):
+                require_first(self._settings)
+            raise
         hits = [(hit["_source"], hit["_score"]) for hit in answer["hits"]["hits"]]
         return [Hit(source["chunk_id"], source["doc_id"], score, source["text"]) for source, score in hits]
 
@@ -318,6 +376,10 @@ class OpenSearchStore:
             raise Outage(f"the answer of OpenSearch at {where} cannot be read: {error}", "opensearch") from error
         finally:
             progress.made()
+
+
+def _called(flow: str) -> str:
+    return f"the flow {flow}" if flow else "the flow without a name"
 
 
 def _authorization(settings: Settings) -> dict[str, str]:
