@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 
 from stream import kafka, reindex, topics
 from stream.cli import app
-from stream.errors import ConfigurationError
+from stream.errors import ConfigurationError, StreamError
 from stream.records import Tombstone
-from stream.reindex import SwapUnfinished, generations, of, unfinished
+from stream.reindex import Accepted, Backwards, SwapUnfinished, generations, of, unfinished
+from stream.reuse import open_reuse
+from stream.status import status
 from stream.stores import open_stores
-from stream.stores.base import Put
+from stream.stores.base import NoGeneration, Put
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import OpenSearchStore
 
@@ -38,6 +40,12 @@ WRITES = [  # what changes what outlives a command
     (Neo4jStore, "_until_none"),  # the second half of Neo4j's drop, and of what a worker makes at its start
     (OpenSearchStore, "drop"),
 ]
+
+
+async def swap_to_the_newest(settings):
+    await reindex.swap(settings, (await generations(settings))[-1].number)
+
+
 COMMANDS = {
     "start": reindex.start,
     "swap": swap_to_the_newest,
@@ -45,10 +53,6 @@ COMMANDS = {
     "abort": lambda settings: reindex.drop(settings, lambda one, live: one.number > live),
     "prune": lambda settings: reindex.drop(settings, lambda one, live: one.number < live),
 }
-
-
-async def swap_to_the_newest(settings):
-    await reindex.swap(settings, (await generations(settings))[-1].number)
 
 
 class Killed(Exception):
@@ -236,9 +240,7 @@ async def test_two_flows_that_reindex_at_once_have_a_generation_each(filled):
         (numbers[1], "other"),
     }
     async with open_stores(of(filled, numbers[1])) as stores:
-        with pytest.raises(
-            ConfigurationError, match="is a generation of the flow other, not of the flow without a name"
-        ):
+        with pytest.raises(ConfigurationError, match="of the flow other, not of the flow without a name"):
             await stores.set_up()
 
 
