@@ -421,7 +421,7 @@ def _last_write(document: Mapping[str, Any]) -> Write:
 
 def _stored(fields: Mapping[str, Any]) -> Stored:
     if fields.get("deleted"):
-        return Stored(fields["version"], None, complete=False)
+        return Stored(fields["version"], None, complete=True)
     return Stored(fields["version"], fields["text_sha256"], "splade_origin" in fields or "splade_terms" in fields)
 
 

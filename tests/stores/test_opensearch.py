@@ -57,14 +57,14 @@ async def test_what_no_search_shows_yet_is_stored_all_the_same(store):
     await store.write([changed, same, back, new, Tombstone("deleted", 2)])
     assert await store.stored(["changed", "same version", "deleted", "back", "new", "never"]) == {
         **{write.chunk_id: stored(write) for write in (changed, same, back, new)},
-        "deleted": Stored(2, None, complete=False),
+        "deleted": Stored(2, None, complete=True),
     }
 
 
 async def test_a_delete_is_remembered_with_its_version(store):
     await store.write([put("a", version=1), Tombstone("b", 7)])
     await store.write([Tombstone("a", 5)])
-    remembered = {"a": Stored(5, None, complete=False), "b": Stored(7, None, complete=False)}
+    remembered = {"a": Stored(5, None, complete=True), "b": Stored(7, None, complete=True)}
     assert await store.stored(["a", "b"]) == remembered
     await store.count()
     assert await store.stored(["a", "b"]) == remembered
