@@ -13,6 +13,7 @@ from stream.cli.reference import reference
 from stream.cli.reindex import reindex
 from stream.cli.replay import replay
 from stream.errors import Outage, StreamError
+from stream.terminal import printable
 
 INTERRUPTED = 130  # what typer exits with at Ctrl-C, as shells do: 128 + SIGINT
 
@@ -41,5 +42,5 @@ def main() -> None:
 
 
 def _end(sentence: str, code: int) -> None:
-    print(f"stream: {sentence}", file=sys.stderr)  # noqa: T201
+    print(printable(f"stream: {sentence}", lines=True), file=sys.stderr)  # noqa: T201
     sys.exit(code)

@@ -13,6 +13,22 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 
+def text(argument: str) -> str:
+    """An argument that goes to a server, and must be UTF-8 there; Python keeps other bytes as lone surrogates."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("it is not UTF-8") from None  # what it is may be a secret
+    return argument
+
+
+def words(argument: str) -> str:
+    """A query of the command line."""
+    if not argument.strip():
+        raise typer.BadParameter("a query must hold more than white space")
+    return text(argument)
+
+
 def moment(text: str) -> int:
     """An ISO 8601 time (UTC if it names no zone) or a duration before now, such as 90s or 2h, as ms since the epoch."""
     if duration := re.fullmatch(r"(\d{1,6})([smhdw])", text):

@@ -22,7 +22,7 @@ from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.outcomes import isolate
 from stream.records import Expanded, Rejected, Tombstone
-from stream.stores.base import FIRST, Generation, Hit, Put, Stored, require_first, require_version
+from stream.stores.base import FIRST, Generation, Hit, Put, Stored, nothing_yet, require_first, require_version
 
 log = logging.getLogger(__name__)
 
@@ -242,15 +242,18 @@ class OpenSearchStore:
             {"rank_feature": {"field": f"splade_terms.{escape(term)}", "boost": weight, "linear": {}}}
             for term, weight in heaviest
         ]
-        answer = await self._call(
-            "POST",
-            f"/{self._target}/_search",
-            body={
-                "size": k,
-                "_source": ["chunk_id", "doc_id", "text"],
-                "query": {"bool": {"should": [{"match": {"text": query}}, *clauses]}},
-            },
-        )
+        body = {
+            "size": k,
+            "_source": ["chunk_id", "doc_id", "text"],
+            "query": {"bool": {"should": [{"match": {"text": query}}, *clauses]}},
+        }
+        try:
+            answer = await self._call("POST", f"/{self._target}/_search", body=body)
+        except Outage:
+            if await self._exists():
+                raise
+            what = f"OpenSearch's index {self._target}"
+            raise nothing_yet(self._settings, what, "STREAM_OPENSEARCH_ALIAS") from None
         hits = [(hit["_source"], hit["_score"]) for hit in answer["hits"]["hits"]]
         return [Hit(source["chunk_id"], source["doc_id"], score, source["text"]) for source, score in hits]
 
