@@ -121,7 +121,7 @@ def test_of_a_long_query_the_first_words_and_the_heaviest_terms_fit(query, many)
     terms = {f"term{n}": 1.0 - n / 2000 for n in range(many)}
     words, kept = search.fitting(query, terms)
     assert query.startswith(words)
-    assert search.MOST_CLAUSES // 2 - 20 <= search._most_tokens(words)
+    assert search._most_tokens(words) >= search.MOST_CLAUSES // 2 - 20
     assert list(kept) == list(terms)[: len(kept)]
     assert search.MOST_CLAUSES - 20 <= search._most_tokens(words) + len(kept) <= search.MOST_CLAUSES
 
