@@ -8,6 +8,7 @@ from opentelemetry import trace
 from pythonjsonlogger.json import JsonFormatter
 
 from stream.config import Settings
+from stream.terminal import printable
 
 CHATTY = ("faust", "mode", "aiokafka", "httpx", "opensearch", "neo4j")
 SELDOM = 60.0  # seconds
@@ -28,11 +29,18 @@ def configure(settings: Settings) -> None:
             )
         )
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        handler.setFormatter(_OneLine("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("opensearch").setLevel(logging.ERROR)  # what it warns of is raised too
+
+
+class _OneLine(logging.Formatter):
+    """What a record holds can neither command a terminal nor begin a line that looks like ours."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        return printable(super().formatMessage(record))
 
 
 def _seldom(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""If these fail, an outage fills the disk with one sentence, or hides the others."""
+"""If these fail, an outage fills the disk with one sentence or hides the others, or a record writes its own lines."""
 
 import logging
 
@@ -21,3 +21,10 @@ def test_a_client_s_complaint_is_written_once_a_minute_and_every_line_of_ours(mo
     assert len([line for line in lines if "Unable connect" in line]) == 1
     assert len([line for line in lines if "Failed fetch" in line]) == 1
     assert len([line for line in lines if "rejected" in line]) == 100
+
+
+def test_what_a_record_holds_neither_commands_a_terminal_nor_begins_a_line():
+    line = logs._OneLine("%(message)s").format(
+        logging.LogRecord("stream", logging.WARNING, "", 0, "rejected: %s", ("\x1b[2J\x9b\n2026 all is well",), None)
+    )
+    assert line == "rejected: \\x1b[2J\\x9b\\n2026 all is well"

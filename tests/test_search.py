@@ -96,3 +96,37 @@ async def test_a_query_that_expires_while_it_is_looked_up_is_found_all_the_same(
     searcher = search.Searcher(Settings(_env_file=None), None, None)
     for _ in range(5):
         assert await searcher.encode("a socket") == VECTOR
+
+
+TERMS = {f"term{n}": 1.0 - n / 1000 for n in range(400)}
+
+
+def test_a_query_that_fits_is_searched_as_it_is():
+    for query in ("a  socket, a port", "w " * 600, "\u8a9e" * 600):
+        assert search.fitting(query, TERMS) == (query, TERMS)
+
+
+@pytest.mark.parametrize("many", [400, 1000])
+@pytest.mark.parametrize(
+    "query",
+    [
+        " ".join(f"word{n}" for n in range(2000)),
+        " ".join(f"a-b{n}.c" for n in range(2000)),
+        " ".join("\u8a9e" * (1 + n % 9) + str(n) for n in range(2000)),
+        " ".join(f"{'w' * 999}{n}" for n in range(2000)),
+    ],
+    ids=["words", "parts", "characters", "long"],
+)
+def test_of_a_long_query_the_first_words_and_the_heaviest_terms_fit(query, many):
+    terms = {f"term{n}": 1.0 - n / 2000 for n in range(many)}
+    words, kept = search.fitting(query, terms)
+    assert query.startswith(words)
+    assert search._most_tokens(words) >= search.MOST_CLAUSES // 2 - 20
+    assert list(kept) == list(terms)[: len(kept)]
+    assert search.MOST_CLAUSES - 20 <= search._most_tokens(words) + len(kept) <= search.MOST_CLAUSES
+
+
+def test_a_word_that_comes_again_and_again_takes_no_room(caplog):
+    words, kept = search.fitting("w " * 5000 + "x", TERMS)
+    assert (words, kept) == ("w x", TERMS)
+    assert "2 different words" in caplog.text

@@ -14,6 +14,7 @@ from stream.cli.reindex import reindex
 from stream.cli.replay import replay
 from stream.errors import Outage, StreamError
 from stream.signals import INTERRUPTED
+from stream.terminal import printable
 
 app.add_typer(local)
 app.add_typer(dlq)
@@ -40,5 +41,5 @@ def main() -> None:
 
 
 def _end(sentence: str, code: int) -> None:
-    print(f"stream: {sentence}", file=sys.stderr)  # noqa: T201
+    print(printable(f"stream: {sentence}", lines=True), file=sys.stderr)  # noqa: T201
     sys.exit(code)

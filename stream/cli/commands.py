@@ -19,12 +19,13 @@ from stream import publish as publishing
 from stream import status as state
 from stream import topics as kafka_topics
 from stream import verify as checking
-from stream.cli.options import Accept, DryRun
+from stream.cli.options import Accept, DryRun, text, words
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import SearchMode, Settings, StageName
 from stream.models.embeddings import EmbeddingClient
 from stream.stores import open_stores
 from stream.stores.base import Hit
+from stream.terminal import printable
 
 app = typer.Typer(
     name="stream",
@@ -51,7 +52,10 @@ def _configure(
     assignments: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="A setting, before the environment; `stream settings` lists them."
+            "--set",
+            parser=text,
+            metavar="NAME=VALUE",
+            help="A setting, before the environment; `stream settings` lists them.",
         ),
     ] = None,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
@@ -124,13 +128,18 @@ def encode(
     with ExitStack() as stack:
         source, _ = _open(file, stack)
         try:
-            texts = source.read().decode().splitlines()
+            texts = _lines(source.read().decode())
         except UnicodeDecodeError as error:
             raise errors.StreamError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from None
     encoder = SparseEncoder(settings_of(context))
     for start in range(0, len(texts), ENCODED_AT_ONCE):
         for vector in encoder.encode(texts[start : start + ENCODED_AT_ONCE]):
             typer.echo(orjson.dumps({"terms": vector.terms, "norm": vector.norm}))
+
+
+def _lines(text: str) -> list[str]:
+    """Lines end with a line feed, or with carriage return and line feed: what else Python takes for an end is text."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 @app.command()
@@ -147,7 +156,7 @@ def publish(
             publishing.publish(source, settings_of(context), lambda n: bars.update(task, advance=n))
         )
     for number, wrong in published.bad.items():
-        err.print(f"line {number}: {wrong}", markup=False)
+        err.print(f"line {number}: {printable(wrong)}", markup=False)
     err.print(f"published {published.sent:,} chunks" + (f", {len(published.bad):,} bad lines" if published.bad else ""))
     if published.bad:
         raise typer.Exit(1)
@@ -167,7 +176,7 @@ def validate(
         print_json(checked)
     else:
         for number, wrong in checked.bad.items():
-            out.print(f"line {number}: {wrong}", markup=False)
+            out.print(f"line {number}: {printable(wrong)}", markup=False)
         for remark in checked.remarks:
             out.print(remark, markup=False)
         out.print(f"{checked.good:,} good chunks, {len(checked.bad):,} bad lines")
@@ -178,7 +187,9 @@ def validate(
 @app.command()
 def delete(
     context: typer.Context,
-    doc_id: Annotated[str, typer.Option(help="The document whose chunks are to go.", show_default=False)],
+    doc_id: Annotated[
+        str, typer.Option(parser=text, metavar="TEXT", help="The document whose chunks are to go.", show_default=False)
+    ],
     dry_run: DryRun = False,
 ) -> None:
     """Publish a tombstone for each chunk of a document; the workers then delete them in both stores.
@@ -321,7 +332,7 @@ def _named(chunks: list[str], count: int) -> None:
 @app.command()
 def search(
     context: typer.Context,
-    query: Annotated[str, typer.Argument(help="What to look for.")],
+    query: Annotated[str, typer.Argument(parser=words, metavar="QUERY", help="What to look for.")],
     mode: Annotated[
         SearchMode, typer.Option(help="lexical: SPLADE terms and BM25 in OpenSearch; dense: vectors in Neo4j.")
     ] = "lexical",
@@ -347,7 +358,7 @@ async def find(settings: Settings, query: str, mode: SearchMode, limit: int) -> 
 def print_hits(hits: list[Hit]) -> None:
     """Each hit with its score, and below it the beginning of its text on one line."""
     for hit in hits:
-        out.print(f"{hit.score:8.3f}  {hit.chunk_id}", markup=False)
+        out.print(f"{hit.score:8.3f}  {printable(hit.chunk_id)}", markup=False)
         out.print(f"          {' '.join(hit.text.split())[:HIT_LENGTH]}", markup=False, style="dim")
     if not hits:
         out.print("nothing found")

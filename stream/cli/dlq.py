@@ -15,13 +15,14 @@ from stream import deadletters
 from stream import purge as purging
 from stream import redrive as redriving
 from stream.cli.commands import settings_of
-from stream.cli.options import DryRun, moment, place
+from stream.cli.options import DryRun, moment, place, text
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import STAGES, Settings, StageName
 from stream.deadletters import DeadLetter, Filter, Place
 from stream.errors import StreamError
 from stream.records import Reason
 from stream.redrive import Verdict
+from stream.terminal import printable
 
 COLUMNS = ("at", "stage", "place", "from", "key", "reason", "detail", "attempts")
 FEWEST_LINES = 10  # of a value that are shown, however small the screen
@@ -31,7 +32,7 @@ dlq = typer.Typer(name="dlq", help="Dead letters: records that could not go thro
 
 Stage = Annotated[StageName | None, typer.Option(help="Only this stage's.")]
 Why = Annotated[Reason | None, typer.Option(help="Only those rejected for this reason.")]
-Key = Annotated[str | None, typer.Option(help="Only those with exactly this key.")]
+Key = Annotated[str | None, typer.Option(parser=text, metavar="TEXT", help="Only those with exactly this key.")]
 Since = Annotated[
     int | None, typer.Option(parser=moment, metavar="TIME", help="Rejected at this time (ISO, or 2h ago: 2h) or later.")
 ]
@@ -60,7 +61,7 @@ def ls(
     table = Table(*columns)
     for letter in letters:
         plain = _plain(letter)
-        table.add_row(*(escape(_printable(str(plain[column] or ""))) for column in columns))
+        table.add_row(*(escape(printable(str(plain[column] or ""))) for column in columns))
     out.print(table if letters else "no dead letters")
     return None
 
@@ -70,12 +71,17 @@ def show(
     context: typer.Context,
     stage: Annotated[StageName, typer.Argument(help="The stage that rejected it.", show_default=False)],
     which: Annotated[
-        str, typer.Argument(metavar="PARTITION@OFFSET|KEY", help="Its place as `ls` says it, or its key: the newest.")
+        str,
+        typer.Argument(
+            parser=text, metavar="PARTITION@OFFSET|KEY", help="Its place as `ls` says it, or its key: the newest."
+        ),
     ],
     raw: Annotated[bool, typer.Option("--raw", help="Write the value's exact bytes, and nothing else.")] = False,
     json: Json = False,
 ) -> None:
     """Show one dead letter: its headers, and the beginning of its value."""
+    if raw and sys.stdout.isatty():
+        raise typer.BadParameter("a terminal would obey the bytes: write them to a file or a pipe", param_hint="--raw")
     letter = asyncio.run(_find(settings_of(context), stage, which))
     if raw:
         typer.echo(letter.record.value or b"", nl=False)
@@ -216,7 +222,7 @@ def _print_verdicts(went: list[Verdict], stayed: list[Verdict], dry_run: bool) -
 def _print_letter(letter: DeadLetter) -> None:
     lines = [f"{name}: {value}" for name, value in _plain(letter).items() if value is not None]
     lines += ["", *(f"{header['name']}: {header['value']}" for header in _headers(letter)), ""]
-    head = [_printable(line) for line in lines]
+    head = [printable(line) for line in lines]
     value = _pretty(letter)
     room = max(out.size.height - len(head) - 2, FEWEST_LINES)
     shown = [line if len(line) <= out.size.width else line[: out.size.width - 1] + "…" for line in value[:room]]
@@ -233,16 +239,11 @@ def _pretty(letter: DeadLetter) -> list[str]:
         text = orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONDecodeError:
         text = value.decode(errors="backslashreplace")
-    return [_printable(line) for line in text.splitlines()]
-
-
-def _printable(text: str) -> str:
-    """The text without what a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return [printable(line) for line in text.split("\n")]
 
 
 def _name(letter: DeadLetter) -> str:
-    return f"{letter.stage} {letter.place} {_printable(_text(letter.record.key) or '')}"
+    return f"{letter.stage} {letter.place} {printable(_text(letter.record.key) or '')}"
 
 
 def _text(value: bytes | None) -> str | None:

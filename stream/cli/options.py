@@ -10,11 +10,31 @@ from stream.deadletters import Place
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
+def text(argument: str) -> str:
+    """An argument that goes to a server, and must be UTF-8 there; Python keeps other bytes as lone surrogates."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("it is not UTF-8") from None  # what it is may be a secret
+    return argument
+
+
 Accept = Annotated[
     list[str] | None,
-    typer.Option(metavar="CHUNK_ID", help="A chunk that may differ, because you know why; more than once."),
+    typer.Option(
+        parser=text, metavar="CHUNK_ID", help="A chunk that may differ, because you know why; more than once."
+    ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
+def words(argument: str) -> str:
+    """A query of the command line."""
+    if not argument.strip():
+        raise typer.BadParameter("a query must hold more than white space")
+    return text(argument)
 
 
 def moment(text: str) -> int:

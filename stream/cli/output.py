@@ -1,4 +1,8 @@
-"""What commands print: results on standard output, progress and remarks on standard error."""
+"""What commands print: results on standard output, progress and remarks on standard error.
+
+Whatever `out`, `err` and `print_json` are given, they print nothing that a terminal would obey. Text of a record that
+must be on one line goes through `printable` first.
+"""
 
 from typing import Annotated, Any
 
@@ -16,8 +20,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+from stream.terminal import printable, printable_json
+
+
+class _Console(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Rich calls it for every string, also for those in the cells of a table."""
+        return super().render_str(printable(text, lines=True), **options)
+
+
+out = _Console(soft_wrap=True, highlight=False, emoji=False)
+err = _Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
@@ -29,7 +42,7 @@ class _Rate(ProgressColumn):
 
 def print_json(value: Any) -> None:
     """Prints dataclasses, dictionaries and lists as one JSON document."""
-    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())
+    typer.echo(printable_json(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()))
 
 
 def progress_bars() -> Progress:

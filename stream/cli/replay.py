@@ -10,7 +10,7 @@ from aiokafka.errors import CommitFailedError
 from stream import replay as replaying
 from stream import topics
 from stream.cli.commands import settings_of
-from stream.cli.options import DryRun, moment
+from stream.cli.options import DryRun, moment, text
 from stream.cli.output import Json, out, print_json, progress_bars
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError
@@ -61,11 +61,17 @@ def publish(
             "--offsets", metavar="PARTITION@FROM-UNTIL", help="Only these, both included; as often as needed."
         ),
     ] = None,
-    keys: Annotated[list[str] | None, typer.Option("--key", help="Only these chunks.")] = None,
-    doc_id: Annotated[str | None, typer.Option(help="Only chunks of this document.")] = None,
+    keys: Annotated[
+        list[str] | None, typer.Option("--key", parser=text, metavar="TEXT", help="Only these chunks.")
+    ] = None,
+    doc_id: Annotated[
+        str | None, typer.Option(parser=text, metavar="TEXT", help="Only chunks of this document.")
+    ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIELD=VALUE", help="Only with this value, such as metadata.lang=en; all must hold."),
+        typer.Option(
+            parser=text, metavar="FIELD=VALUE", help="Only with this value, such as metadata.lang=en; all must hold."
+        ),
     ] = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="At most so many records a second.")] = None,
     dry_run: DryRun = False,

@@ -91,6 +91,9 @@ class SparseEncoder:
         self.vocabulary = np.array(
             self.tokenizer.convert_ids_to_tokens(list(range(model.config.vocab_size))), np.object_
         )
+        # A vocabulary that is padded to a round number has logits without a term.
+        nameless = [number for number, term in enumerate(self.vocabulary) if term is None]
+        self._nameless = torch.tensor(nameless, dtype=torch.int64, device=self.device)
         self._model = fastest(model.eval(), self.device, settings, self.tokenise)
         self._budget = settings.splade_token_budget
         self._good_runs = 0
@@ -161,6 +164,7 @@ class SparseEncoder:
             for part in windows.split(self._budget):
                 self._model.pool(part, out)
                 progress.made()
+            out.index_fill_(1, self._nameless, 0)
             ranked = _ranked(out, min(self._settings.splade_top_k, len(self.vocabulary)))
             return ranked.to("cpu", non_blocking=True)
         except torch.cuda.OutOfMemoryError:

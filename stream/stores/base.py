@@ -124,6 +124,15 @@ def require_first(settings: Settings) -> None:
         )
 
 
+def nothing_yet(settings: Settings, what: str, other: str) -> ConfigurationError:
+    """Says that nobody has made the index that is searched, what makes it, and which setting names another."""
+    require_first(settings)
+    return ConfigurationError(
+        f"there is nothing to search yet: {what} is not there; `stream worker index` makes it at its start, and "
+        f"{other} names another"
+    )
+
+
 def require_version(name: str, version: str, oldest: str) -> None:
     """Raises `ConfigurationError` for a version like 5.26.3 or 5.26-aura that comes before the oldest, like 5.26."""
     if _numbers(version) < _numbers(oldest):

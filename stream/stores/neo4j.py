@@ -33,6 +33,7 @@ from stream.stores.base import (
     Older,
     Put,
     Stored,
+    nothing_yet,
     require_first,
     require_version,
 )
@@ -361,7 +362,12 @@ class Neo4jStore:
         """
         place = await self._place()
         near = vector.astype(np.float64)
-        rows = await self._run(NEAREST, index=place.index, k=k, near=near, **place.properties)
+        try:
+            rows = await self._run(NEAREST, index=place.index, k=k, near=near, **place.properties)
+        except Refused:
+            if await self._dimensions(place):
+                raise
+            raise nothing_yet(self._settings, f"Neo4j's vector index {place.index}", "STREAM_NEO4J_INDEX") from None
         space = embedding_space(provenance)
         same = [row for row in rows if embedding_space(orjson.loads(row["provenance"])) == space]
         if len(same) < len(rows):

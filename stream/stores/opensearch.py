@@ -30,6 +30,7 @@ from stream.stores.base import (
     Older,
     Put,
     Stored,
+    nothing_yet,
     require_first,
     require_version,
 )
@@ -342,9 +343,10 @@ class OpenSearchStore:
         try:
             answer = await self._call("POST", f"/{self._target}/_search", body=body)
         except Outage:
-            if not await self._exists(self._target):
-                require_first(self._settings)
-            raise
+            if await self._exists(self._target):
+                raise
+            what = f"OpenSearch's index {self._target}"
+            raise nothing_yet(self._settings, what, "STREAM_OPENSEARCH_ALIAS") from None
         hits = [(hit["_source"], hit["_score"]) for hit in answer["hits"]["hits"]]
         return [Hit(source["chunk_id"], source["doc_id"], score, source["text"]) for source, score in hits]
 

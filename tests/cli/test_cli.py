@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pty
 import re
 import socket
 import subprocess
@@ -18,10 +19,12 @@ from typer.testing import CliRunner
 
 from stream import __version__, kafka, topics
 from stream.cli import app
+from stream.cli.commands import _lines, find
 from stream.config import STAGES, Settings
+from stream.deadletters import letter_headers
 from stream.models.embeddings import EmbeddingClient, unpack
 from stream.publish import publish
-from stream.records import Tombstone
+from stream.records import Record, Rejected, Tombstone
 from stream.stores.base import Put
 
 pytestmark = pytest.mark.servers
@@ -40,7 +43,7 @@ async def stream(*arguments: str, stdin: bytes = b"") -> Result:
     return await asyncio.to_thread(CliRunner().invoke, app, arguments, stdin, catch_exceptions=False)
 
 
-def process(*arguments: str, **variables: str) -> SimpleNamespace:
+def process(*arguments: str | bytes, **variables: str) -> SimpleNamespace:
     """The command as a process of its own, where errors become sentences; secrets must not be in what it prints."""
     environment = os.environ | PLANTED | variables
     ended = subprocess.run(
@@ -257,6 +260,135 @@ async def test_a_text_with_brackets_is_shown_as_it_is(settings, stores):
 async def test_search_says_when_there_is_nothing(settings, stores):
     result = await stream("search", "nowhere")
     assert (result.exit_code, result.stdout) == (0, "nothing found\n")
+
+
+async def test_a_long_query_is_searched_by_its_first_words(settings, stores, caplog):
+    await write(stores, put("a", "sockets and ports"), put("b", "parsers"))
+    await stores.opensearch.count()
+    for words in (" ".join(f"word{n}" for n in range(1100)), "w " * 1100, "\u8a9e" * 1100):
+        hits = await find(settings, f"sockets {words}", "lexical", 5)
+        assert [hit.chunk_id for hit in hits] == ["a"]
+        assert "too long" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("mode", ["lexical", "dense"])
+async def test_a_query_needs_words(settings, mode):
+    for query in ("", " \t\n"):
+        assert (await stream("search", query, "--mode", mode)).exit_code == 2
+
+
+@pytest.mark.parametrize(("mode", "setting"), [("lexical", "STREAM_OPENSEARCH_ALIAS"), ("dense", "STREAM_NEO4J_INDEX")])
+def test_a_search_before_there_is_an_index_says_what_makes_it(settings, mode, setting):
+    ended = process("search", "words", "--mode", mode, **{setting: "made_by_nobody"})
+    assert_one_sentence(ended, 78, "`stream worker index` makes it")
+    assert setting in ended.err
+
+
+# encode
+
+
+async def test_a_line_ends_with_a_line_feed_and_with_nothing_else(settings, tmp_path):
+    content = "a\u2028b\x0cc\x1cd\x1de\x1ef\x0bg\u2029h\x85i\n\ntwo\rstill two\r\nthree".encode()
+    (tmp_path / "texts").write_bytes(content)
+    piped, file = await stream("encode", "-", stdin=content), await stream("encode", str(tmp_path / "texts"))
+    assert (piped.exit_code, piped.stdout.count("\n")) == (0, 4)
+    assert file.stdout == piped.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("", []), ("\n", [""]), ("a", ["a"]), ("a\n", ["a"]), ("a\r\n\n", ["a", ""])]
+)
+def test_the_last_line_may_lack_its_end(text, expected):
+    assert _lines(text) == expected
+
+
+# what a terminal obeys
+
+
+OBEYED = "\x1b]0;owned\x07 \x1b[31m \x9b31m \x85 \x7f \u202ered\u2066 \u2028"
+NOT_PRINTED = {character for character in OBEYED if not character.isprintable()}
+
+
+def assert_harmless(*printed: str) -> None:
+    for text in printed:
+        assert not NOT_PRINTED & set(text)
+
+
+async def test_no_text_of_a_record_commands_the_terminal(flow, stores):
+    key = f"k{OBEYED}".encode()
+    await write(stores, put("a", f"sockets {OBEYED}"))
+    await stores.opensearch.count()
+    for mode in ("--json", "-k9"):
+        shown = await stream("search", "sockets", mode)
+        assert "owned" in shown.stdout
+        assert_harmless(shown.stdout, shown.stderr)
+    bad = lines(chunk("b") | {f"field{OBEYED}": 1})
+    for command in (["publish", "-"], ["validate", "-"], ["validate", "-", "--json"]):
+        shown = await stream(*command, stdin=bad)
+        assert "owned" in shown.output
+        assert_harmless(shown.stdout, shown.stderr)
+    async with kafka.producer(flow) as producer:
+        record = Record(flow.topic, 0, 0, key, OBEYED.encode(), 1000, [(f"h{OBEYED}", OBEYED.encode())])
+        headers = letter_headers(record, "embed", Rejected("schema", OBEYED))
+        await producer.send_and_wait(topics.dead_letters(flow, "embed"), key=key, value=record.value, headers=headers)
+    for command in (["ls"], ["ls", "--json"], ["show", "embed", "0@0"], ["show", "embed", "0@0", "--json"],
+                    ["redrive", "--dry-run"], ["redrive", "--dry-run", "--json"], ["redrive", "--all"]):  # fmt: skip
+        shown = await stream("dlq", *command)
+        assert_harmless(shown.stdout, shown.stderr)
+
+
+def test_raw_bytes_are_not_written_to_a_terminal(settings):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "stream", "dlq", "show", "embed", "0@0", "--raw"]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE, check=False)
+    os.close(ours)
+    os.close(theirs)
+    assert (ended.returncode, b"a pipe" in ended.stderr) == (2, True)
+
+
+async def test_a_text_with_colons_is_no_emoji(settings, stores):
+    await write(stores, put("a", "sockets :warning: parsers"))
+    await stores.opensearch.count()
+    assert ":warning:" in (await stream("search", "sockets")).stdout
+
+
+# arguments that are not UTF-8
+
+
+CAFE = b"caf\xe9"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search"],
+        ["search", "--mode", "dense"],
+        ["delete", "--doc-id"],
+        ["dlq", "ls", "--key"],
+        ["dlq", "show", "embed"],
+        ["dlq", "redrive", "--key"],
+        ["replay", "publish", "embed", "--dry-run", "--key"],
+        ["replay", "publish", "embed", "--dry-run", "--doc-id"],
+        ["replay", "publish", "embed", "--dry-run", "--where"],
+        ["replay", "publish", "embed", "--dry-run", "--since"],
+        ["replay", "publish", "embed", "--dry-run", "--offsets"],
+        ["worker"],
+        ["--set"],
+    ],
+    ids=" ".join,
+)
+async def test_an_argument_that_is_not_utf8_is_a_wrong_command_line(settings, arguments):
+    ended = await stream(*arguments, os.fsdecode(b"x=" + CAFE if arguments[-1] in ("--set", "--where") else CAFE))
+    assert ended.exit_code == 2
+    assert ended.stdout == ""
+
+
+def test_a_file_whose_name_is_not_utf8_is_opened(settings, tmp_path):
+    path = os.fsencode(tmp_path) + b"/" + CAFE
+    ended = process("validate", path)
+    assert_one_sentence(ended, 78, "No such file")
+    Path(os.fsdecode(path)).write_bytes(lines(chunk("a")))
+    assert process("validate", path).out == "1 good chunks, 0 bad lines\n"
 
 
 # dlq

@@ -1,6 +1,7 @@
 """If these fail, a chunk's terms are not those of its model: it is found by the wrong words or not at all."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
 from stream.models import splade
+from stream.models.packed import PackedModel
 from stream.models.splade import SparseEncoder
 
 WORDS = ["socket", "port", "file", "read", "##er", "open", "close", "the", "a", "of", "and", "."]
@@ -24,10 +26,14 @@ MakeEncoder = Callable[..., SparseEncoder]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT with a vocabulary of a few words: unlike a trained one, every token activates many terms."""
-    path = tmp_path_factory.mktemp("models") / "random"
+    return made(tmp_path_factory.mktemp("models") / "random", len(SPECIAL + WORDS))
+
+
+def made(path: Path, logits: int) -> Path:
+    """A model with so many logits; those without a word are the largest."""
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(SPECIAL + WORDS),
+        vocab_size=logits,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -35,7 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=64,
         initializer_range=0.5,
     )
-    BertForMaskedLM(config).save_pretrained(path)
+    model = BertForMaskedLM(config)
+    model.cls.predictions.decoder.bias.data[len(SPECIAL + WORDS) :] = 100
+    model.save_pretrained(path)
     BertTokenizer(vocab={word: i for i, word in enumerate(SPECIAL + WORDS)}, model_max_length=64).save_pretrained(path)
     return path
 
@@ -155,6 +163,26 @@ def test_no_weight_is_zero_however_small(encoder_of):
         encoder._model._model.cls.predictions.decoder.bias.fill_(1e-7)
     (vector,) = encoder.encode(["socket"])
     assert all(weight > 0 for weight in vector.terms.values())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_logits_of_a_padded_vocabulary_are_no_terms_and_take_no_place(tmp_path, packed):
+    words = SPECIAL + WORDS
+    settings = Settings(
+        _env_file=None,
+        splade_model=str(made(tmp_path, 2 * len(words) - 1)),
+        require_gpu=False,
+        splade_threshold=0,
+        splade_max_tokens=64,
+        splade_top_k=3,
+    )
+    encoder = SparseEncoder(settings)
+    if packed:
+        model = deepcopy(encoder._model._model)  # in memory of its own: Triton's interpreter wants it aligned
+        encoder._model = PackedModel(model, torch.device("cpu"), torch.float32)
+    for vector in encoder.encode(TEXTS):
+        assert len(vector.terms) == 3
+        assert set(vector.terms) <= set(words)
 
 
 def test_no_texts_are_no_vectors(encoder_of):
