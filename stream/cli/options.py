@@ -24,9 +24,7 @@ def text(argument: str) -> str:
 
 Accept = Annotated[
     list[str] | None,
-    typer.Option(
-        parser=text, metavar="CHUNK_ID", help="A chunk that may differ, because you know why; more than once."
-    ),
+    typer.Option(parser=text, metavar="CHUNK_ID", help="A chunk that may differ, and you know why; repeatable."),
 ]
 
 
