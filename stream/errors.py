@@ -6,8 +6,8 @@
     ├── GpuRequired                 99   REQUIRE_GPU=1 and no usable GPU or model server
     └── Refused                      1   a model or a store refused what it was given; splitting finds the culprit
 
-Codes 75 and 78 are EX_TEMPFAIL and EX_CONFIG of sysexits.h; 2 is a wrong command line, 130 is Ctrl-C. What is wrong
-with one record is not an exception but an outcome: `stream.records.Rejected`.
+Codes 75 and 78 are EX_TEMPFAIL and EX_CONFIG of sysexits.h; 2 is a wrong command line, 130 is Ctrl-C or SIGTERM. What
+is wrong with one record is not an exception but an outcome: `stream.records.Rejected`.
 """
 
 
