@@ -119,7 +119,7 @@ async def flow(settings: Settings) -> Settings:
 async def stores(settings: Settings) -> AsyncIterator[Stores]:
     """Both stores, set up and empty."""
     async with open_stores(settings) as opened:
-        await opened.set_up()
         await empty_neo4j(opened)
+        await opened.set_up()
         yield opened
         await opened.opensearch._call("DELETE", f"/{settings.opensearch_alias}-*", ignore_unavailable="true")

@@ -150,7 +150,8 @@ def names(write: Tombstone | dict) -> tuple[str, int]:
 
 
 async def empty_neo4j(stores: Stores) -> None:
-    await stores.neo4j._run("MATCH (n) WHERE n:Chunk OR n:DeletedChunk DETACH DELETE n")
+    """To be called before `set_up`: what an earlier test has made live is forgotten too."""
+    await stores.neo4j._run("MATCH (n) WHERE n:Chunk OR n:DeletedChunk OR n:ChunkGeneration DETACH DELETE n")
 
 
 async def read(settings: Settings, topic: str) -> list[Record]:

@@ -54,6 +54,13 @@ class Seen:
     last: dict[str, Last] = field(default_factory=dict)
 
 
+def same(one: Last | None, other: Last | None) -> bool:
+    """Whether both are the same, or one is a tombstone that the other place has forgotten."""
+    return one == other or (
+        None in (one, other) and all(last is None or last.text_sha256 is None for last in (one, other))
+    )
+
+
 class History:
     """Publishes new chunks, newer versions of chunks and tombstones, drawn from a seed; a share of it in transactions.
 
@@ -228,8 +235,7 @@ class History:
         for stage, lasts in zip(STAGES[1:], later, strict=True):
             for chunk_id in first.keys() | lasts.keys():
                 wanted, last = first.get(chunk_id), lasts.get(chunk_id)
-                gone = [one is None or one.text_sha256 is None for one in (wanted, last)]
-                if wanted != last and not (all(gone) and None in (wanted, last)):
+                if not same(wanted, last):
                     found.append(f"{chunk_id}: the last record before {stage} is {last}, in the first topic {wanted}")
         return found
 
@@ -244,9 +250,10 @@ class History:
                 held = await store.stored(page)
                 for chunk_id in page:
                     wanted, stored = chunks.get(chunk_id), held.get(chunk_id)
-                    has = Last(stored.version, stored.text_sha256) if stored and stored.complete else stored
-                    if has != (wanted if wanted and wanted.text_sha256 else None):
-                        found.append(f"{chunk_id}: {store.name} has {has}, the topic {wanted}")
+                    has = Last(stored.version, stored.text_sha256) if stored else None
+                    whole = stored is None or stored.complete or stored.text_sha256 is None
+                    if not whole or not same(wanted, has):
+                        found.append(f"{chunk_id}: {store.name} has {stored}, the topic {wanted}")
             count, live = await store.count(), sum(last.text_sha256 is not None for last in chunks.values())
             if count != live:
                 found.append(f"{store.name} has {count} chunks, the topic {live}")

@@ -232,8 +232,8 @@ async def pipeline(profile: Profile, variables: dict[str, str], seed: int) -> As
         settings = Settings(_env_file=None)  # type: ignore[call-arg]
         await create_topics(settings, COMPACTED)
         stores = await stack.enter_async_context(open_stores(settings))
-        await stores.set_up()
         await empty_neo4j(stores)
+        await stores.set_up()
         LOGS.mkdir(parents=True, exist_ok=True)
         flow = Pipeline(settings, stores, History(settings, seed), profile, embedder, opensearch)
         for worker in flow.workers.values():
