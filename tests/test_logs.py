@@ -1,4 +1,4 @@
-"""If these fail, an outage fills the disk with one sentence or hides the others, or a record writes its own lines."""
+"""If these fail, an outage fills the disk with one sentence or hides the others, or a record writes lines of its own"""
 
 import logging
 
