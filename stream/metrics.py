@@ -34,6 +34,9 @@ retries = Counter(
     "stream_retries", "Batches tried again because something outside was down, by cause.", ["stage", "cause"]
 )
 outage = Gauge("stream_outage", "1 while a batch waits for something outside to come back.", ["stage"])
+outranked = Counter(
+    "stream_outranked", "Writes that a store did not apply, because it holds a higher version of the chunk.", ["store"]
+)
 
 embed_chunks_sec = Gauge("embed_chunks_sec", "Chunks a second in the last embedded batch.")
 embed_latency_ms = Histogram(

@@ -215,7 +215,7 @@ async def _compare(db: sqlite3.Connection, stores: Sequence[Store], progress: Pr
         found = await asyncio.gather(*(store.stored([chunk_id for chunk_id, *_ in page]) for store in stores))
         for chunk_id, version, digest in page:
             held = [stored.get(chunk_id) for stored in found]
-            bits = sum(1 << i for i, stored in enumerate(held) if stored)
+            bits = sum(1 << i for i, stored in enumerate(held) if stored and stored.text_sha256)
             wrongs = [_difference(version, digest, stored) for stored in held]
             wrong = ", ".join(f"{store.name} {what}" for store, what in zip(stores, wrongs, strict=True) if what)
             db.execute("UPDATE chunks SET held = ?, wrong = ? WHERE chunk_id = ?", (bits, wrong, chunk_id))
@@ -225,8 +225,8 @@ async def _compare(db: sqlite3.Connection, stores: Sequence[Store], progress: Pr
 
 def _difference(version: int, digest: bytes | None, stored: Stored | None) -> str | None:
     if digest is None:
-        return "still has it, although it was deleted" if stored else None
-    if stored is None:
+        return "still has it, although it was deleted" if stored and stored.text_sha256 else None
+    if stored is None or stored.text_sha256 is None:
         return "does not have it"
     if stored.version != version:
         return f"has version {stored.version}, the topic {version}"

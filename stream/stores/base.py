@@ -37,10 +37,14 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a store holds of a chunk. `complete`: its share of the record (vector or terms) is there."""
+    """What a store holds of a chunk and shows to searchers, or that the chunk was deleted.
+
+    `text_sha256` is None if the chunk was deleted at this version and the store remembers it. `complete`: the store's
+    own share (vector or terms) is there and is of this very version and text.
+    """
 
     version: int
-    text_sha256: str
+    text_sha256: str | None
     complete: bool
 
 
@@ -78,7 +82,10 @@ class Store(Protocol):
         """What is there, in a few words; raises what is wrong with it and makes nothing."""
 
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
-        """Stores and deletes, each chunk at most once a call; returns what the store refuses, by chunk_id."""
+        """Stores and deletes, each chunk at most once a call; returns what the store refuses, by chunk_id.
+
+        What a higher version outranks is not applied, and counted in `stream_outranked_total`.
+        """
 
     async def count(self) -> int:
         """Chunks that the store holds, all finished writes included."""
@@ -87,7 +94,7 @@ class Store(Protocol):
         """How many chunks have a vector of which provenance (as JSON with sorted keys)."""
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
-        """What the store holds of these chunks; a missing one is left out."""
+        """What the store holds of these chunks, deleted ones too; one that it knows nothing of is left out."""
 
     async def go_live(self, generation: int) -> None:
         """What reads and writes the flow's live generation has this one from its next request on."""
