@@ -28,6 +28,7 @@ STAGES: tuple[StageName, ...] = ("embed", "expand", "index")
 SERVERS = r"^(\[[^\]]+\]|[^:,\s]+):\d{1,5}(,(\[[^\]]+\]|[^:,\s]+):\d{1,5})*$"
 NAME = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]*$"  # what Kafka allows in a topic, of which "." and ".." are none
 DATABASE = r"^[a-zA-Z][a-zA-Z0-9.-]{2,62}$"  # what Neo4j allows
+LABEL = r"^[a-zA-Z][a-zA-Z0-9_]*$"  # what Cypher takes without backticks
 IDENTIFIER = r"^[a-z][a-z0-9_-]*$"  # safe as an OpenSearch index and, in backticks, as a Neo4j index
 
 
@@ -197,6 +198,12 @@ class Settings(BaseSettings):
     )
     neo4j_database: str = Field("neo4j", pattern=DATABASE, description="Neo4j's database.")
     neo4j_index: str = Field("chunk_qwen_idx", pattern=IDENTIFIER, description="Neo4j's vector index.")
+    neo4j_label: str = Field(
+        "Chunk",
+        pattern=LABEL,
+        max_length=64,
+        description="The label of Neo4j's chunks; deleted ones and the live generations have labels made of it.",
+    )
     opensearch_url: HttpAddress = Field("http://localhost:9200", description="OpenSearch's address.")
     opensearch_user: str | None = Field(
         None, pattern=r"^[^:]+$", description="OpenSearch's user; none if its security is off."

@@ -95,7 +95,10 @@ class Store(Protocol):
         """What is there, in a few words; raises what is wrong with it and makes nothing."""
 
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
-        """Stores and deletes, each chunk at most once a call; returns what the store refuses, by chunk_id."""
+        """Stores and deletes, each chunk at most once a call; returns what the store refuses, by chunk_id.
+
+        What a higher version outranks is not applied, and counted in `stream_outranked_total`.
+        """
 
     async def count(self) -> int:
         """Chunks that the store holds, all finished writes included."""

@@ -3,15 +3,26 @@
 A deleted chunk leaves a node `:DeletedChunk` with its version, so that an older record cannot bring it back. A map
 cannot be a property, so `facet_json` and `metadata` are JSON strings.
 
+Two transactions on one chunk follow one another. Each begins with a MERGE of the chunk's node that sets a property on
+it, and so holds until its end the lock of the node or, where there is none, of its entry in the unique index. It reads
+versions only after that (https://neo4j.com/docs/operations-manual/current/database-internals/concurrent-data-access/).
+A delete makes a missing node and deletes it again: nobody sees it. The property never outlives the transaction. A
+transaction takes its chunks in the order of their names, so two of them do not deadlock.
+
 The generations share the nodes, and with them what else a graph knows about a chunk. Each has its own vector, and what
 says where it comes from, in properties of its own, and its own vector index over them. A node `:ChunkGeneration` says
 which one is live.
+
+Statements name the default label, `:Chunk`; `_run` puts the configured one in its place.
 """
 
+import asyncio
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import neo4j
@@ -19,7 +30,7 @@ import numpy as np
 import orjson
 from neo4j.exceptions import DriverError, Neo4jError
 
-from stream import progress, tls
+from stream import metrics, progress, tls
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.models.embeddings import Vector, pack
@@ -46,6 +57,8 @@ MADE = ("embedded_version", "text_sha256", "embedding_provenance", "embedding_sh
 NODES_AT_ONCE = 1000
 NODES_COMPARED_AT_ONCE = 10_000
 
+LABEL = re.compile(r":(Deleted|)Chunk(Generation|)\b")
+
 # The server's errors that a row can be guilty of; any other error is nobody's fault in the batch.
 BLAMES_INPUT = {
     "Neo.ClientError.Statement.ArgumentError",
@@ -53,43 +66,78 @@ BLAMES_INPUT = {
     "Neo.ClientError.Procedure.ProcedureCallFailed",
 }
 
+TOO_LARGE = "Property value is too large to index"  # has a code that other errors have too
+
 BLAMES_SETTINGS = ("Neo.ClientError.Security.", "Neo.ClientError.Database.DatabaseNotFound")
 
-CONSTRAINTS = (
-    "CREATE CONSTRAINT chunk_id IF NOT EXISTS FOR (c:Chunk) REQUIRE c.chunk_id IS UNIQUE",
-    "CREATE CONSTRAINT deleted_chunk_id IF NOT EXISTS FOR (c:DeletedChunk) REQUIRE c.chunk_id IS UNIQUE",
-    "CREATE INDEX chunk_doc_id IF NOT EXISTS FOR (c:Chunk) ON (c.doc_id)",
-)
+# What the server says where nodes, constraints or indexes of somebody else have our names.
+BLAMES_LABEL = {
+    "Neo.ClientError.Schema.ConstraintCreationFailed",
+    "Neo.ClientError.Schema.ConstraintWithNameAlreadyExists",
+    "Neo.ClientError.Schema.IndexAlreadyExists",
+    "Neo.ClientError.Schema.IndexWithNameAlreadyExists",
+}
 
-PUT = """
-UNWIND $rows AS row
-OPTIONAL MATCH (gone:DeletedChunk {chunk_id: row.chunk_id})
-WITH row, gone WHERE gone IS NULL OR gone.version <= row.version
-MERGE (chunk:Chunk {chunk_id: row.chunk_id})
-WITH row, gone, chunk, coalesce(chunk[$embedded_version], -1) AS embedded
-WHERE embedded <= row.version
-FOREACH (_ IN CASE WHEN coalesce(chunk.version, -1) <= row.version THEN [1] ELSE [] END |
-    SET chunk += row.properties)
-SET chunk += row.made
-DELETE gone
-WITH row, chunk
-CALL db.create.setNodeVectorProperty(chunk, $vector, row.vector)
+UNIQUE = """
+SHOW CONSTRAINTS YIELD type, labelsOrTypes, properties
+WHERE properties = ['chunk_id'] AND (type CONTAINS 'UNIQUE' OR type = 'NODE_KEY')
+RETURN labelsOrTypes[0] AS label
 """
 
+INDEX = """
+SHOW INDEXES YIELD name, labelsOrTypes, properties, options WHERE name = $name
+RETURN labelsOrTypes AS labels, properties, options.indexConfig AS config
+"""
+
+# `created` is set, and with it the node locked: true if this transaction has made the node. It stays null where another
+# transaction has deleted the node while this one waited for it; such a row changes nothing and is named in `again`.
+PUT = """
+UNWIND $rows AS row
+MERGE (chunk:Chunk {chunk_id: row.chunk_id}) ON CREATE SET chunk.created = true ON MATCH SET chunk.created = false
+WITH row, chunk
+OPTIONAL MATCH (gone:DeletedChunk {chunk_id: row.chunk_id})
+WITH row, chunk, gone, chunk.created AS created,
+     coalesce(gone.version, -1) <= row.version AND coalesce(chunk[$embedded_version], -1) <= row.version AS newest
+REMOVE chunk.created
+FOREACH (_ IN CASE WHEN created AND NOT newest THEN [1] ELSE [] END | DELETE chunk)
+WITH row, chunk, gone, created, newest
+CALL (row, chunk, gone, created, newest) {
+    WITH row, chunk, gone WHERE created IS NOT NULL AND newest
+    FOREACH (_ IN CASE WHEN coalesce(chunk.version, -1) <= row.version THEN [1] ELSE [] END |
+        SET chunk += row.properties)
+    SET chunk += row.made
+    DELETE gone
+    WITH row, chunk
+    CALL db.create.setNodeVectorProperty(chunk, $vector, row.vector)
+    RETURN count(*) AS applied
+}
+RETURN sum(applied) AS applied, collect(CASE WHEN created IS NULL THEN row.chunk_id END) AS again
+"""
+
+# A node without a version is no chunk of ours: it stays.
 DELETE = """
 UNWIND $rows AS row
-OPTIONAL MATCH (chunk:Chunk {chunk_id: row.chunk_id})
-WITH row, chunk WHERE chunk IS NULL OR chunk.version <= row.version
-MERGE (gone:DeletedChunk {chunk_id: row.chunk_id})
-SET gone.version = CASE WHEN gone.version > row.version THEN gone.version ELSE row.version END
-DETACH DELETE chunk
+MERGE (chunk:Chunk {chunk_id: row.chunk_id}) ON CREATE SET chunk.created = true ON MATCH SET chunk.created = false
+WITH row, chunk
+OPTIONAL MATCH (gone:DeletedChunk {chunk_id: row.chunk_id})
+WITH row, chunk, chunk.created AS created, chunk.version AS version,
+     coalesce(gone.version, -1) <= row.version AND coalesce(chunk.version, -1) <= row.version AS newest
+REMOVE chunk.created
+FOREACH (_ IN CASE WHEN created OR version <= row.version THEN [1] ELSE [] END | DETACH DELETE chunk)
+FOREACH (_ IN CASE WHEN created IS NOT NULL AND newest THEN [1] ELSE [] END |
+    MERGE (gone:DeletedChunk {chunk_id: row.chunk_id}) SET gone.version = row.version)
+RETURN count(CASE WHEN created IS NOT NULL AND newest THEN 1 END) AS applied,
+       collect(CASE WHEN created IS NULL THEN row.chunk_id END) AS again
 """
 
 STORED = """
 UNWIND $chunk_ids AS chunk_id
-MATCH (chunk:Chunk {chunk_id: chunk_id}) WHERE chunk[$embedded_version] IS NOT NULL
-RETURN chunk.chunk_id AS chunk_id, chunk[$embedded_version] AS version, chunk[$text_sha256] AS text_sha256,
-       size(chunk[$vector]) AS dimensions
+OPTIONAL MATCH (chunk:Chunk {chunk_id: chunk_id})
+OPTIONAL MATCH (gone:DeletedChunk {chunk_id: chunk_id})
+WITH chunk_id, chunk, gone, chunk[$embedded_version] AS embedded_version
+WHERE embedded_version IS NOT NULL OR gone IS NOT NULL
+RETURN chunk_id, chunk.version AS version, chunk.text AS text, embedded_version, chunk[$text_sha256] AS text_sha256,
+       size(chunk[$vector]) AS dimensions, gone.version AS deleted
 """
 
 VECTORS = """
@@ -97,13 +145,6 @@ UNWIND $chunk_ids AS chunk_id
 MATCH (chunk:Chunk {chunk_id: chunk_id})
 RETURN chunk.chunk_id AS chunk_id, chunk[$text_sha256] AS text_sha256, chunk[$embedding_provenance] AS provenance,
        chunk[$embedding_sha256] AS digest, chunk[$vector] AS vector
-"""
-
-COUNT = "MATCH (chunk:Chunk) WHERE chunk[$embedded_version] IS NOT NULL RETURN count(chunk) AS n"
-
-ORIGINS = """
-MATCH (chunk:Chunk) WHERE chunk[$embedded_version] IS NOT NULL
-RETURN coalesce(chunk[$embedding_provenance], '') AS origin, count(chunk) AS n ORDER BY n DESC
 """
 
 LIVE = "MATCH (pointer:ChunkGeneration {index: $index, flow: $flow}) RETURN pointer.live AS live"
@@ -131,16 +172,24 @@ RETURN chunks[-1].chunk_id AS last, [chunk IN chunks WHERE chunk[$than] > coales
     [chunk.chunk_id, chunk[$than], chunk[$version]]] AS older
 """
 
+# The next nodes in the order of their names: a node of somebody else without `chunk_id` is never among them.
 ADOPT = """
-MATCH (chunk:Chunk) WHERE chunk.embedded_version IS NULL AND chunk.embedding_qwen IS NOT NULL
-WITH chunk LIMIT $limit SET chunk.embedded_version = chunk.version
-RETURN count(chunk) AS n
+MATCH (chunk:Chunk) WHERE chunk.chunk_id > $after
+WITH chunk ORDER BY chunk.chunk_id LIMIT $limit
+SET chunk.created = false
+WITH chunk
+REMOVE chunk.created
+FOREACH (_ IN CASE WHEN chunk.version IS NOT NULL AND chunk.embedding_qwen IS NOT NULL THEN [1] ELSE [] END |
+    SET chunk.embedded_version = coalesce(chunk.embedded_version, chunk.version),
+        chunk.embedding_provenance = coalesce(chunk.embedding_provenance, ''))
+RETURN max(chunk.chunk_id) AS last
 """
 
 FORGET = """
-MATCH (chunk:Chunk) WHERE chunk[$embedded_version] IS NOT NULL
-WITH chunk LIMIT $limit SET chunk += $nothing
-RETURN count(chunk) AS n
+MATCH (chunk:Chunk) WHERE chunk.chunk_id > $after
+WITH chunk ORDER BY chunk.chunk_id LIMIT $limit
+SET chunk += $nothing
+RETURN max(chunk.chunk_id) AS last
 """
 
 NEAREST = """
@@ -167,6 +216,22 @@ class _Place:
     @property
     def vector(self) -> str:
         return self._named("embedding_qwen")
+
+    @property
+    def version(self) -> str:
+        return self._named("embedded_version")
+
+    @property
+    def provenance(self) -> str:
+        return self._named("embedding_provenance")
+
+    @property
+    def count_index(self) -> str:
+        return f"{self.settings.neo4j_label.lower()}_{self.version}"
+
+    @property
+    def origin_index(self) -> str:
+        return f"{self.settings.neo4j_label.lower()}_{self.provenance}"
 
     @property
     def properties(self) -> dict[str, str]:
@@ -204,24 +269,40 @@ class Neo4jStore:
         await self._driver.close()
 
     async def set_up(self) -> None:
-        """Raises `ConfigurationError` if the vector index exists with another number of dimensions."""
+        """Raises `ConfigurationError` if constraints or indexes of somebody else are in the way."""
         settings = self._settings
-        for constraint in CONSTRAINTS:
-            await self._run(constraint)
+        label, name = settings.neo4j_label, settings.neo4j_label.lower()
+        await self._run(f"CREATE CONSTRAINT {name}_id IF NOT EXISTS FOR (c:Chunk) REQUIRE c.chunk_id IS UNIQUE")
+        await self._run(
+            f"CREATE CONSTRAINT deleted_{name}_id IF NOT EXISTS FOR (c:DeletedChunk) REQUIRE c.chunk_id IS UNIQUE"
+        )
+        await self._run(
+            f"CREATE CONSTRAINT {name}_generation IF NOT EXISTS FOR (g:ChunkGeneration) "
+            "REQUIRE (g.index, g.flow) IS UNIQUE"
+        )
+        await self._run(f"CREATE INDEX {name}_doc_id IF NOT EXISTS FOR (c:Chunk) ON (c.doc_id)")
+        unique = {row["label"] for row in await self._run(UNIQUE)}
+        if not unique >= {label, f"Deleted{label}"}:
+            raise ConfigurationError(
+                f"Neo4j has not made the constraints {name}_id and deleted_{name}_id, because other constraints have "
+                "these names; name another label with STREAM_NEO4J_LABEL"
+            )
         place = await self._place()
-        if place.generation == FIRST:  # nodes of an earlier version belong to the first
-            await self._until_none(ADOPT)
+        if place.generation == FIRST and not await self._run(INDEX, name=place.count_index):
+            await self._sweep(ADOPT)  # nodes of an earlier version belong to the first
+        await self._run(f"CREATE INDEX {place.origin_index} IF NOT EXISTS FOR (c:Chunk) ON (c.{place.provenance})")
+        await self._run(f"CREATE INDEX {place.count_index} IF NOT EXISTS FOR (c:Chunk) ON (c.{place.version})")
         await self._run(
             f"CREATE VECTOR INDEX `{place.index}` IF NOT EXISTS FOR (c:Chunk) ON (c.`{place.vector}`) "
             "OPTIONS {indexConfig: {`vector.dimensions`: $dimensions, `vector.similarity_function`: 'cosine'}}",
             dimensions=settings.embed_dimensions,
         )
-        await self._run("CALL db.awaitIndexes($seconds)", seconds=int(settings.store_timeout * 0.9))
         if await self._dimensions(place) is None:
             raise ConfigurationError(
                 f"Neo4j has made no vector index {place.index}, because something else has that name; "
                 "name another with STREAM_NEO4J_INDEX"
             )
+        await self._run("CALL db.awaitIndex($name, $seconds)", name=place.index, seconds=int(settings.store_timeout))
 
     async def examine(self) -> str:
         """What is there, in a few words; raises what is wrong with it and makes nothing."""
@@ -266,16 +347,19 @@ class Neo4jStore:
         return found
 
     async def drop(self, generation: int) -> None:
-        """Takes the generation's index and properties away; the nodes stay. May be interrupted and run again."""
+        """Takes the generation's indexes and properties away; the nodes stay. May be interrupted and run again."""
         place = _Place(self._settings, generation)
         await self._run(f"DROP INDEX `{place.index}` IF EXISTS")
-        names = place.properties
-        await self._until_none(FORGET, nothing=dict.fromkeys(names.values()), **names)
+        await self._run(f"DROP INDEX {place.count_index} IF EXISTS")
+        await self._run(f"DROP INDEX {place.origin_index} IF EXISTS")
+        await self._sweep(FORGET, nothing=dict.fromkeys(place.properties.values()))
 
-    async def _until_none(self, statement: str, **parameters: Any) -> None:
-        """Runs what changes some nodes at a time until none is left to change."""
-        while (await self._run(statement, limit=NODES_AT_ONCE, **parameters))[0]["n"]:
-            pass
+    async def _sweep(self, statement: str, **parameters: Any) -> None:
+        """Runs what changes nodes over all of them once, `NODES_AT_ONCE` a transaction."""
+        last = ""
+        while last is not None:
+            (row,) = await self._run(statement, after=last, limit=NODES_AT_ONCE, **parameters)
+            last = row["last"]
 
     async def live(self) -> int:
         """The flow's live generation; raises `NoGeneration` if it has none."""
@@ -290,12 +374,14 @@ class Neo4jStore:
 
     async def _dimensions(self, place: _Place) -> int | None:
         settings = self._settings
-        rows = await self._run(
-            "SHOW VECTOR INDEXES YIELD name, options WHERE name = $name RETURN options.indexConfig AS config",
-            name=place.index,
-        )
+        rows = await self._run(INDEX, name=place.index)
         if not rows:
             return None
+        if (rows[0]["labels"], rows[0]["properties"]) != ([settings.neo4j_label], [place.vector]):
+            raise ConfigurationError(
+                f"Neo4j's index {place.index} is not over the property {place.vector} of :{settings.neo4j_label}: it "
+                "was not made by this program; name another with STREAM_NEO4J_INDEX"
+            )
         dimensions: int = rows[0]["config"]["vector.dimensions"]
         if dimensions != settings.embed_dimensions:
             raise ConfigurationError(
@@ -307,37 +393,49 @@ class Neo4jStore:
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
         """Puts and deletes in two transactions; a batch that is refused is split until the culprit is alone."""
         puts = [write for write in writes if isinstance(write, Put)]
-        outcomes = await isolate(puts, partial(self._put, await self._place()), "refused-by-neo4j")
         tombstones = [write for write in writes if isinstance(write, Tombstone)]
-        if tombstones:
-            await self._run(DELETE, rows=[{"chunk_id": t.chunk_id, "version": t.version} for t in tombstones])
-        return {
-            put.chunk_id: outcome for put, outcome in zip(puts, outcomes, strict=True) if isinstance(outcome, Rejected)
-        }
+        outcomes = [
+            *await isolate(puts, partial(self._put, await self._place()), "refused-by-neo4j"),
+            *await isolate(tombstones, self._delete, "refused-by-neo4j"),
+        ]
+        names = [*(put.chunk_id for put in puts), *(tombstone.chunk_id for tombstone in tombstones)]
+        return {name: outcome for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, Rejected)}
 
     async def count(self) -> int:
-        """Nodes `:Chunk` that the generation has a vector for; none if the flow has no generation yet."""
+        """Nodes `:Chunk` that the generation has a vector for, counted by an index; none without a generation."""
         try:
             place = await self._place()
         except NoGeneration:
             return 0
-        (row,) = await self._run(COUNT, **place.properties)
+        (row,) = await self._run(f"MATCH (chunk:Chunk) WHERE chunk.{place.version} IS NOT NULL RETURN count(*) AS n")
         return int(row["n"])
 
     async def origins(self) -> dict[str, int]:
-        """Chunks by `embedding_provenance` as JSON; none if the flow has no generation yet."""
+        """Chunks by `embedding_provenance` as JSON, "" for those of earlier versions; none without a generation.
+
+        An index counts them.
+        """
         try:
             place = await self._place()
         except NoGeneration:
             return {}
-        rows = await self._run(ORIGINS, **place.properties)
+        rows = await self._run(
+            f"MATCH (chunk:Chunk) WHERE chunk.{place.provenance} IS NOT NULL "
+            f"RETURN chunk.{place.provenance} AS origin, count(*) AS n ORDER BY n DESC"
+        )
         return {row["origin"]: row["n"] for row in rows}
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
-        """`complete` means that the vector has its full length."""
+        """`complete` means that the generation's vector was made of the text which the node has, and of its version."""
         rows = await self._run(STORED, chunk_ids=list(chunk_ids), **(await self._place()).properties)
-        wanted = self._settings.embed_dimensions
-        return {r["chunk_id"]: Stored(r["version"], r["text_sha256"], r["dimensions"] == wanted) for r in rows}
+        return {row["chunk_id"]: self._stored(row) for row in rows}
+
+    def _stored(self, row: neo4j.Record) -> Stored:
+        if row["embedded_version"] is None:
+            return Stored(row["deleted"], None, complete=True)
+        version, text_sha256 = row["version"], sha256(row["text"])
+        own = row["embedded_version"], row["text_sha256"], row["dimensions"]
+        return Stored(version, text_sha256, own == (version, text_sha256, self._settings.embed_dimensions))
 
     async def vectors(self, chunk_ids: Sequence[str], provenance: Provenance) -> dict[str, tuple[str, str]]:
         """Vectors of these chunks that were made so, as `text_sha256` and what travels (`embedding_qwen`).
@@ -369,38 +467,62 @@ class Neo4jStore:
                 raise
             raise nothing_yet(self._settings, f"Neo4j's vector index {place.index}", "STREAM_NEO4J_INDEX") from None
         space = embedding_space(provenance)
-        same = [row for row in rows if embedding_space(orjson.loads(row["provenance"])) == space]
+        same = [row for row in rows if _space(row["provenance"]) == space]
         if len(same) < len(rows):
             log.warning(
-                "%d of the %d nearest chunks are left out, because another model embedded them than the query; "
-                "`stream status` shows which, docs/operations.md how to reindex",
+                "%d of the %d nearest chunks are left out, because another model embedded them than the query, or an "
+                "unknown one; `stream status` shows which, docs/operations.md how to reindex",
                 *(len(rows) - len(same), len(rows)),
             )
         return [Hit(row["chunk_id"], row["doc_id"], row["score"], row["text"]) for row in same]
 
     async def _put(self, place: _Place, puts: Sequence[Put]) -> Sequence[None]:
         names = place.properties
-        await self._run(PUT, rows=[_row(put, names) for put in puts], **names)
+        await self._apply(PUT, [_row(put, names) for put in puts], **names)
         return [None] * len(puts)
 
+    async def _delete(self, tombstones: Sequence[Tombstone]) -> Sequence[None]:
+        await self._apply(DELETE, [{"chunk_id": t.chunk_id, "version": t.version} for t in tombstones])
+        return [None] * len(tombstones)
+
+    async def _apply(self, statement: str, rows: list[dict[str, Any]], **names: str) -> None:
+        """Writes rows in the order of their names, and counts those that a higher version outranks."""
+        rows.sort(key=itemgetter("chunk_id"))
+        while rows:
+            (row,) = await self._run(statement, rows=rows, **names)
+            again = set(row["again"])
+            metrics.outranked.labels(self.name).inc(len(rows) - len(again) - row["applied"])
+            rows = [each for each in rows if each["chunk_id"] in again]
+
     async def _run(self, query: str, **parameters: Any) -> list[neo4j.Record]:
-        statement = neo4j.Query(query, timeout=self._settings.store_timeout)
+        """Raises `Outage` if there is no answer in `STREAM_STORE_TIMEOUT`: the driver itself waits without a bound."""
+        where, bound = self._settings.neo4j_uri, self._settings.store_timeout
         try:
-            if not self._reached:  # a query would be tried for seconds, also where TLS or the login is refused
-                await self._driver.verify_connectivity()
-                self._reached = True
-            result = await self._driver.execute_query(
-                statement, parameters_=parameters, database_=self._settings.neo4j_database
-            )
+            async with asyncio.timeout(bound):
+                if not self._reached:  # a query would be tried for seconds, also where TLS or the login is refused
+                    await self._driver.verify_connectivity()
+                    self._reached = True
+                result = await self._driver.execute_query(
+                    neo4j.Query(self._spelled(query), timeout=bound),
+                    parameters_=parameters,
+                    database_=self._settings.neo4j_database,
+                )
+        except TimeoutError as error:
+            raise Outage(f"Neo4j at {where} has not answered for {bound:g} s", "neo4j") from error
         except (DriverError, Neo4jError) as error:
             code = getattr(error, "code", None) or type(error).__name__
             sentence = f"{code}: {str(getattr(error, 'message', None) or error).splitlines()[0]}"
-            if code in BLAMES_INPUT:
+            if code in BLAMES_INPUT or TOO_LARGE in sentence:
                 raise Refused(f"Neo4j refuses it ({sentence})") from error
             if code.startswith(BLAMES_SETTINGS):
                 raise ConfigurationError(
                     f"Neo4j at {self._settings.neo4j_uri} does not let us in ({sentence}): "
                     "set STREAM_NEO4J_USER, STREAM_NEO4J_PASSWORD and STREAM_NEO4J_DATABASE"
+                ) from error
+            if code in BLAMES_LABEL:
+                raise ConfigurationError(
+                    f"Neo4j's :{self._settings.neo4j_label} nodes, their constraints or indexes are somebody else's "
+                    f"({sentence}); name another label with STREAM_NEO4J_LABEL"
                 ) from error
             if refusal := tls.refusal(error):
                 raise ConfigurationError(
@@ -411,11 +533,13 @@ class Neo4jStore:
             progress.made()
         return result.records
 
+    def _spelled(self, query: str) -> str:
+        return LABEL.sub(rf":\1{self._settings.neo4j_label}\2", query)
+
 
 def _row(put: Put, names: Mapping[str, str]) -> dict[str, Any]:
     chunk = put.chunk
     properties = {
-        "chunk_id": chunk["chunk_id"],
         "version": chunk["version"],
         "doc_id": chunk["doc_id"],
         "text": chunk["text"],
@@ -437,6 +561,14 @@ def _row(put: Put, names: Mapping[str, str]) -> dict[str, Any]:
         "made": made,
         "vector": put.vector.astype(np.float64),
     }
+
+
+def _space(provenance: str | None) -> tuple[object, ...] | None:
+    """None for a node of an earlier version, or of somebody else."""
+    try:
+        return embedding_space(orjson.loads(provenance or ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _json(value: Any) -> str | None:

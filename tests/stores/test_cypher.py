@@ -13,19 +13,19 @@ def statements() -> list[ast.expr]:
     """The first argument of every call that sends Cypher."""
     tree = ast.parse(MODULE.read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
-    return [call.args[0] for call in calls if call.func.attr in ("_run", "_until_none")]
+    return [call.args[0] for call in calls if call.func.attr in ("_run", "_sweep", "_apply")]
 
 
-def test_cypher_is_made_of_constants_and_of_the_index_s_name_which_is_checked():
+def test_cypher_is_made_of_constants_and_of_names_that_are_checked():
     parts = [part for statement in statements() for part in ast.walk(statement)]
     formatted = {ast.unparse(part.value) for part in parts if isinstance(part, ast.FormattedValue)}
     names = {part.id for part in parts if isinstance(part, ast.Name)}
     assert len(statements()) > 5
-    assert formatted == {"place.index", "place.vector"}  # the checked name, and a number
+    place = {"index", "vector", "version", "provenance", "count_index", "origin_index"}  # checked names, and a number
+    assert formatted == {"name"} | {f"place.{each}" for each in place}  # `name` is the checked label
     constants = {name for name in names if name.isupper()}
-    assert names - constants == {"place", "constraint", "statement"}
+    assert names - constants == {"place", "name", "statement"}
     assert all(isinstance(getattr(neo4j, name), str) for name in constants)
-    assert all(isinstance(constant, str) for constant in neo4j.CONSTRAINTS)
     assert not any(isinstance(part, ast.BinOp | ast.Call) for part in parts)
 
 

@@ -1,9 +1,13 @@
 """If these fail, a store loses a chunk, keeps a wrong one, or does not find it."""
 
+import asyncio
+import contextlib
 import itertools
 import json
+from collections.abc import Awaitable, Callable
 
 import pytest
+from prometheus_client import REGISTRY
 from pydantic import SecretStr
 from support import expanded
 
@@ -144,11 +148,247 @@ async def test_generations_do_not_see_each_other(stores, settings):
         for old, store in zip(stores.both, new.both, strict=True):
             await old.write([put("a", version=3), put("b")])
             await store.write([put("a", version=2), put("c")])
-            assert {i: s.version for i, s in (await old.stored(["a", "b", "c"])).items()} == {"a": 3, "b": 1}
-            assert {i: s.version for i, s in (await store.stored(["a", "b", "c"])).items()} == {"a": 2, "c": 1}
+            assert set(await old.stored(["a", "b", "c"])) == {"a", "b"}
+            assert set(await store.stored(["a", "b", "c"])) == {"a", "c"}
             assert (await old.count(), await store.count()) == (2, 2)
             await store.drop(2)
             assert (await store.count(), await old.count()) == (0, 2)
+
+
+async def test_what_neo4j_shows_is_said_of_a_chunk_and_whether_the_generation_s_vector_is_of_it(stores, settings):
+    """The generations share a node's text: searchers of one see what the worker of another wrote."""
+    old, second = stores.neo4j, settings.model_copy(update={"generation": 2})
+    async with Neo4jStore(second) as new:
+        await new.set_up()
+        await new.write([put("a", "new", 2), put("b", "new", 1)])
+        await old.write([put("a", "old", 1), old_b := put("b", "old", 1), put("c"), Tombstone("d", 7)])
+        digest = put("a", "new", 2).chunk["text_sha256"]
+        assert await old.stored(["a"]) == {"a": Stored(2, digest, complete=False)}
+        assert await new.stored(["a"]) == {"a": Stored(2, digest, complete=True)}
+        assert await old.stored(["b"]) == {"b": stored(old_b)}
+        assert await new.stored(["b", "c"]) == {"b": Stored(1, old_b.chunk["text_sha256"], complete=False)}
+        assert await new.stored(["d"]) == await old.stored(["d"]) == {"d": Stored(7, None, complete=True)}
+        await old._run("MATCH (c:Chunk {chunk_id: 'c'}) SET c.embedding_qwen = [1.0]")
+        assert not (await old.stored(["c"]))["c"].complete
+        await new.drop(2)
+
+
+def outranked(store) -> float:
+    return REGISTRY.get_sample_value("stream_outranked_total", {"store": store.name}) or 0
+
+
+async def test_writes_that_a_higher_version_outranks_are_counted(stores):
+    before = outranked(stores.neo4j)
+    await stores.neo4j.write([put("a", version=5), put("b", version=5), Tombstone("c", 5), Tombstone("d", 5)])
+    await stores.neo4j.write([put("a", version=5), put("b", version=6), Tombstone("c", 5)])
+    assert outranked(stores.neo4j) == before
+    await stores.neo4j.write([put("a", version=4), Tombstone("b", 5), put("c", version=4), Tombstone("d", 4)])
+    assert outranked(stores.neo4j) == before + 4
+
+
+async def test_a_node_of_which_no_model_is_known_is_not_compared_with_a_vector(stores, caplog):
+    writes = [put(chunk_id) for chunk_id in "abc"]
+    await stores.neo4j.write(writes)
+    await stores.neo4j._run("MATCH (c:Chunk {chunk_id: 'b'}) REMOVE c.embedding_provenance")
+    await stores.neo4j._run("MATCH (c:Chunk {chunk_id: 'c'}) SET c.embedding_provenance = ''")
+    provenance = writes[0].chunk["embedding_provenance"]
+    assert [hit.chunk_id for hit in await stores.neo4j.nearest(writes[0].vector, 3, provenance)] == ["a"]
+    assert "2 of the 3 nearest chunks are left out" in caplog.text
+
+
+async def test_a_delete_that_neo4j_refuses_is_refused_alone(stores):
+    too_long = "x" * 10_000  # for an index
+    await stores.neo4j.write([put("a"), put("b")])
+    refused = await stores.neo4j.write([Tombstone("a", 2), Tombstone(too_long, 2), Tombstone("b", 2)])
+    assert list(refused) == [too_long]
+    assert refused[too_long].reason == "refused-by-neo4j"
+    assert await shown(stores.neo4j, "a", "b") == {}
+
+
+async def test_a_provenance_that_is_too_long_for_neo4j_s_index_is_refused_alone(stores):
+    endless = {"model": "m" * 10_000, "revision": "r", "parameters": {}}
+    refused = await stores.neo4j.write([put("a"), put("b", embedding_provenance=endless), put("c")])
+    assert {name: rejected.reason for name, rejected in refused.items()} == {"b": "refused-by-neo4j"}
+    assert set(await stores.neo4j.stored(["a", "b", "c"])) == {"a", "c"}
+
+
+async def plan(store, statement: str) -> set[str]:
+    """The operators that Neo4j runs it with."""
+    answer = await store._driver.execute_query(f"EXPLAIN {statement}", after="", limit=1, nothing={})
+    plans, found = [answer.summary.plan], set()
+    while plans:
+        one = plans.pop()
+        found.add(one["operatorType"].split("@")[0])
+        plans += one.get("children", [])
+    return found
+
+
+async def test_counting_reads_an_index_and_no_node(stores, monkeypatch):
+    await stores.neo4j.write([put(f"c{n}") for n in range(5)])
+    await stores.neo4j._run("CALL db.awaitIndexes(60)")
+    statements = []
+    run = stores.neo4j._run
+
+    async def spy(statement, **parameters):
+        statements.append(statement)
+        return await run(statement, **parameters)
+
+    monkeypatch.setattr(stores.neo4j, "_run", spy)
+    assert await stores.neo4j.count() == 5
+    assert list((await stores.neo4j.origins()).values()) == [5]
+    for statement in statements:
+        if statement != neo4j.LIVE:
+            operators = await plan(stores.neo4j, statement)
+            assert "NodeIndexScan" in operators
+            assert not operators & {"NodeByLabelScan", "AllNodesScan", "Filter"}
+
+
+async def test_sweeping_over_all_chunks_reads_each_once(stores, settings, monkeypatch):
+    for statement in (neo4j.ADOPT, neo4j.FORGET):
+        operators = await plan(stores.neo4j, statement)
+        assert "NodeUniqueIndexSeekByRange" in operators
+        assert not operators & {"NodeByLabelScan", "AllNodesScan", "Sort", "Top"}
+    async with Neo4jStore(settings.model_copy(update={"generation": 2})) as store:
+        await store.set_up()
+        await store.write([put(f"c{n}") for n in range(5)])
+        monkeypatch.setattr(neo4j, "NODES_AT_ONCE", 2)
+        pages = []
+        run = store._run
+
+        async def dies_once(statement, **parameters):
+            if statement == neo4j.FORGET:
+                pages.append(parameters["after"])
+                if len(pages) == 2:
+                    raise Outage("killed")
+            return await run(statement, **parameters)
+
+        monkeypatch.setattr(store, "_run", dies_once)
+        with pytest.raises(Outage):
+            await store.drop(2)
+        assert await store.count() == 3
+        await store.drop(2)
+        assert pages == ["", "c1", "", "c1", "c3", "c4"]
+        assert await store.stored([f"c{n}" for n in range(5)]) == {}
+
+
+async def test_chunks_of_an_earlier_version_belong_to_the_first_generation(stores):
+    """Those versions wrote neither `embedded_version` nor, before that, the vector's provenance."""
+    await stores.neo4j.write([put("a", version=3), put("b")])
+    await stores.neo4j._run("MATCH (c:Chunk) REMOVE c.embedded_version, c.embedding_provenance")
+    await stores.neo4j._run("CREATE (:Chunk {embedding_qwen: [1.0], version: 1, mine: true})")
+    await stores.neo4j._run("DROP INDEX chunk_embedded_version")
+    await stores.neo4j.set_up()
+    assert await stores.neo4j.count() == 2
+    assert await stores.neo4j.origins() == {"": 2}
+    assert (await stores.neo4j.stored(["a"]))["a"].version == 3
+    (row,) = await stores.neo4j._run("MATCH (c:Chunk {mine: true}) RETURN size(keys(c)) AS n")
+    assert row["n"] == 3
+
+
+async def test_chunks_of_somebody_else_are_left_alone_under_another_label(stores, settings):
+    chunks = stores.neo4j
+    await chunks._run("CREATE (:Chunk {chunk_id: 'a', version: 9, text: 'theirs'})")
+    mine = settings.model_copy(update={"neo4j_label": "Passage", "neo4j_index": "passage_idx"})
+    async with Neo4jStore(mine) as store:
+        await store.set_up()
+        await store.set_up()
+        write = put("a")
+        assert await store.write([write, Tombstone("b", 2), put("c")]) == {}
+        assert await store.stored(["a"]) == {"a": stored(write)}
+        assert (await store.count(), await chunks.count()) == (2, 0)
+        origin = write.chunk["embedding_provenance"]
+        assert {hit.chunk_id for hit in await store.nearest(write.vector, 5, origin)} == {"a", "c"}
+        await store.go_live(1)
+        assert await store.live() == 1
+        labels = await store._run("MATCH (n) UNWIND labels(n) AS label RETURN DISTINCT label")
+        assert {row["label"] for row in labels} >= {"Chunk", "Passage", "DeletedPassage", "PassageGeneration"}
+        (row,) = await store._run("MATCH (n) WHERE n:DeletedChunk OR n:ChunkGeneration RETURN count(n) AS n")
+        assert row["n"] == 2
+        await store.drop(1)
+        assert [row["text"] for row in await chunks._run("MATCH (c:Chunk) RETURN c.text AS text")] == ["theirs"]
+        await store._run("MATCH (n) WHERE n:Chunk OR n:DeletedChunk OR n:ChunkGeneration DETACH DELETE n")
+
+
+async def test_a_label_or_an_index_of_somebody_else_is_a_matter_of_settings(stores, settings):
+    await stores.neo4j._run("CREATE INDEX foreign_names IF NOT EXISTS FOR (n:Foreign) ON (n.chunk_id)")
+    async with Neo4jStore(settings.model_copy(update={"neo4j_label": "Foreign"})) as store:
+        with pytest.raises(ConfigurationError, match="STREAM_NEO4J_LABEL"):
+            await store.set_up()
+    async with Neo4jStore(settings.model_copy(update={"neo4j_label": "Other"})) as store:
+        with pytest.raises(ConfigurationError, match="STREAM_NEO4J_INDEX"):  # it is over :Chunk
+            await store.set_up()
+
+
+async def test_a_constraint_of_somebody_else_with_our_name_is_a_matter_of_settings(stores, settings):
+    """Neo4j makes none of that name and says nothing; without it two writers could make two nodes of one chunk."""
+    await stores.neo4j._run("CREATE CONSTRAINT taken_id IF NOT EXISTS FOR (n:Stranger) REQUIRE n.number IS UNIQUE")
+    async with Neo4jStore(settings.model_copy(update={"neo4j_label": "Taken"})) as store:
+        with pytest.raises(ConfigurationError, match="STREAM_NEO4J_LABEL"):
+            await store.set_up()
+
+
+class Freezing:
+    """A server in front of Neo4j that can stop to answer, as one that is stopped with SIGSTOP: connections stay."""
+
+    def __init__(self, uri: str) -> None:
+        self._host, port = uri.removeprefix("bolt://").split(":")
+        self._port = int(port)
+        self._thawed = asyncio.Event()
+        self._thawed.set()
+
+    async def __aenter__(self) -> "Freezing":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.uri = f"bolt://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    def freeze(self) -> None:
+        self._thawed.clear()
+
+    def thaw(self) -> None:
+        self._thawed.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection(self._host, self._port)
+        await asyncio.gather(self._pass(reader, upstream_writer), self._pass(upstream_reader, writer))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(2**16):
+                await self._thawed.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+CALLS: dict[str, Callable[[Neo4jStore], Awaitable[object]]] = {
+    "write": lambda store: store.write([put("a")]),
+    "delete": lambda store: store.write([Tombstone("a", 1)]),
+    "count": lambda store: store.count(),
+    "stored": lambda store: store.stored(["a"]),
+    "examine": lambda store: store.examine(),
+    "set_up": lambda store: store.set_up(),
+    "drop": lambda store: store.drop(2),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_neo4j_that_hangs_is_an_outage(stores, settings, call):
+    """The driver waits for an answer without a bound."""
+    async with Freezing(settings.neo4j_uri) as server:
+        mine = settings.model_copy(update={"neo4j_uri": server.uri, "store_timeout": 2})
+        async with Neo4jStore(mine) as store, Neo4jStore(mine) as fresh:
+            async with asyncio.timeout(60):
+                await store.live()
+                server.freeze()
+                for each in (store, fresh):
+                    with pytest.raises(Outage, match="has not answered for 2 s"):
+                        await CALLS[call](each)
+            server.thaw()
+            assert await store.write([Tombstone("a", 2)]) == {}
+            server.freeze()
 
 
 async def test_a_vector_is_compared_with_those_of_its_own_model_only(stores, caplog):
