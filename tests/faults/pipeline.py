@@ -200,7 +200,8 @@ class Pipeline:
         if found and not everything:
             return await self.wrong(everything=True)
         if everything:
-            found += (await verify(self.settings, self.stores, wait=10)).differences
+            report = await verify(self.settings, self.stores, wait=10)
+            found += [*report.differences, *report.ahead_chunks]
         return found
 
     async def dead_letters(self) -> int:
