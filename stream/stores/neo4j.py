@@ -433,7 +433,7 @@ class Neo4jStore:
     def _stored(self, row: neo4j.Record) -> Stored:
         if row["embedded_version"] is None:
             return Stored(row["deleted"], None, complete=True)
-        version, text_sha256 = row["version"], sha256(row["text"])
+        version, text_sha256 = row["version"], sha256(row["text"] or "")
         own = row["embedded_version"], row["text_sha256"], row["dimensions"]
         return Stored(version, text_sha256, own == (version, text_sha256, self._settings.embed_dimensions))
 
