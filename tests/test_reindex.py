@@ -169,8 +169,8 @@ async def test_the_command_lists_what_there_is_and_how_far_each_has_come(filled)
         await caught_up(filled, ["embed", "expand"])
     found = await asyncio.to_thread(CliRunner().invoke, app, ["reindex", "status", "--json"])
     assert json.loads(found.stdout) == [
-        {"number": 1, "flow": "", "live": True, "lag": 1},
-        {"number": 2, "flow": "", "live": False, "lag": 1},
+        {"number": 1, "flow": "", "live": True, "live_in": ["Neo4j", "OpenSearch"], "swapping": False, "lag": 1},
+        {"number": 2, "flow": "", "live": False, "live_in": [], "swapping": False, "lag": 1},
     ]
     nothing = await asyncio.to_thread(CliRunner().invoke, app, ["reindex", "prune"])
     assert nothing.stdout == "there is nothing to delete\n"
