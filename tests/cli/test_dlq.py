@@ -467,5 +467,6 @@ async def test_a_copy_that_kafka_finds_too_large_stays_and_its_neighbours_go(flo
 
 async def limit_to(settings: Settings, topic: str, size: int) -> None:
     """Makes a topic carry no larger records than this."""
+    configs = {"cleanup.policy": "compact", "max.message.bytes": str(size)}  # what is not named gets its default
     async with kafka.admin(settings) as admin:
-        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(size)})])
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs)])
