@@ -42,7 +42,11 @@ class Several:
         with self.log.open("ab") as log:
             asked = command("all", "--set", f"web_port={self.port}")
             self.process = subprocess.Popen(asked, stdout=log, stderr=log)
-        await until(lambda: asyncio.sleep(0, self.log.read_text().count("assigned 1 partitions") >= 2), 90)
+        try:
+            await until(lambda: asyncio.sleep(0, self.log.read_text().count("assigned 1 partitions") >= 2), 240)
+        except TimeoutError:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_):
