@@ -97,12 +97,12 @@ async def test_a_record_with_a_broken_header_name_passes_and_a_bad_one_is_a_dead
         planned = await redrive.plan(flow, "embed", deadletters.Filter())
         assert [verdict.stays for verdict in planned] == [None]
         await redrive.redrive(flow, "embed", planned)
-        await until(lambda: _has(flow, topics.dead_letters(flow, "embed"), 3))  # a letter, its marker, a letter
+        await until(lambda: _has(flow, topics.dead_letters(flow, "embed"), 3))  # two letters and a marker
     (passed,) = await read(flow, topics.source(flow, "expand"))
     assert (passed.key, header(passed.headers, ESCAPED)) == (b"good", b"x")
-    first, _, again = await read(flow, topics.dead_letters(flow, "embed"))
-    assert [header(letter.headers, ESCAPED) for letter in (first, again)] == [b"x", b"x"]
-    assert deadletters.DeadLetter.of(again).attempts == 2
+    letters = [one for one in await read(flow, topics.dead_letters(flow, "embed")) if deadletters.letter_of(one)]
+    assert [header(letter.headers, ESCAPED) for letter in letters] == [b"x", b"x"]
+    assert deadletters.DeadLetter.of(letters[-1]).attempts == 2
     assert [record.key for record in await read(flow, flow.topic)] == [b"good", b"bad", b"bad"]
 
 
