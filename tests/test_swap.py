@@ -37,7 +37,7 @@ WRITES = [  # what changes what outlives a command
     (OpenSearchStore, "go_live"),
     (Neo4jStore, "swapped"),
     (Neo4jStore, "drop"),
-    (Neo4jStore, "_until_none"),  # the second half of Neo4j's drop, and of what a worker makes at its start
+    (Neo4jStore, "_sweep"),  # the second half of Neo4j's drop, and of what a worker makes at its start
     (OpenSearchStore, "drop"),
 ]
 
@@ -61,8 +61,11 @@ class Killed(Exception):
 
 @pytest.fixture
 def settings(settings, monkeypatch):
-    monkeypatch.setenv("STREAM_EMBED_DIMENSIONS", str(DIMENSIONS))
-    return settings.model_copy(update={"embed_dimensions": DIMENSIONS})
+    """Short vectors, and so nodes and a vector index of their own."""
+    own = {"embed_dimensions": DIMENSIONS, "neo4j_label": "Swapped", "neo4j_index": "swapped_idx"}
+    for name, value in own.items():
+        monkeypatch.setenv(f"STREAM_{name.upper()}", str(value))
+    return settings.model_copy(update=own)
 
 
 def put(chunk_id, version=1):
