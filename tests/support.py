@@ -102,9 +102,16 @@ async def transactional(settings: Settings, name: str, **options: Any) -> AsyncI
     async with AIOKafkaProducer(
         bootstrap_servers=settings.kafka_servers,
         transactional_id=name,
-        transaction_timeout_ms=10_000,
-        **{"max_request_size": settings.max_message_bytes} | options,
+        **{"transaction_timeout_ms": 10_000, "max_request_size": settings.max_message_bytes} | options,
     ) as producer:
+        yield producer
+
+
+@asynccontextmanager
+async def open_transaction(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+    """A producer with a transaction open."""
+    async with transactional(settings, f"{settings.topic}-tx", transaction_timeout_ms=60_000) as producer:
+        await producer.begin_transaction()
         yield producer
 
 

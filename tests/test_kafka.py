@@ -4,10 +4,10 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError
-from support import read, send
+from support import open_transaction, read, send
 
 from stream import kafka, replay
 from stream.config import Settings
@@ -44,10 +44,7 @@ async def test_kafka_that_falls_silent_while_a_topic_is_read_is_an_outage(flow: 
 @asynccontextmanager
 async def transaction(settings: Settings):
     """A producer with a transaction open that has written a record to partition 0."""
-    async with AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_servers, transactional_id=f"{settings.topic}-tx", acks="all"
-    ) as producer:
-        await producer.begin_transaction()
+    async with open_transaction(settings) as producer:
         await producer.send_and_wait(settings.topic, key=b"in", value=b"x", partition=0)
         yield producer
         await producer.abort_transaction()

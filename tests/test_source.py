@@ -2,16 +2,15 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import faust
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic, RecordsToDelete
 from prometheus_client import REGISTRY
 from running import passing, running
-from support import chunk, read, send, until
+from support import chunk, open_transaction, read, send, until
 
 from stream import kafka, reindex, replay, status, topics
 from stream.config import Settings
@@ -104,19 +103,9 @@ async def make_topic(settings: Settings, configs: dict[str, str]) -> None:
     await topics.create(settings)
 
 
-@asynccontextmanager
-async def transactions(settings: Settings):
-    """A producer with a transaction open."""
-    async with AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_servers, transactional_id=f"{settings.topic}-tx", acks="all"
-    ) as producer:
-        await producer.begin_transaction()
-        yield producer
-
-
 async def abort_many(settings: Settings, count: int) -> None:
     """An aborted transaction, which leaves a gap of `count` offsets and a marker."""
-    async with transactions(settings) as producer:
+    async with open_transaction(settings) as producer:
         sent = [await producer.send(settings.topic, key=b"%d" % n, value=b"never") for n in range(count)]
         await asyncio.gather(*sent)
         await producer.abort_transaction()
@@ -153,7 +142,7 @@ async def test_what_a_transaction_aborted_changes_nothing_and_leaves_no_lag(one,
     await send(one, [good(1), good(2)])
     async with running(one):
         await commits(one, 2)
-        async with transactions(one) as producer:
+        async with open_transaction(one) as producer:
             await producer.send_and_wait(one.topic, key=b"c1", value=None)
             await producer.send_and_wait(one.topic, key=b"c2", value=good(2, version=9)[1])
             await send(one, [good(3)])
@@ -166,7 +155,7 @@ async def test_what_a_transaction_aborted_changes_nothing_and_leaves_no_lag(one,
 @servers
 async def test_what_follows_an_open_transaction_waits_for_its_end(one, topic):
     async with running(one):
-        async with transactions(one) as producer:
+        async with open_transaction(one) as producer:
             await producer.send_and_wait(one.topic, key=b"c1", value=good(1)[1])
             await send(one, [good(2)])
             await send(one, [good(3)])
@@ -176,19 +165,25 @@ async def test_what_follows_an_open_transaction_waits_for_its_end(one, topic):
     assert await passed(one) == [(b"c1", 1), (b"c2", 1), (b"c3", 1)]
 
 
+class Hanging:
+    """A stage that has `taken` a batch and passes it on when its `gate` is open."""
+
+    def __init__(self) -> None:
+        self.taken, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, chunks):
+        self.taken.set()
+        await self.gate.wait()
+        return await passing(chunks)
+
+
 @servers
 async def test_markers_behind_a_batch_that_hangs_are_not_committed_before_it(one, topic):
     """Else kill -9 would lose the batch."""
-    taken, gate = asyncio.Event(), asyncio.Event()
-
-    async def hanging(chunks):
-        taken.set()
-        await gate.wait()
-        return await passing(chunks)
-
+    hanging = Hanging()
     await send(one, [good(1)])
     async with running(one, hanging) as app:
-        await taken.wait()
+        await hanging.taken.wait()
         await abort_many(one, 3)
         last = await end(one)
 
@@ -199,7 +194,7 @@ async def test_markers_behind_a_batch_that_hangs_are_not_committed_before_it(one
         await until(read_on)
         await app.consumer.commit()
         assert await committed(one) == 0
-        gate.set()
+        hanging.gate.set()
         await commits(one, last)
 
 
@@ -225,20 +220,14 @@ async def test_workers_that_come_and_go_lose_nothing(settings):
 @servers
 async def test_what_is_done_while_a_worker_stops_is_committed(one, topic):
     """Faust throws away what it has fetched by then, and asks for it to be fetched again."""
-    taken, gate = asyncio.Event(), asyncio.Event()
-
-    async def hanging(chunks):
-        taken.set()
-        await gate.wait()
-        return await passing(chunks)
-
+    hanging = Hanging()
     await send(one, [good(1)])
     async with running(one.model_copy(update={"commit_interval": 60.0}), hanging) as app:
-        await taken.wait()
+        await hanging.taken.wait()
         stopping = asyncio.create_task(app.stop())
         await until(lambda: asyncio.sleep(0, not app.consumer.flow_active))
         await app.consumer.perform_seek()  # so does `Consumer.getmany`
-        gate.set()
+        hanging.gate.set()
         await stopping
     assert await committed(one) == 1
 

@@ -335,9 +335,7 @@ class Neo4jStore:
 
     async def older(self, generation: int, than: int) -> Older:
         """Chunks of which a generation has a vector of a lower version than the generation `than`, or none at all."""
-        version, compared = (
-            _Place(self._settings, number).properties["embedded_version"] for number in (generation, than)
-        )
+        version, compared = (_Place(self._settings, number).version for number in (generation, than))
         found: Older = {}
         last: str | None = ""
         while last is not None:
