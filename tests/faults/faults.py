@@ -2,8 +2,8 @@
 
 import asyncio
 import base64
-import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from faults.dying_worker import POINTS, SESSIONS_CUT_OFF
 from faults.pipeline import SECONDS_TO_RECOVER, Kept, Pipeline
 from faults.proxy import Forward, Proxy, Spoil, changed, cutting, delayed, half, silence, status
 from neo4j.exceptions import TransientError
-from support import CONTRACTS, LOGS, transactional, until, until_compacted
+from support import CONTRACTS, transactional, until_compacted
 
 from stream import kafka, topics
 from stream.config import STAGES
@@ -67,27 +67,28 @@ def fault(part: str, what: str) -> Callable[[Strike], Strike]:
 async def reindex_killed(pipeline: Pipeline, rng: random.Random) -> int:
     with pipeline.history.slowly():
         for _ in range(3):
-            await reindex("start", 4 + 12 * rng.random())
+            await reindex("start", seconds=4 + 12 * rng.random())
         for command in ("start", "prune"):
-            code = await reindex(command, SECONDS_TO_RECOVER)
-            assert code == 0, f"stream reindex {command} ended with {code}"
+            code, said = await reindex(command)
+            if killed_in_a_swap := re.search(r"`stream reindex swap (\d+)` finishes it", said):
+                code, said = await reindex("swap", killed_in_a_swap[1])
+            assert code == 0, f"stream reindex {command} ended with {code}: {said}"
     return 3
 
 
-async def reindex(command: str, seconds: float) -> int:
-    """`stream reindex`, killed after so many seconds; its exit code."""
-    with (LOGS / f"{os.environ['STREAM_TOPIC']}-reindex.log").open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", "stream", "reindex", command], stdout=log, stderr=log)
-
-    async def ended() -> bool:
-        return process.poll() is not None
-
+async def reindex(*command: str, seconds: float = SECONDS_TO_RECOVER) -> tuple[int, str]:
+    """`stream reindex`, killed after so many seconds; its exit code and what it said."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stream", "reindex", *command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout
     try:
-        with suppress(TimeoutError):
-            await until(ended, seconds)
-    finally:
+        async with asyncio.timeout(seconds):
+            said = await process.stdout.read()
+    except TimeoutError:
         process.kill()
-    return process.wait()
+        said = await process.stdout.read()
+    return await process.wait(), said.decode()
 
 
 # Workers
