@@ -15,6 +15,9 @@ demo: .venv/installed ## Everything on this machine: servers, workers, real text
 down: ## Stop what `make demo` started; its data stay
 	@if test -x $(BIN)/stream; then $(BIN)/stream local down; fi
 
+check: lint types ## Style, types and the tests that need no server: for the minute before a commit
+	$(BIN)/pytest -q -m "not servers and not slow"
+
 test: lint types vllm prometheus ## Every test, the ones against the real servers included
 	$(BIN)/pytest
 
@@ -32,6 +35,7 @@ faults: .venv/installed ## Accidents on the real servers: SEED=1 MINUTES=30, or 
 lint: .venv/installed ## Style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: .venv/installed ## Static types
 	$(BIN)/mypy
@@ -79,4 +83,4 @@ clean: ## Remove what was installed and what the local servers keep
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down test test-gpu vllm prometheus faults lint types docs site lock clean
+.PHONY: help demo down check test test-gpu vllm prometheus faults lint types docs site lock clean

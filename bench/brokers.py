@@ -30,15 +30,16 @@ from matplotlib.axes import Axes
 from measure import device, save
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from stream import children, config, kafka, topics
+from stream import children, config
 from stream.config import STAGES, Settings, StageName
 from stream.errors import Outage
+from stream.kafka import clients, topics
 from stream.local import java
 from stream.local.kafka import LOG_FORMAT, MAX_MESSAGE_BYTES
 from stream.local.profile import Profile
-from stream.status import caught_up
+from stream.operate.status import caught_up
+from stream.operate.verify import verify
 from stream.stores import Stores, open_stores
-from stream.verify import verify
 
 BROKERS = (1, 2, 3)
 CLUSTER = "MkU3OEVBNTcwNTJENDM2Qg"
@@ -59,13 +60,13 @@ class Brokers:
 
     def format(self, n: int) -> None:
         self._conf(n).write_text(self._properties(n))
-        tool = ("kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c", str(self._conf(n)))
+        tool = ("clients.tools.StorageTool", "format", "-t", CLUSTER, "-c", str(self._conf(n)))
         java.run(java.find(), [*LOG_FORMAT, "-cp", f"{self._jars}/*", *tool], self._folder)
 
     def start(self, n: int) -> None:
-        with (self._folder / "kafka.log").open("ab") as log:
+        with (self._folder / "clients.log").open("ab") as log:
             command = [java.find().executable, "-Xmx512m", *LOG_FORMAT, "-cp", f"{self._jars}/*"]
-            self._running[n] = subprocess.Popen([*command, "kafka.Kafka", str(self._conf(n))], stdout=log, stderr=log)
+            self._running[n] = subprocess.Popen([*command, "clients.Kafka", str(self._conf(n))], stdout=log, stderr=log)
 
     def kill(self, n: int) -> None:
         self._running[n].kill()
@@ -110,7 +111,7 @@ def brokers(folder: Path, first_port: int) -> Iterator[Brokers]:
 @retry(retry=retry_if_exception_type((Outage, AssertionError)), wait=wait_fixed(0.5), stop=stop_after_delay(60))
 async def until_up(settings: Settings) -> None:
     """Waits for all brokers."""
-    async with kafka.admin(settings) as admin:
+    async with clients.admin(settings) as admin:
         assert len((await admin.describe_cluster())["brokers"]) == len(BROKERS)
 
 
@@ -151,7 +152,7 @@ class Workers:
 async def publish(settings: Settings, rate: float, acknowledged: list[float]) -> None:
     """Until it is cancelled; notes when all in-sync replicas had each chunk."""
     begin = time.monotonic()
-    async with kafka.producer(settings) as producer, asyncio.TaskGroup() as group:
+    async with clients.producer(settings) as producer, asyncio.TaskGroup() as group:
 
         async def send(one: Any) -> None:
             await producer.send_and_wait(settings.topic, orjson.dumps(one), key=one["chunk_id"].encode())

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from stream import kafka, topics
 from stream.config import Settings, StageName
+from stream.kafka import clients, topics
 from stream.records import Chunk, Expanded, sha256
 
 UNACKNOWLEDGED = 500
@@ -67,7 +67,7 @@ async def own_topics(settings: Settings) -> Settings:
 async def publish(settings: Settings, stage: StageName, chunks: Iterable[Any]) -> int:
     """Fills the topic that a stage reads; returns the bytes of a record on average."""
     topic, sizes, left = topics.source(settings, stage), list[int](), iter(chunks)
-    async with kafka.producer(settings) as producer:
+    async with clients.producer(settings) as producer:
         while some := list(islice(left, UNACKNOWLEDGED)):
             sent = []
             for one in some:

@@ -30,13 +30,16 @@ from data import chunk, publish
 from matplotlib.axes import Axes
 from measure import device, save
 
-from stream import config, kafka, reindex, topics
+from stream import config
 from stream.config import STAGES, Settings
 from stream.errors import ConfigurationError
+from stream.kafka import clients, topics
+from stream.kafka.lag import committed
 from stream.models.embeddings import EmbeddingClient
+from stream.operate import reindex
+from stream.operate.status import caught_up
 from stream.records import Chunk
 from stream.search import Searcher
-from stream.status import caught_up, committed
 from stream.stores import Stores, open_stores
 
 KILLS = 5
@@ -142,7 +145,7 @@ async def written(settings: Settings, chunks: int, rate: float) -> AsyncIterator
     """Somebody publishes so many records a second: new chunks, updates of old ones, tombstones of what was new."""
 
     async def write() -> None:
-        async with kafka.producer(settings) as producer:
+        async with clients.producer(settings) as producer:
             for n in count():
                 for one in (short(FIRST_NEW + n), short(n % chunks, 2 + n // chunks)):
                     await producer.send(settings.topic, orjson.dumps(one), key=one["chunk_id"].encode())
@@ -214,8 +217,10 @@ async def killed(settings: Settings, generation: int, chunks: int) -> list[int]:
 
 async def progress(settings: Settings, generation: int) -> int:
     """Records that the generation has."""
-    async with kafka.admin(settings) as admin:
-        return sum((await committed(admin, topics.group(reindex.of(settings, generation), "index"))).values())
+    async with clients.admin(settings) as admin:
+        return sum(
+            (await committed(admin, topics.group(reindex.for_generation(settings, generation), "index"))).values()
+        )
 
 
 async def bench(settings: Settings, chunks: int, rate: float, quiet: float) -> dict[str, Any]:

@@ -22,12 +22,13 @@ from data import chunk, embedded, expanded, own_topics, publish
 from matplotlib.axes import Axes
 from measure import device, save
 
-from stream import config, kafka, topics
-from stream.models.embeddings import unpack
+from stream import config
+from stream.kafka import reader, topics
 from stream.records import Expanded
-from stream.reuse import Reuse
+from stream.stages.reuse import Reuse
 from stream.stores import open_stores
 from stream.stores.base import Put
+from stream.vectors import unpack
 
 BATCH = 256
 FETCH_BYTES = 48 * 2**10  # one record and a little: what comes with it is thrown away by the next seek
@@ -63,7 +64,7 @@ async def bench(count: int) -> dict[str, Any]:
     await publish(settings, "expand", (embedded(each) for each in chunks))
     topic, places = topics.source(settings, "expand"), dict[bytes, tuple[TopicPartition, int]]()
     started = time.perf_counter()
-    async for record in kafka.read_to_end(settings, topic):
+    async for record in reader.read_to_end(settings, topic):
         places[record.key or b""] = TopicPartition(topic, record.partition), record.offset
     rates["the topic, read through once"] = count / (time.perf_counter() - started)
     small = {"max_partition_fetch_bytes": FETCH_BYTES, "fetch_max_bytes": FETCH_BYTES, "fetch_max_wait_ms": 10}

@@ -30,11 +30,12 @@ from matplotlib.axes import Axes
 from measure import MIB, device, memory, save
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream import config, topics
+from stream import config
 from stream.config import STAGES, StageName
+from stream.kafka import topics
 from stream.local import supervisor
 from stream.local.profile import Profile
-from stream.worker import WEB_PORTS
+from stream.worker.run import WEB_PORTS
 
 EVERY = 0.5  # seconds between two looks
 STALLED: dict[StageName, str] = {"embed": "embedder", "expand": "kafka", "index": "opensearch"}

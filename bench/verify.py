@@ -29,15 +29,16 @@ from data import chunk, expanded
 from matplotlib.axes import Axes
 from measure import MIB, device, memory, save
 
-from stream import config, kafka, topics
+from stream import config
 from stream.config import Settings, StageName
-from stream.deadletters import letter_headers
 from stream.errors import ConfigurationError
-from stream.models.embeddings import unpack
+from stream.kafka import clients, topics
+from stream.kafka.deadletters import letter_headers
+from stream.operate.verify import Report, verify
 from stream.records import Chunk, Record, Rejected, Tombstone, sha256
 from stream.stores import Stores, open_stores
 from stream.stores.base import Put
-from stream.verify import Report, verify
+from stream.vectors import unpack
 
 BATCH = 256
 MILLION = 1_000_000
@@ -68,7 +69,7 @@ async def fill(settings: Settings, stores: Stores, numbers: range) -> Report:
     Of 100 chunks 2 are updated, one is deleted and one rejected, in turn by embed and by index.
     """
     expected = Report(published=len(numbers))
-    async with kafka.producer(settings) as producer, kafka.letter_producer(settings) as letters:
+    async with clients.producer(settings) as producer, clients.letter_producer(settings) as letters:
 
         async def reject(record: Record, stage: StageName, value: bytes | None) -> None:
             headers = letter_headers(record, stage, Rejected("schema", "planted"))
@@ -172,7 +173,7 @@ async def plant(settings: Settings, stores: Stores, chunks: int) -> set[str]:
     good = (chunk(n) for n in range(chunks) if n % 50 > 2)
     ahead, outdated, text, vector, terms = islice(good, 5)
     missing, extra, deleted = chunk(chunks), chunk(chunks + 1), chunk(1)
-    async with kafka.producer(settings) as producer:
+    async with clients.producer(settings) as producer:
         await publish(producer, settings.topic, missing)
         await publish(producer, settings.topic, {**outdated, "version": 3})
         broken = await producer.send_and_wait(settings.topic, key=b"broken", value=b"{")

@@ -13,8 +13,8 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from stream import topics
 from stream.config import Settings, StageName
+from stream.kafka import topics
 
 EVERY = 0.1  # seconds between two looks
 TENTH = 0.1  # at the beginning and at the end that does not count: workers start, workers run out of records

@@ -10,7 +10,7 @@ from support import CONTRACTS, names
 
 from stream.config import Settings, StageName
 from stream.contracts import problem
-from stream.deadletters import ATTEMPTS_HEADER, PREFIX, DeadLetter, without_letter
+from stream.kafka.deadletters import ATTEMPTS_HEADER, PREFIX, DeadLetter, without_letter
 from stream.records import PUBLISHED_HEADER, Headers, Reason, Record, Tombstone, decode, header, number
 from stream.stores import Stores
 from stream.stores.base import Stored

@@ -16,9 +16,10 @@ import pytest
 from dotenv import dotenv_values
 from support import empty_neo4j
 
-from stream import topics
+from stream import corpus
 from stream.config import Settings
-from stream.local import corpus, splade_model
+from stream.kafka import topics
+from stream.local import splade_model
 from stream.local.demo import embedder
 from stream.local.profile import Profile
 from stream.local.servers import install, servers

@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack
 from support import expanded
 
 from stream.config import Settings
-from stream.models.embeddings import unpack
 from stream.records import Tombstone, sha256
 from stream.stores.base import Put
 from stream.stores.neo4j import Neo4jStore
+from stream.vectors import unpack
 
 DIMENSIONS = 8
 CHUNKS = 4  # few, so that the writers meet

@@ -4,12 +4,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
-import faust
-
-from stream import kafka, worker
 from stream.config import Settings
-from stream.loop import BatchLoop, Stage
+from stream.kafka import clients
 from stream.records import Done, Outcome
+from stream.stages.base import Stage
+from stream.worker.loop import BatchLoop
+from stream.worker.outputs import Outputs
+from stream.worker.source import Source
 
 
 async def passing(chunks: Sequence[Any]) -> list[Outcome]:
@@ -24,16 +25,16 @@ def _fail(error: BaseException) -> NoReturn:
 @asynccontextmanager
 async def running(
     settings: Settings, process: Callable[[Sequence[Any]], Awaitable[Sequence[Outcome]]] = passing
-) -> AsyncIterator[faust.App]:
+) -> AsyncIterator[Source]:
     """An embed worker that runs `process`; stopped, with a drain, at the end."""
-    async with kafka.producer(settings) as producer, kafka.letter_producer(settings) as letters:
-        app = worker._app("embed", settings)
-        loop = BatchLoop(Stage("embed", "chunk", process), producer, letters, settings, _fail)
-        loop.attach(app)
-        await app.start()
+    async with clients.producer(settings) as producer, clients.letter_producer(settings) as letters:
+        source = Source("embed", settings)
+        outputs = Outputs("embed", producer, letters, settings)
+        loop = BatchLoop(Stage("embed", "chunk", process), source, outputs, settings, _fail)
+        await source.start()
         try:
-            yield app
+            yield source
         finally:
-            await app.stop()
+            await source.stop()
             loop._finisher.cancel()
             loop._pulse.cancel()

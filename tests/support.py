@@ -19,9 +19,9 @@ import orjson
 from aiokafka import AIOKafkaProducer
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream import kafka, topics
 from stream.config import Settings, StageName
 from stream.contracts import Contract
+from stream.kafka import clients, reader, topics
 from stream.models.splade import SparseVector
 from stream.records import Chunk, Expanded, Headers, Record, Tombstone, sha256
 from stream.stores import Stores
@@ -76,7 +76,7 @@ def record(value: Any, key: str | bytes | None = "c1", headers: Headers = (), ti
 
 async def send(settings: Settings, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
     """Publishes keys and values as they are, whatever they hold."""
-    async with kafka.producer(settings) as producer:
+    async with clients.producer(settings) as producer:
         sent = [await producer.send(settings.topic, key=key, value=value) for key, value in records]
         await asyncio.gather(*sent)
 
@@ -121,7 +121,7 @@ async def compacted(settings: Settings, topic: str) -> None:
     Kafka closes a segment, and so may compact it, only when another record comes. So the last record of each partition
     is published again until all before it is compacted.
     """
-    async with kafka.producer(settings) as producer:
+    async with clients.producer(settings) as producer:
 
         async def cleaned() -> bool:
             records = await read(settings, topic)
@@ -138,13 +138,13 @@ async def compacted(settings: Settings, topic: str) -> None:
 
 async def until_compacted(settings: Settings, topic: str) -> None:
     """Waits until Kafka has removed a record that was published since the call, because a newer one of its key came."""
-    async with kafka.admin(settings) as admin, kafka.consumer(settings) as client:
-        ends = await client.end_offsets(await kafka.partitions(admin, [topic]))
+    async with clients.admin(settings) as admin, clients.consumer(settings) as client:
+        ends = await client.end_offsets(await clients.partitions(admin, [topic]))
     since = {tp.partition: end for tp, end in ends.items()}
     seen: set[tuple[int, int]] = set()
 
     async def removed() -> bool:
-        now = {(record.partition, record.offset) async for record in kafka.read_to_end(settings, topic, since)}
+        now = {(record.partition, record.offset) async for record in reader.read_to_end(settings, topic, since)}
         seen.update(now)
         return bool(seen - now)
 
@@ -162,7 +162,7 @@ async def empty_neo4j(stores: Stores) -> None:
 
 
 async def read(settings: Settings, topic: str) -> list[Record]:
-    return [record async for record in kafka.read_to_end(settings, topic)]
+    return [record async for record in reader.read_to_end(settings, topic)]
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 120, every: float = 0.2) -> None:

@@ -9,11 +9,12 @@ import pytest
 import yaml
 from support import record
 
-from stream import __version__, topics
+from stream import __version__
 from stream.config import STAGES, Settings
 from stream.contracts import SCHEMAS, problem
-from stream.models.embeddings import unpack
+from stream.kafka import topics
 from stream.records import Tombstone, decode, sha256
+from stream.vectors import unpack
 
 DOCUMENT = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text())
 CHANNELS = DOCUMENT["channels"].values()

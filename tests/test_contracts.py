@@ -7,7 +7,7 @@ import pytest
 from support import chunk, expanded, record
 
 from stream.contracts import SCHEMAS, problem
-from stream.deadletters import PREFIX, DeadLetter, letter_headers
+from stream.kafka.deadletters import PREFIX, DeadLetter, letter_headers
 from stream.records import Record, Rejected
 
 FILES = sorted(SCHEMAS.glob("*.json"))

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from stream.config import STAGES, Settings
-from stream.topics import group, source
-from stream.worker import WEB_PORTS
+from stream.kafka.topics import group, source
+from stream.worker.run import WEB_PORTS
 
 COMPOSE = Path(__file__).parent.parent / "compose"
 K8S = COMPOSE / "k8s"

@@ -6,9 +6,11 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
-from stream import config, kafka, worker
+from stream import config
+from stream.kafka import clients
 from stream.models.embeddings import EmbeddingClient
 from stream.stores import open_stores
+from stream.worker.source import _app
 
 PLANTED = {
     name: f"planted-{name}" for name in ("kafka_password", "neo4j_password", "opensearch_password", "embed_api_key")
@@ -23,10 +25,12 @@ async def told():
     async with AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores(settings))
         embedder = await stack.enter_async_context(EmbeddingClient(settings))
-        brokers = [make(**kafka._reach(settings)) for make in (AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)]
+        brokers = [
+            make(**clients._reach(settings)) for make in (AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
+        ]
         for client in brokers:
             stack.push_async_callback(getattr(client, "stop", None) or client.close)
-        app = worker._app("embed", settings)
+        app = _app("embed", settings)
         opensearch = stores.opensearch._client.transport
         yield [
             settings,

@@ -14,8 +14,8 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from support import LOGS, until
 
-from stream import topics
 from stream.config import Settings
+from stream.kafka import topics
 
 UNSHARE = shutil.which("unshare")
 NEW_PIDS = [str(UNSHARE), "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]

@@ -21,10 +21,10 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from stream import children, kafka, topics
+from stream import children, corpus
 from stream.config import STAGES, Settings, StageName
 from stream.errors import ConfigurationError
-from stream.local import corpus
+from stream.kafka import clients, topics
 from stream.records import Chunk
 from stream.stores import open_stores
 
@@ -98,7 +98,7 @@ async def run(settings: Settings, chunks: int, rate: float | None, progress: Pro
 
 async def _publish(settings: Settings, chunks: int, rate: float | None) -> None:
     started = time.monotonic()
-    async with kafka.producer(settings) as producer:
+    async with clients.producer(settings) as producer:
         for n, chunk in enumerate(_chunks(chunks)):
             if rate and (ahead := n / rate - (time.monotonic() - started)) > 0:
                 await asyncio.sleep(ahead)

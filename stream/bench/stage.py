@@ -7,8 +7,8 @@ from typing import Any
 
 from stream.config import Settings
 from stream.contracts import Contract
-from stream.outputs import encoded
 from stream.records import Done, Outcome, Record, decode
+from stream.worker.outputs import encoded
 
 
 async def rate_of_stage(

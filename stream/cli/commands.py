@@ -13,16 +13,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from stream import __version__, config, errors
-from stream import delete as deleting
-from stream import doctor as diagnosis
-from stream import publish as publishing
-from stream import status as state
-from stream import topics as kafka_topics
-from stream import verify as checking
 from stream.cli.options import Accept, DryRun, text, words
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import SearchMode, Settings, StageName
+from stream.health import doctor as diagnosis
+from stream.kafka import topics as kafka_topics
 from stream.models.embeddings import EmbeddingClient
+from stream.operate import delete as deleting
+from stream.operate import publish as publishing
+from stream.operate import status as state
+from stream.operate import verify as checking
 from stream.stores import open_stores
 from stream.stores.base import Hit
 from stream.terminal import printable
@@ -82,11 +82,11 @@ def worker(
     """Run one stage until SIGTERM."""
     settings = settings_of(context)
     if gpus is None:
-        from stream.worker import run  # noqa: PLC0415 - Faust takes a second to import
+        from stream.worker.run import run  # noqa: PLC0415 - Faust takes a second to import
 
         run(stage, settings)
         return
-    from stream import gpus as several  # noqa: PLC0415
+    from stream.worker import gpus as several  # noqa: PLC0415
 
     if stage != "expand" or not (gpus == "all" or (gpus.isdecimal() and int(gpus))):
         raise typer.BadParameter("it is for `expand`, and must be `all` or a number", param_hint="--gpus")

@@ -11,17 +11,17 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from stream import deadletters
-from stream import purge as purging
-from stream import redrive as redriving
 from stream.cli.commands import settings_of
 from stream.cli.options import DryRun, moment, place, text
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import STAGES, Settings, StageName
-from stream.deadletters import DeadLetter, Filter, Place
 from stream.errors import StreamError
+from stream.kafka import deadletters
+from stream.kafka.deadletters import DeadLetter, Filter, Place
+from stream.operate import purge as purging
+from stream.operate import redrive as redriving
+from stream.operate.redrive import Verdict
 from stream.records import Reason
-from stream.redrive import Verdict
 from stream.terminal import printable
 
 COLUMNS = ("at", "stage", "place", "from", "key", "reason", "detail", "attempts")

@@ -8,19 +8,20 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from stream import config, topics
-from stream import status as state
-from stream import verify as checking
+from stream import config, corpus
 from stream.cli.commands import find, print_hits, print_report
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import SearchMode, Settings
-from stream.local import corpus, demo
+from stream.kafka import topics
+from stream.local import demo
 from stream.local.profile import Profile
 from stream.local.servers import install, servers
 from stream.local.supervisor import Program
 from stream.local.supervisor import down as stop_all
 from stream.local.supervisor import status as programs_status
 from stream.local.supervisor import up as start_all
+from stream.operate import status as state
+from stream.operate import verify as checking
 from stream.stores import open_stores
 
 local = typer.Typer(

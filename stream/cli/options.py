@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stream.deadletters import Place
+from stream.kafka.deadletters import Place
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 

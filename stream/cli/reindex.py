@@ -7,12 +7,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.table import Table
 
-from stream import reindex as reindexing
 from stream.cli.commands import settings_of
 from stream.cli.options import Accept
 from stream.cli.output import Json, out, print_json, progress_bars
 from stream.config import STAGES, StageName
-from stream.reindex import Accepted, Look
+from stream.operate import reindex as reindexing
+from stream.operate.reindex import Accepted, Look
 from stream.stores.base import Generation
 
 Result = TypeVar("Result")

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 from aiokafka.errors import CommitFailedError
 
-from stream import replay as replaying
-from stream import topics
 from stream.cli.commands import settings_of
 from stream.cli.options import DryRun, moment, text
 from stream.cli.output import Json, out, print_json, progress_bars
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError
-from stream.replay import Moment, Range
+from stream.kafka import topics
+from stream.operate import replay as replaying
+from stream.operate.replay import Moment, Range
 
 replay = typer.Typer(name="replay", help="Records that went through a stage go through it again.", no_args_is_help=True)
 

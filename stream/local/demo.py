@@ -8,12 +8,12 @@ from pathlib import Path
 import httpx
 import orjson
 
-from stream import kafka, topics
 from stream.config import STAGES, Settings
-from stream.local.corpus import chunks
+from stream.corpus import chunks
+from stream.kafka import reader, topics
 from stream.local.profile import HOST, Profile
 from stream.local.supervisor import Program
-from stream.publish import Published, publish
+from stream.operate.publish import Published, publish
 
 Say = Callable[[str], None]
 
@@ -66,7 +66,7 @@ def publish_corpus(settings: Settings, progress: Callable[[int], None]) -> Publi
     """Publishes the standard library's docstrings, except those that the topic holds already."""
 
     async def missing() -> Published:
-        held = {record.value async for record in kafka.read_to_end(settings, topics.source(settings, "embed"))}
+        held = {record.value async for record in reader.read_to_end(settings, topics.source(settings, "embed"))}
         lines = (orjson.dumps(chunk) for chunk in chunks())
         return await publish((line for line in lines if line not in held), settings, progress)
 

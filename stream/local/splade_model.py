@@ -19,8 +19,8 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging
 
+from stream import corpus
 from stream.errors import ConfigurationError
-from stream.local import corpus
 
 VOCABULARY = 8_000
 HIDDEN = 256

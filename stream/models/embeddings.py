@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import httpx
 import numpy as np
-import numpy.typing as npt
 import orjson
 from tenacity import (
     AsyncRetrying,
@@ -31,6 +30,7 @@ from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused, StreamError
 from stream.models.replicas import Replicas
 from stream.records import Provenance
+from stream.vectors import Vector, has_unit_norm, unpack
 
 RETRIES = 3
 CAUSES = ("connection", "time-out", "answer", "429", "500", "503")  # of a request made again; others are rare
@@ -38,9 +38,6 @@ LONGEST_PAUSE = 30.0  # seconds that `Retry-After` may ask for
 BYTES_A_TOKEN = 3
 WHOLE = -1  # as many tokens as the model reads: what vLLM cuts a text to when it is asked to
 PROBE = "probe"
-NORM_TOLERANCE = 1e-2  # bfloat16 keeps 8 bits
-
-Vector = npt.NDArray[np.float32]
 
 
 class _Fault(Outage):
@@ -233,22 +230,6 @@ class EmbeddingClient:
 def estimated_tokens(text: str) -> int:
     """More than Qwen's tokenizer makes of ordinary text, and quickly known."""
     return len(text.encode()) // BYTES_A_TOKEN + 1
-
-
-def unpack(vector: str) -> Vector:
-    """A vector as it travels (base64 of little-endian float32) as numbers; raises `ValueError` if it is none."""
-    return np.frombuffer(base64.b64decode(vector, validate=True), "<f4")
-
-
-def pack(vector: Vector) -> str:
-    """Numbers as they travel: the reverse of `unpack`."""
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-
-
-def has_unit_norm(vectors: Vector) -> npt.NDArray[np.bool_]:
-    """Which of the vectors (..., d) are finite and of unit norm, as closely as bfloat16 can say it."""
-    norms: npt.NDArray[np.float64] = np.linalg.norm(vectors.astype(np.float64), axis=-1)
-    return np.abs(norms - 1) < NORM_TOLERANCE  # false of a NaN and of an infinity
 
 
 def _count(state: RetryCallState) -> None:

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from stream import corpus
 from stream.config import Settings
 from stream.errors import ConfigurationError
-from stream.local import corpus
 from stream.models.agreement import Agreement, agreement
 from stream.models.padded import PaddedModel
 from stream.models.windows import Windows

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable, Sequence
 
 from stream.batches import split
+from stream.bisection import isolate
 from stream.models.embeddings import EmbeddingClient, estimated_tokens
-from stream.outcomes import isolate
 from stream.records import Chunk, Done, Embedded, Outcome, Rejected, sha256
 
 Known = Callable[[Sequence[Chunk]], Awaitable[Sequence[str | None]]]

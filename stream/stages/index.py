@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
-from stream.models.embeddings import has_unit_norm, unpack
 from stream.records import Done, Expanded, Outcome, Rejected, Tombstone
 from stream.stores.base import Put, Store
+from stream.vectors import has_unit_norm, unpack
 
 
 async def index(records: Sequence[Expanded | Tombstone], *, stores: Sequence[Store], dimensions: int) -> list[Outcome]:

@@ -13,7 +13,7 @@ The generations share the nodes, and with them what else a graph knows about a c
 says where it comes from, in properties of its own, and its own vector index over them. A node `:ChunkGeneration` says
 which one is live.
 
-Statements name the default label, `:Chunk`; `_run` puts the configured one in its place.
+Statements name the default label, `:Chunk`; `_run` puts the configured one in its schema.
 """
 
 import asyncio
@@ -31,10 +31,9 @@ import orjson
 from neo4j.exceptions import DriverError, Neo4jError
 
 from stream import metrics, progress, tls
+from stream.bisection import isolate
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
-from stream.models.embeddings import Vector, pack
-from stream.outcomes import isolate
 from stream.records import Provenance, Rejected, Tombstone, embedding_space, sha256
 from stream.stores.base import (
     FIRST,
@@ -48,6 +47,7 @@ from stream.stores.base import (
     require_first,
     require_version,
 )
+from stream.vectors import Vector, pack
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ RETURN node.chunk_id AS chunk_id, node.doc_id AS doc_id, node.text AS text, scor
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Schema:
     """Where a generation keeps what is its own: the first has the plain names, the others have their number behind."""
 
     settings: Settings
@@ -287,22 +287,22 @@ class Neo4jStore:
                 f"Neo4j has not made the constraints {name}_id and deleted_{name}_id, because other constraints have "
                 "these names; name another label with STREAM_NEO4J_LABEL"
             )
-        place = await self._place()
-        if place.generation == FIRST and not await self._run(INDEX, name=place.count_index):
+        schema = await self._schema()
+        if schema.generation == FIRST and not await self._run(INDEX, name=schema.count_index):
             await self._sweep(ADOPT)  # nodes of an earlier version belong to the first
-        await self._run(f"CREATE INDEX {place.origin_index} IF NOT EXISTS FOR (c:Chunk) ON (c.{place.provenance})")
-        await self._run(f"CREATE INDEX {place.count_index} IF NOT EXISTS FOR (c:Chunk) ON (c.{place.version})")
+        await self._run(f"CREATE INDEX {schema.origin_index} IF NOT EXISTS FOR (c:Chunk) ON (c.{schema.provenance})")
+        await self._run(f"CREATE INDEX {schema.count_index} IF NOT EXISTS FOR (c:Chunk) ON (c.{schema.version})")
         await self._run(
-            f"CREATE VECTOR INDEX `{place.index}` IF NOT EXISTS FOR (c:Chunk) ON (c.`{place.vector}`) "
+            f"CREATE VECTOR INDEX `{schema.index}` IF NOT EXISTS FOR (c:Chunk) ON (c.`{schema.vector}`) "
             "OPTIONS {indexConfig: {`vector.dimensions`: $dimensions, `vector.similarity_function`: 'cosine'}}",
             dimensions=settings.embed_dimensions,
         )
-        if await self._dimensions(place) is None:
+        if await self._dimensions(schema) is None:
             raise ConfigurationError(
-                f"Neo4j has made no vector index {place.index}, because something else has that name; "
+                f"Neo4j has made no vector index {schema.index}, because something else has that name; "
                 "name another with STREAM_NEO4J_INDEX"
             )
-        await self._run("CALL db.awaitIndex($name, $seconds)", name=place.index, seconds=int(settings.store_timeout))
+        await self._run("CALL db.awaitIndex($name, $seconds)", name=schema.index, seconds=int(settings.store_timeout))
 
     async def examine(self) -> str:
         """What is there, in a few words; raises what is wrong with it and makes nothing."""
@@ -310,12 +310,12 @@ class Neo4jStore:
         version = next(row["version"] for row in components if row["name"] == "Neo4j Kernel")
         require_version("Neo4j", version, OLDEST)
         try:
-            place = await self._place()
+            schema = await self._schema()
         except NoGeneration as error:
             return f"Neo4j {version}, {error}"
-        dimensions = await self._dimensions(place)
+        dimensions = await self._dimensions(schema)
         index = f"with {dimensions} dimensions" if dimensions else "not there yet, the index worker makes it"
-        return f"Neo4j {version}, vector index {place.index} {index}"
+        return f"Neo4j {version}, vector index {schema.index} {index}"
 
     async def go_live(self, generation: int) -> None:
         """What reads and writes the live generation has this one from its next query on.
@@ -335,7 +335,7 @@ class Neo4jStore:
 
     async def older(self, generation: int, than: int) -> Older:
         """Chunks of which a generation has a vector of a lower version than the generation `than`, or none at all."""
-        version, compared = (_Place(self._settings, number).version for number in (generation, than))
+        version, compared = (_Schema(self._settings, number).version for number in (generation, than))
         found: Older = {}
         last: str | None = ""
         while last is not None:
@@ -346,11 +346,11 @@ class Neo4jStore:
 
     async def drop(self, generation: int) -> None:
         """Takes the generation's indexes and properties away; the nodes stay. May be interrupted and run again."""
-        place = _Place(self._settings, generation)
-        await self._run(f"DROP INDEX `{place.index}` IF EXISTS")
-        await self._run(f"DROP INDEX {place.count_index} IF EXISTS")
-        await self._run(f"DROP INDEX {place.origin_index} IF EXISTS")
-        await self._sweep(FORGET, nothing=dict.fromkeys(place.properties.values()))
+        schema = _Schema(self._settings, generation)
+        await self._run(f"DROP INDEX `{schema.index}` IF EXISTS")
+        await self._run(f"DROP INDEX {schema.count_index} IF EXISTS")
+        await self._run(f"DROP INDEX {schema.origin_index} IF EXISTS")
+        await self._sweep(FORGET, nothing=dict.fromkeys(schema.properties.values()))
 
     async def _sweep(self, statement: str, **parameters: Any) -> None:
         """Runs what changes nodes over all of them once, `NODES_AT_ONCE` a transaction."""
@@ -367,23 +367,23 @@ class Neo4jStore:
         require_first(settings)
         return FIRST
 
-    async def _place(self) -> _Place:
-        return _Place(self._settings, self._settings.generation or await self.live())
+    async def _schema(self) -> _Schema:
+        return _Schema(self._settings, self._settings.generation or await self.live())
 
-    async def _dimensions(self, place: _Place) -> int | None:
+    async def _dimensions(self, schema: _Schema) -> int | None:
         settings = self._settings
-        rows = await self._run(INDEX, name=place.index)
+        rows = await self._run(INDEX, name=schema.index)
         if not rows:
             return None
-        if (rows[0]["labels"], rows[0]["properties"]) != ([settings.neo4j_label], [place.vector]):
+        if (rows[0]["labels"], rows[0]["properties"]) != ([settings.neo4j_label], [schema.vector]):
             raise ConfigurationError(
-                f"Neo4j's index {place.index} is not over the property {place.vector} of :{settings.neo4j_label}: it "
+                f"Neo4j's index {schema.index} is not over the property {schema.vector} of :{settings.neo4j_label}: it "
                 "was not made by this program; name another with STREAM_NEO4J_INDEX"
             )
         dimensions: int = rows[0]["config"]["vector.dimensions"]
         if dimensions != settings.embed_dimensions:
             raise ConfigurationError(
-                f"Neo4j's index {place.index} has {dimensions} dimensions, "
+                f"Neo4j's index {schema.index} has {dimensions} dimensions, "
                 f"STREAM_EMBED_DIMENSIONS says {settings.embed_dimensions}; name another index with STREAM_NEO4J_INDEX"
             )
         return dimensions
@@ -393,7 +393,7 @@ class Neo4jStore:
         puts = [write for write in writes if isinstance(write, Put)]
         tombstones = [write for write in writes if isinstance(write, Tombstone)]
         outcomes = [
-            *await isolate(puts, partial(self._put, await self._place()), "refused-by-neo4j"),
+            *await isolate(puts, partial(self._put, await self._schema()), "refused-by-neo4j"),
             *await isolate(tombstones, self._delete, "refused-by-neo4j"),
         ]
         names = [*(put.chunk_id for put in puts), *(tombstone.chunk_id for tombstone in tombstones)]
@@ -402,10 +402,10 @@ class Neo4jStore:
     async def count(self) -> int:
         """Nodes `:Chunk` that the generation has a vector for, counted by an index; none without a generation."""
         try:
-            place = await self._place()
+            schema = await self._schema()
         except NoGeneration:
             return 0
-        (row,) = await self._run(f"MATCH (chunk:Chunk) WHERE chunk.{place.version} IS NOT NULL RETURN count(*) AS n")
+        (row,) = await self._run(f"MATCH (chunk:Chunk) WHERE chunk.{schema.version} IS NOT NULL RETURN count(*) AS n")
         return int(row["n"])
 
     async def origins(self) -> dict[str, int]:
@@ -414,18 +414,18 @@ class Neo4jStore:
         An index counts them.
         """
         try:
-            place = await self._place()
+            schema = await self._schema()
         except NoGeneration:
             return {}
         rows = await self._run(
-            f"MATCH (chunk:Chunk) WHERE chunk.{place.provenance} IS NOT NULL "
-            f"RETURN chunk.{place.provenance} AS origin, count(*) AS n ORDER BY n DESC"
+            f"MATCH (chunk:Chunk) WHERE chunk.{schema.provenance} IS NOT NULL "
+            f"RETURN chunk.{schema.provenance} AS origin, count(*) AS n ORDER BY n DESC"
         )
         return {row["origin"]: row["n"] for row in rows}
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
         """`complete` means that the generation's vector was made of the text which the node has, and of its version."""
-        rows = await self._run(STORED, chunk_ids=list(chunk_ids), **(await self._place()).properties)
+        rows = await self._run(STORED, chunk_ids=list(chunk_ids), **(await self._schema()).properties)
         return {row["chunk_id"]: self._stored(row) for row in rows}
 
     def _stored(self, row: neo4j.Record) -> Stored:
@@ -441,7 +441,7 @@ class Neo4jStore:
         One that is not what was once written is left out, with a warning.
         """
         found = {}
-        for row in await self._run(VECTORS, chunk_ids=list(chunk_ids), **(await self._place()).properties):
+        for row in await self._run(VECTORS, chunk_ids=list(chunk_ids), **(await self._schema()).properties):
             if row["provenance"] != _json(provenance) or row["digest"] is None:
                 continue
             vector = pack(np.array(row["vector"] or (), np.float32))
@@ -456,14 +456,14 @@ class Neo4jStore:
 
         What another model made than the vector asked for is left out, with a warning: no cosine compares the two.
         """
-        place = await self._place()
+        schema = await self._schema()
         near = vector.astype(np.float64)
         try:
-            rows = await self._run(NEAREST, index=place.index, k=k, near=near, **place.properties)
+            rows = await self._run(NEAREST, index=schema.index, k=k, near=near, **schema.properties)
         except Refused:
-            if await self._dimensions(place):
+            if await self._dimensions(schema):
                 raise
-            raise nothing_yet(self._settings, f"Neo4j's vector index {place.index}", "STREAM_NEO4J_INDEX") from None
+            raise nothing_yet(self._settings, f"Neo4j's vector index {schema.index}", "STREAM_NEO4J_INDEX") from None
         space = embedding_space(provenance)
         same = [row for row in rows if _space(row["provenance"]) == space]
         if len(same) < len(rows):
@@ -474,8 +474,8 @@ class Neo4jStore:
             )
         return [Hit(row["chunk_id"], row["doc_id"], row["score"], row["text"]) for row in same]
 
-    async def _put(self, place: _Place, puts: Sequence[Put]) -> Sequence[None]:
-        names = place.properties
+    async def _put(self, schema: _Schema, puts: Sequence[Put]) -> Sequence[None]:
+        names = schema.properties
         await self._apply(PUT, [_row(put, names) for put in puts], **names)
         return [None] * len(puts)
 

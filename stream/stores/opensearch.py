@@ -19,21 +19,11 @@ from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
 from opensearchpy.exceptions import OpenSearchException, TransportError
 
 from stream import metrics, progress, tls
+from stream.bisection import isolate
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
-from stream.outcomes import isolate
 from stream.records import Expanded, Rejected, Tombstone
-from stream.stores.base import (
-    FIRST,
-    Generation,
-    Hit,
-    Older,
-    Put,
-    Stored,
-    nothing_yet,
-    require_first,
-    require_version,
-)
+from stream.stores.base import FIRST, Generation, Hit, Older, Put, Stored, nothing_yet, require_first, require_version
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +32,7 @@ ID_BYTES = 512  # OpenSearch takes no longer _id
 MOST_ORIGINS = 100
 COMPARED_AT_ONCE = 5000  # documents; a search gives 10,000 at most
 MOST_CLAUSES = 1000  # a query may have 1,024
-NOBODY = "\x00probe"  # the name of no chunk: it may hold no control character
+PROBE_ID = "\x00probe"  # the name of no chunk: it may hold no control character
 
 FIELDS: dict[str, Any] = {
     "chunk_id": {"type": "keyword"},
@@ -75,8 +65,8 @@ CONFLICTING = re.compile(r"current version \[(\d+)\]")
 
 Write = tuple[int, int]  # the sequence number of a document's last write, and the term in which its primary took it
 
-BEYOND_SUSPICION: Any = {
-    "chunk_id": NOBODY,
+PROBE_DOCUMENT: Any = {
+    "chunk_id": PROBE_ID,
     "doc_id": "-",
     "version": 0,
     "text": "-",
@@ -85,7 +75,7 @@ BEYOND_SUSPICION: Any = {
     "splade_norm": 1.0,
     "splade_provenance": {},
 }
-PROBE = (Put(BEYOND_SUSPICION, np.zeros(0, np.float32)), Tombstone(NOBODY, 0))  # what is left counts as deleted
+PROBE = (Put(PROBE_DOCUMENT, np.zeros(0, np.float32)), Tombstone(PROBE_ID, 0))  # what is left counts as deleted
 
 
 class OpenSearchStore:

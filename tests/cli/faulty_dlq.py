@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
 from stream.cli import main
-from stream.topics import DLQ
+from stream.kafka.topics import DLQ
 
 send_and_wait = AIOKafkaProducer.send_and_wait
 delete_records = AIOKafkaAdminClient.delete_records

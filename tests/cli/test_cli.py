@@ -17,15 +17,17 @@ from conftest import free_ports
 from support import chunk, expanded, read, send
 from typer.testing import CliRunner
 
-from stream import __version__, kafka, topics
+from stream import __version__
 from stream.cli import app
 from stream.cli.commands import _lines, find
 from stream.config import STAGES, Settings
-from stream.deadletters import letter_headers
-from stream.models.embeddings import EmbeddingClient, unpack
-from stream.publish import publish
+from stream.kafka import clients, topics
+from stream.kafka.deadletters import letter_headers
+from stream.models.embeddings import EmbeddingClient
+from stream.operate.publish import publish
 from stream.records import Record, Rejected, Tombstone
 from stream.stores.base import Put
+from stream.vectors import unpack
 
 pytestmark = pytest.mark.servers
 
@@ -327,7 +329,7 @@ async def test_no_text_of_a_record_commands_the_terminal(flow, stores):
         shown = await stream(*command, stdin=bad)
         assert "owned" in shown.output
         assert_harmless(shown.stdout, shown.stderr)
-    async with kafka.producer(flow) as producer:
+    async with clients.producer(flow) as producer:
         record = Record(flow.topic, 0, 0, key, OBEYED.encode(), 1000, [(f"h{OBEYED}", OBEYED.encode())])
         headers = letter_headers(record, "embed", Rejected("schema", OBEYED))
         await producer.send_and_wait(topics.dead_letters(flow, "embed"), key=key, value=record.value, headers=headers)
@@ -396,7 +398,7 @@ def test_a_file_whose_name_is_not_utf8_is_opened(settings, tmp_path):
 
 @pytest.mark.parametrize("command", [["dlq", "ls"], ["verify"]])
 async def test_a_record_that_is_no_dead_letter_is_named_and_passed_over(flow, stores, command):
-    async with kafka.producer(flow) as producer:
+    async with clients.producer(flow) as producer:
         await producer.send_and_wait(topics.dead_letters(flow, "embed"), value=b"somebody else's")
     ended = process(*command)
     assert ended.code == 0

@@ -19,16 +19,16 @@ from conftest import free_ports
 from support import Worker, chunk, read, send
 from typer.testing import CliRunner
 
-from stream import deadletters, kafka, topics
-from stream import redrive as redriving
 from stream.cli import app
 from stream.config import Settings, StageName
-from stream.copies import Copies
-from stream.deadletters import ATTEMPTS_HEADER, LEFT_OUT_HEADER, DeadLetter, letter_headers, without_letter
+from stream.kafka import clients, deadletters, topics
+from stream.kafka.deadletters import ATTEMPTS_HEADER, LEFT_OUT_HEADER, DeadLetter, letter_headers, without_letter
+from stream.operate import redrive as redriving
+from stream.operate.copies import Copies
+from stream.operate.status import caught_up
+from stream.operate.verify import verify
 from stream.records import Headers, Reason, Record, Rejected, header, sha256
-from stream.status import caught_up
 from stream.stores.base import Stored
-from stream.verify import verify
 
 pytestmark = pytest.mark.servers
 
@@ -61,7 +61,7 @@ async def reject(
 ) -> Record:
     """Publishes a record to the topic of the stage and, as the stage would, its dead letter; returns the record."""
     before = [(ATTEMPTS_HEADER, str(attempts - 1).encode())] if attempts > 1 else []
-    async with kafka.producer(settings) as producer:
+    async with clients.producer(settings) as producer:
         source = topics.source(settings, stage)
         sent = await producer.send_and_wait(source, key=key.encode(), value=value, headers=[*OWN, *before])
         original = Record(source, sent.partition, sent.offset, key.encode(), value, sent.timestamp, (*OWN, *before))
@@ -343,7 +343,7 @@ async def test_what_is_published_while_letters_go_stays_the_newest(flow, monkeyp
 
 
 async def send_by_another(send, settings, key, value):
-    async with kafka.producer(settings) as producer:
+    async with clients.producer(settings) as producer:
         await (await send(producer, settings.topic, key=key, value=value))
 
 
@@ -351,7 +351,7 @@ async def test_a_redrive_killed_behind_a_newer_record_is_run_again_and_the_recor
     original = await reject(flow, "a")
     planned = await redriving.plan(flow, "embed", deadletters.Filter())
     await send(flow, [(b"a", newer("a"))])
-    async with kafka.letter_producer(flow) as producer:
+    async with clients.letter_producer(flow) as producer:
         copying = Copies(flow, producer, flow.topic)
         (letter,) = await letters(flow)
         await copying.send(redriving._original(flow, "embed", letter))
@@ -432,9 +432,9 @@ async def test_a_letter_sent_twice_is_the_same_bytes_and_the_stores_are_right(fl
 async def test_a_letter_without_a_key_is_listed_and_shown_but_stays(flow, value):
     topic = topics.dead_letters(flow, "embed")
     original = Record(flow.topic, 1, 7, None, value, 1000, OWN)
-    async with kafka.letter_producer(flow) as producer:
+    async with clients.letter_producer(flow) as producer:
         headers = letter_headers(original, "embed", Rejected("key", "the record's key must be its chunk_id"))
-        await kafka.send_letter(producer, topic, None, value, headers)
+        await clients.send_letter(producer, topic, None, value, headers)
     (letter,) = await answer("ls")
     assert (letter["key"], letter["from"]) == ("", f"{flow.topic}/1@7")
     assert (await stream("show", "embed", "0@0", "--raw")).stdout_bytes == (value or b"")
@@ -452,9 +452,9 @@ async def test_a_copy_that_kafka_finds_too_large_stays_and_its_neighbours_go(flo
     monkeypatch.setenv("STREAM_MAX_MESSAGE_BYTES", str(2**20))
     large = Random(0).randbytes(2**20 + 1000)
     original = Record(flow.topic, 0, 1, b"large", large, 1000, OWN)
-    async with kafka.letter_producer(flow) as producer:
+    async with clients.letter_producer(flow) as producer:
         headers = letter_headers(original, "embed", Rejected("not-json", "wrong"))
-        await kafka.send_letter(producer, topics.dead_letters(flow, "embed"), original.key, large, headers)
+        await clients.send_letter(producer, topics.dead_letters(flow, "embed"), original.key, large, headers)
     neighbour = await reject(flow, "small")
     await limit_to(flow, flow.topic, 2**20)
     result = await stream("redrive")
@@ -468,5 +468,5 @@ async def test_a_copy_that_kafka_finds_too_large_stays_and_its_neighbours_go(flo
 async def limit_to(settings: Settings, topic: str, size: int) -> None:
     """Makes a topic carry no larger records than this."""
     configs = {"cleanup.policy": "compact", "max.message.bytes": str(size)}  # what is not named gets its default
-    async with kafka.admin(settings) as admin:
+    async with clients.admin(settings) as admin:
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs)])

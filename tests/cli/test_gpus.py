@@ -11,7 +11,7 @@ import pytest
 from conftest import free_ports
 from support import LOGS, until
 
-from stream.gpus import PORTS_APART
+from stream.worker.gpus import PORTS_APART
 
 pytestmark = pytest.mark.servers
 

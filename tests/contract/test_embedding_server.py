@@ -22,13 +22,14 @@ from contract.vllm import Server, random_model, vllm
 from prometheus_client.parser import text_string_to_metric_families
 from support import Worker, chunk, read, until
 
-from stream import topics
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
-from stream.models.embeddings import EmbeddingClient, has_unit_norm, unpack
-from stream.publish import publish
+from stream.kafka import topics
+from stream.models.embeddings import EmbeddingClient
+from stream.operate.publish import publish
 from stream.records import Done, Rejected
 from stream.stages.embed import embed
+from stream.vectors import has_unit_norm, unpack
 
 pytestmark = pytest.mark.timeout(900)  # what starts vLLM included
 

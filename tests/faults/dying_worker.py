@@ -17,10 +17,10 @@ from pathlib import Path
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.produce import ProduceRequest
 
-from stream import worker
 from stream.cli import main
-from stream.loop import BatchLoop
-from stream.stages import open_stage
+from stream.stages.registry import open_stage
+from stream.worker import run
+from stream.worker.loop import BatchLoop
 
 POINTS = {
     "taken": "once it has taken a batch",
@@ -103,6 +103,6 @@ class Network:
 
 if __name__ == "__main__":
     AIOKafkaConnection.send = Network.sending
-    worker.open_stage, worker.BatchLoop = dying_stage, DyingLoop
+    run.open_stage, run.BatchLoop = dying_stage, DyingLoop
     sys.argv[:1] = ["stream", "worker"]
     main()

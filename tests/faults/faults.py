@@ -23,12 +23,12 @@ from faults.proxy import Forward, Proxy, Spoil, changed, cutting, delayed, half,
 from neo4j.exceptions import TransientError
 from support import CONTRACTS, transactional, until_compacted
 
-from stream import kafka, topics
 from stream.config import STAGES
 from stream.errors import Outage
+from stream.kafka import reader, topics
+from stream.operate.status import caught_up
 from stream.records import decode
-from stream.stages import open_stage
-from stream.status import caught_up
+from stream.stages.registry import open_stage
 
 Strike = Callable[[Pipeline, random.Random], Awaitable[int]]
 
@@ -349,7 +349,7 @@ async def racing(pipeline: Pipeline, rng: random.Random) -> int:
     struck = 0
     async with open_stage("index", settings) as stage:
         while struck < RACES:
-            async for record in kafka.read_to_end(settings, source, since):
+            async for record in reader.read_to_end(settings, source, since):
                 since[record.partition] = record.offset + 1
                 writes.append(decode(record, CONTRACTS["index"], settings.max_message_bytes))
             del writes[:-200]

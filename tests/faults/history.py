@@ -13,8 +13,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from support import CONTRACTS, chunk, names, transactional
 
-from stream import kafka, topics
 from stream.config import STAGES, Settings
+from stream.kafka import clients, reader, topics
 from stream.records import VERSION_HEADER, Headers, Rejected, Tombstone, decode, sha256
 from stream.stores import Stores
 
@@ -90,7 +90,7 @@ class History:
     @asynccontextmanager
     async def publishing(self) -> AsyncIterator[None]:
         """Publishes in the background; at the end every transaction is over."""
-        async with kafka.producer(self._settings) as producer:
+        async with clients.producer(self._settings) as producer:
             going = [asyncio.create_task(self._publish(producer)), asyncio.create_task(self._publish_in_transactions())]
             try:
                 yield
@@ -212,7 +212,7 @@ class History:
         for stage in STAGES:
             topic = topics.source(self._settings, stage)
             seen = self._seen.setdefault(topic, Seen())
-            async for record in kafka.read_to_end(self._settings, topic, seen.since):
+            async for record in reader.read_to_end(self._settings, topic, seen.since):
                 seen.since[record.partition] = record.offset + 1
                 decoded = decode(record, CONTRACTS[stage], self._settings.max_message_bytes)
                 assert not isinstance(decoded, Rejected)

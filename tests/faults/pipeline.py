@@ -17,9 +17,9 @@ from stream.config import STAGES, Settings, StageName
 from stream.local import supervisor
 from stream.local.profile import Profile
 from stream.local.servers import servers
-from stream.status import caught_up, stages
+from stream.operate.status import caught_up, stages
+from stream.operate.verify import verify
 from stream.stores import Stores, open_stores
-from stream.verify import verify
 
 DYING = str(Path(__file__).parent / "dying_worker.py")
 SECONDS_TO_RECOVER = 240

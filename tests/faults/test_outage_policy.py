@@ -8,7 +8,7 @@ from conftest import free_ports
 from faults.proxy import Proxy
 from support import Worker, send, until
 
-from stream.status import caught_up, stages
+from stream.operate.status import caught_up, stages
 
 pytestmark = pytest.mark.servers
 

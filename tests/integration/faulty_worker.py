@@ -8,8 +8,10 @@ from dataclasses import replace
 import faust
 from aiokafka.errors import KafkaTimeoutError
 
-from stream import config, kafka, worker
-from stream.stages import open_stage
+from stream import config
+from stream.kafka import clients
+from stream.stages.registry import open_stage
+from stream.worker import run
 
 GOOD_BATCHES = 2  # before the fault
 
@@ -88,15 +90,15 @@ async def never_acknowledged(settings):
         yield producer
 
 
-real_producer = kafka.producer
+real_producer = clients.producer
 noack_take = faust.Stream.noack_take
 
 if __name__ == "__main__":
     _, fault, stage = sys.argv
     if fault.endswith("_in_process"):
-        worker.open_stage = meeting(globals()[fault])
+        run.open_stage = meeting(globals()[fault])
     elif fault == "ending_stream":
         faust.Stream.noack_take = ending_stream
     else:
-        kafka.producer = globals()[fault]
-    worker.run(stage, config.load())
+        clients.producer = globals()[fault]
+    run.run(stage, config.load())

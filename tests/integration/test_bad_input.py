@@ -7,12 +7,12 @@ from aiokafka import AIOKafkaProducer
 from conftest import free_ports
 from support import Worker, chunk, expanded, read, send
 
-from stream import kafka, topics
 from stream.contracts import problem
-from stream.deadletters import PREFIX, DeadLetter
+from stream.kafka import clients, topics
+from stream.kafka.deadletters import PREFIX, DeadLetter
+from stream.operate.status import caught_up
+from stream.operate.verify import verify
 from stream.records import PUBLISHED_HEADER, VERSION_HEADER
-from stream.status import caught_up
-from stream.verify import verify
 
 pytestmark = pytest.mark.servers
 
@@ -76,7 +76,7 @@ async def test_each_bad_record_alone_becomes_a_dead_letter_with_its_bytes_unchan
 
 async def test_headers_of_any_kind_travel_with_the_record_and_do_no_harm(flow):
     headers = [("trace", b"1"), ("nothing", None), ("dlq.attempts", b"many"), ("version", b"9" * 5000)]
-    async with kafka.producer(flow) as producer:
+    async with clients.producer(flow) as producer:
         for key, value in (good(1), bad("bad", text=""), (b"gone", None)):
             await producer.send_and_wait(flow.topic, key=key, value=value, headers=headers)
     async with Worker("embed", port=free_ports(1)[0]):
@@ -128,7 +128,7 @@ async def test_what_the_index_stage_or_a_store_refuses_is_a_dead_letter_of_index
         "weight": expanded("weight", splade_terms={"x": 1e300}),
         "bare": chunk("bare"),
     }
-    async with kafka.producer(flow) as producer:
+    async with clients.producer(flow) as producer:
         for key, value in records.items():
             await producer.send_and_wait(
                 topics.source(flow, "index"), key=key.encode(), value=json.dumps(value).encode()

@@ -13,16 +13,17 @@ from aiokafka.partitioner import DefaultPartitioner
 from conftest import free_ports
 from support import FORGETFUL, Worker, chunk, compacted, create_topics, expanded, names, read, transactional
 
-from stream import kafka, reindex, topics
 from stream.config import Settings
-from stream.deadletters import Filter, letter_headers
-from stream.delete import chunks_of
+from stream.kafka import clients, topics
+from stream.kafka.deadletters import Filter, letter_headers
+from stream.operate import reindex
+from stream.operate.delete import chunks_of
+from stream.operate.redrive import plan, redrive
+from stream.operate.replay import Range, publish_again
+from stream.operate.replay import plan as replay_plan
+from stream.operate.status import caught_up, stages
+from stream.operate.verify import verify
 from stream.records import VERSION_HEADER, Record, Rejected, Tombstone, decode
-from stream.redrive import plan, redrive
-from stream.replay import Range, publish_again
-from stream.replay import plan as replay_plan
-from stream.status import caught_up, stages
-from stream.verify import verify
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
 
@@ -53,7 +54,7 @@ LIVE = {chunk_id: version for chunk_id, version in PUBLISHED if chunk_id not in 
 async def flow(settings: Settings) -> Settings:
     await create_topics(settings, FORGETFUL)
     made = {settings.topic: chunk, topics.source(settings, "index"): expanded}
-    async with kafka.producer(settings) as producer:
+    async with clients.producer(settings) as producer:
         for topic, make in made.items():
             for one in PUBLISHED:
                 await send(producer, topic, make, *one)
@@ -118,7 +119,7 @@ async def test_what_is_planned_is_about_what_is_left(flow):
 
 async def test_a_letter_goes_unless_its_key_has_a_newer_record_also_if_its_own_record_is_gone(flow):
     letters, wrong = topics.dead_letters(flow, "embed"), Rejected("schema", "a mistake")
-    async with kafka.letter_producer(flow) as producer:
+    async with clients.letter_producer(flow) as producer:
         for chunk_id, offset in ((CHANGED[0], 1), (FIRST[0], 0)):
             value = orjson.dumps(chunk(chunk_id, "rejected", 1))
             rejected = Record(flow.topic, 0, offset, chunk_id.encode(), value, 1000)

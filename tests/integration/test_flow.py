@@ -11,14 +11,14 @@ import pytest
 from conftest import free_ports
 from support import Worker, read
 
-from stream import topics
+from stream import corpus
 from stream.config import STAGES
-from stream.local import corpus
+from stream.kafka import topics
 from stream.models.embeddings import EmbeddingClient
-from stream.publish import publish
+from stream.operate.publish import publish
+from stream.operate.status import caught_up, stages, status
+from stream.operate.verify import verify
 from stream.search import Searcher
-from stream.status import caught_up, stages, status
-from stream.verify import verify
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
 

@@ -20,14 +20,14 @@ from pydantic import SecretStr
 from support import Worker, chunk, read, send, until
 from typer.testing import CliRunner
 
-from stream import kafka, topics
 from stream.cli import app
 from stream.config import STAGES, Settings, only
 from stream.errors import ConfigurationError, Outage
+from stream.kafka import clients, topics
 from stream.local import java
 from stream.local import kafka as local_kafka
 from stream.local.profile import HOST, Profile
-from stream.status import caught_up
+from stream.operate.status import caught_up
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
 
@@ -75,17 +75,17 @@ async def broker(tmp_path_factory, certificates):
     folder = java.assemble(profile, local_kafka.NAME, print)
     configuration = secured(profile, addresses, certificates)
     users = [f"{mechanism}=[name=alice,password={SECRETS['kafka']}]" for mechanism in MECHANISMS[1:]]
-    tool = ["kafka.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAQ", "-c", str(configuration)]
+    tool = ["clients.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAQ", "-c", str(configuration)]
     tool += [word for user in users for word in ("--add-scram", user)]
     java.run(java.find(), ["-cp", f"{folder}/lib/*", *tool], home)
-    with (home / "kafka.log").open("wb") as log:
+    with (home / "clients.log").open("wb") as log:
         process = subprocess.Popen(local_kafka.program(profile).command, cwd=home, stdout=log, stderr=log)
     made = Broker(addresses, certificates)
 
     async def answers():
-        assert process.poll() is None, (home / "kafka.log").read_text()[-3000:]
+        assert process.poll() is None, (home / "clients.log").read_text()[-3000:]
         with suppress(Outage):
-            async with kafka.admin(only(made.login())):
+            async with clients.admin(only(made.login())):
                 return True
         return False
 
@@ -229,7 +229,7 @@ WRONG = {
 async def test_who_is_not_let_in_is_told_which_setting_to_mend(broker, certificates, wrong):
     variables, words = WRONG[wrong]
     with pytest.raises(ConfigurationError) as raised:
-        async with kafka.admin(only(variables(broker))):
+        async with clients.admin(only(variables(broker))):
             pass
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -390,7 +390,7 @@ async def it_is_refused(said, stranger):
 async def it_is_down(secure, workers, said):
     """Two workers give up on the next chunk, the third has nothing to give up on."""
     again = (await read(secure, topics.source(secure, "index")))[0]
-    async with kafka.producer(secure) as producer:
+    async with clients.producer(secure) as producer:
         await producer.send_and_wait(again.topic, key=again.key, value=again.value)
     await send(secure, [(b"late", json.dumps(chunk("late")).encode())])
     assert await workers["embed"].exit_code() == 75

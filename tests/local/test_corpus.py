@@ -5,9 +5,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from stream import corpus
 from stream.contracts import problem
 from stream.errors import ConfigurationError
-from stream.local import corpus
 from stream.records import Chunk
 
 SOURCE = '''

@@ -16,7 +16,8 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from stream.config import Settings
 from stream.local.embedder import MAX_MODEL_LEN, Server, embed, tokens
-from stream.models.embeddings import EmbeddingClient, unpack
+from stream.models.embeddings import EmbeddingClient
+from stream.vectors import unpack
 
 MODEL = "Qwen/Qwen3-Embedding-8B"
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from stream import corpus
 from stream.errors import ConfigurationError
-from stream.local import corpus
 from stream.local.splade_model import build
 
 Encode = Callable[[Sequence[str]], list[dict[str, float]]]

@@ -15,9 +15,10 @@ from support import chunk, vector
 
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
-from stream.models.embeddings import EmbeddingClient, unpack
+from stream.models.embeddings import EmbeddingClient
 from stream.records import Rejected
 from stream.stages.embed import embed
+from stream.vectors import unpack
 
 SETTINGS = Settings(_env_file=None, embed_dimensions=8)
 

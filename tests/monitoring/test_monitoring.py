@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from stream import metrics
 from stream.cli import app
 from stream.config import STAGES
-from stream.status import caught_up
+from stream.operate.status import caught_up
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent

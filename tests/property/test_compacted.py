@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import FORGETFUL, Worker, chunk, compacted, create_topics, expanded, transactional
 
-from stream import kafka, topics
 from stream.config import Settings
-from stream.delete import chunks_of
+from stream.kafka import clients, topics
+from stream.operate.delete import chunks_of
+from stream.operate.status import caught_up
+from stream.operate.verify import verify
 from stream.records import VERSION_HEADER
-from stream.status import caught_up
-from stream.verify import verify
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
 
@@ -59,7 +59,7 @@ def generated() -> list[Step]:
 async def publish(settings: Settings, topic: str, numbered: Iterable[tuple[int, Step]]) -> None:
     """Neighbours of one way go together in a transaction. The version is the number."""
     make = chunk if topic == settings.topic else expanded
-    async with kafka.producer(settings) as plain, transactional(settings, topic) as producer:
+    async with clients.producer(settings) as plain, transactional(settings, topic) as producer:
 
         async def send(producer: AIOKafkaProducer, version: int, step: Step) -> None:
             value = orjson.dumps(make(step.chunk_id, step.text, version)) if step.text else None

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from strategies import Case, batches, kinds_of
 
 from stream.config import Settings, StageName
-from stream.loop import BatchLoop
 from stream.records import Record
-from stream.stages import open_stage
+from stream.stages.registry import open_stage
 from stream.stores import open_stores
+from stream.worker.loop import BatchLoop
 
 pytestmark = pytest.mark.servers
 

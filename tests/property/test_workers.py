@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from strategies import Case, batches, kinds_of, numbered
 from support import Worker, read, transactional
 
-from stream import kafka, topics
 from stream.config import STAGES, Settings, StageName
+from stream.kafka import clients, topics
+from stream.operate.status import caught_up
+from stream.operate.verify import verify
 from stream.records import MAX_VERSION, Chunk, Record
-from stream.status import caught_up
-from stream.verify import verify
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(500)]
 
@@ -43,7 +43,7 @@ def variables(variables: dict[str, str]) -> dict[str, str]:
 @pytest.fixture
 async def flow(settings: Settings) -> Settings:
     """Settings whose topics exist and take whatever comes."""
-    async with kafka.admin(settings) as admin:
+    async with clients.admin(settings) as admin:
         wanted = list(topics.definitions(settings, 1))
         for topic in wanted:
             if not topic.name.endswith(topics.DLQ):
@@ -82,7 +82,7 @@ async def send(settings: Settings, topic: str, records: Sequence[Record]) -> Non
     Before it comes a transaction of the same records that is aborted: whoever sees it has a record twice.
     """
     compressed = {"compression_type": "gzip", "max_request_size": 2**31 - 1}
-    async with kafka.letter_producer(settings) as plain, transactional(settings, topic, **compressed) as producer:
+    async with clients.letter_producer(settings) as plain, transactional(settings, topic, **compressed) as producer:
         for start in range(0, len(records), 2 * GROUP):
             await append(plain, topic, records[start : start + GROUP])
             for end in (producer.abort_transaction, producer.commit_transaction):

@@ -4,10 +4,10 @@ import pytest
 from prometheus_client import REGISTRY
 from support import expanded
 
-from stream.models.embeddings import unpack
 from stream.records import Tombstone
 from stream.stores.base import Put, Stored
 from stream.stores.opensearch import OpenSearchStore
+from stream.vectors import unpack
 
 pytestmark = pytest.mark.servers
 

@@ -12,12 +12,12 @@ from pydantic import SecretStr
 from support import expanded
 
 from stream.errors import ConfigurationError, Outage
-from stream.models.embeddings import unpack
 from stream.records import Tombstone
 from stream.stores import Stores, neo4j, open_stores
 from stream.stores.base import Put, Stored, require_version
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import FIELDS, OpenSearchStore
+from stream.vectors import unpack
 
 pytestmark = pytest.mark.servers
 

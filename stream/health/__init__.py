@@ -1,0 +1,1 @@
+"""Whether the parts that a worker needs are there and answer."""

@@ -1,0 +1,48 @@
+"""What must be there before a worker takes its first record."""
+
+import asyncio
+import logging
+
+from stream.config import Settings, StageName
+from stream.errors import GpuRequired, Outage
+from stream.health import doctor
+
+log = logging.getLogger(__name__)
+
+
+async def check(stage: StageName, settings: Settings) -> None:
+    """Checks what the stage uses; raises `GpuRequired` if the GPU, or a model server on one, is not to be had.
+
+    With `require_gpu` off a model server that is down is an `Outage`: the worker is started again.
+    """
+    if stage == "embed":
+        await _a_model_server(settings)
+    elif stage == "expand" and settings.require_gpu:
+        await _a_gpu(settings)
+
+
+async def _a_gpu(settings: Settings) -> None:
+    try:
+        await doctor.cuda(settings)
+    except GpuRequired as error:
+        try:
+            seen = f"nvidia-smi sees {await doctor.nvidia_smi(settings)}"
+        except GpuRequired as blind:
+            seen = str(blind)
+        raise GpuRequired(f"{error}; {seen}") from None
+
+
+async def _a_model_server(settings: Settings) -> None:
+    """One at least; the client leaves the others alone while they are down."""
+    checks = (doctor.embedding_server(settings, address) for address in settings.embed_urls)
+    answers = await asyncio.gather(*checks, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, Outage):
+            raise answer
+    wrong = [str(answer) for answer in answers if isinstance(answer, Outage)]
+    if len(wrong) < len(answers):
+        for sentence in wrong:
+            log.warning("%s", sentence)
+        return
+    sentence = "; ".join(wrong)
+    raise GpuRequired(sentence) if settings.require_gpu else Outage(sentence)

@@ -1,0 +1,1 @@
+"""Kafka as this project uses it: clients, topics, consumer lag, dead letters."""

@@ -1,0 +1,139 @@
+"""Clients of Kafka as this project uses them.
+
+Each raises `Outage` if no broker answers and `ConfigurationError` if one answers but does not let us in.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError, for_code
+
+from stream.config import Settings
+from stream.errors import ConfigurationError, Outage
+from stream.kafka import header_names, security
+from stream.records import Headers
+
+header_names.escape_what_is_not_utf8()
+
+
+def _reach(settings: Settings) -> dict[str, Any]:
+    return {"bootstrap_servers": settings.kafka_servers, **security.arguments(settings)}
+
+
+@asynccontextmanager
+async def _started(settings: Settings, client: Any, stop: str) -> AsyncIterator[Any]:
+    try:
+        try:
+            await client.start()
+        except KafkaConnectionError:
+            raise await security.refusal(settings) from None
+        yield client
+    finally:
+        try:
+            await getattr(client, stop)()
+        except asyncio.CancelledError:  # aiokafka lets out that of its own task which waited to fetch again
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+
+
+@asynccontextmanager
+async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """An admin client."""
+    async with _started(settings, AIOKafkaAdminClient(**_reach(settings)), "close") as client:
+        yield client
+
+
+@asynccontextmanager
+async def producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+    """A producer whose acknowledgement means that all in-sync replicas have the record, once and in order."""
+    client = AIOKafkaProducer(
+        **_reach(settings),
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=5,
+        max_batch_size=2**20,
+        max_request_size=settings.max_message_bytes,
+    )
+    async with _started(settings, client, "stop") as started:
+        yield started
+
+
+@asynccontextmanager
+async def letter_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+    """A producer for dead letters, acknowledged by all in-sync replicas.
+
+    Compressed, because what came compressed may be larger than the topic carries; and not idempotent, because the
+    broker's refusal of one record would leave an idempotent producer out of sequence.
+    """
+    client = AIOKafkaProducer(**_reach(settings), acks="all", compression_type="gzip", max_request_size=2**31 - 1)
+    async with _started(settings, client, "stop") as started:
+        yield started
+
+
+async def send_letter(
+    producer: AIOKafkaProducer, topic: str, key: bytes | None, value: bytes | None, headers: Headers
+) -> None:
+    """Sends one record and waits for its acknowledgement, also one that has neither key nor value.
+
+    aiokafka refuses to `send` that; a record of somebody else's may be so, in a topic that is not compacted.
+    """
+    if key is not None or value is not None:
+        await producer.send_and_wait(topic, key=key, value=value, headers=headers)
+        return
+    batch = producer.create_batch()
+    batch.append(key=None, value=None, timestamp=None, headers=headers)
+    partition = min(await producer.partitions_for(topic))
+    await (await producer.send_batch(batch, topic, partition=partition))
+
+
+@asynccontextmanager
+async def consumer(settings: Settings, group: str | None = None) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer to which partitions are assigned by hand, and that commits, for a group, only when told to.
+
+    It reads committed records only; its `end_offsets` are those of the oldest open transactions (last stable offsets).
+    """
+    client = AIOKafkaConsumer(
+        **_reach(settings),
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        fetch_max_bytes=8 * 2**20,
+        isolation_level="read_committed",
+    )
+    async with _started(settings, client, "stop") as started:
+        yield started
+
+
+@asynccontextmanager
+async def offsets(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
+    """A client to ask where partitions begin and end, and not to read with; its `end_offsets` are high watermarks."""
+    client = AIOKafkaConsumer(**_reach(settings), enable_auto_commit=False, isolation_level="read_uncommitted")
+    async with _started(settings, client, "stop") as started:
+        yield started
+
+
+async def commit(settings: Settings, group: str, offsets: Mapping[TopicPartition, int]) -> None:
+    """Sets a consumer group's offsets from outside; raises `CommitFailedError` while it has members."""
+    async with consumer(settings, group=group) as client:
+        client.assign(list(offsets))
+        await client.commit(dict(offsets))
+
+
+async def partitions(client: AIOKafkaAdminClient, topics: Iterable[str]) -> list[TopicPartition]:
+    """All partitions of the topics; raises `ConfigurationError` if a topic is missing."""
+    described = await client.describe_topics(list(topics))
+    require_all((topic["topic"], topic["error_code"]) for topic in described)
+    return [TopicPartition(topic["topic"], p["partition"]) for topic in described for p in topic["partitions"]]
+
+
+def require_all(topics: Iterable[tuple[str, int]]) -> None:
+    """Raises `ConfigurationError` if Kafka says that one of these does not exist, `Outage` for any other error."""
+    errors = {name: for_code(code) for name, code in topics if code}
+    if missing := sorted(name for name, error in errors.items() if error is UnknownTopicOrPartitionError):
+        raise ConfigurationError(f"topics are missing: {', '.join(missing)}; `stream topics create` makes them")
+    for name, error in errors.items():
+        raise Outage(f"Kafka does not say what it knows of the topic {name}: {error.__name__}")

@@ -1,0 +1,195 @@
+"""Dead letters: the original key and value untouched, and in headers why, where, when and how often.
+
+`schemas/dead-letter.json` is the contract of the headers. A letter that was redriven stays where it lies; a marker that
+names its place follows it in the same partition (`schemas/redriven.json`), so Kafka never forgets the marker first.
+"""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
+from stream.config import STAGES, Settings, StageName
+from stream.kafka.reader import read_to_end
+from stream.kafka.topics import dead_letters
+from stream.records import Headers, Reason, Record, Rejected, header, number
+
+log = logging.getLogger(__name__)
+
+PREFIX = "dlq."
+DETAIL_LENGTH = 1000
+LEFT_OUT_HEADER = "dlq.left-out"  # bytes of a value that Kafka would not take a second time
+ATTEMPTS_HEADER = "dlq.attempts"
+AT_HEADER = "dlq.at"
+REDRIVEN_HEADER = "dlq.redriven"
+
+
+class Place(NamedTuple):
+    """Where a record lies in its topic, written `PARTITION@OFFSET`."""
+
+    partition: int
+    offset: int
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Reads `PARTITION@OFFSET`; raises `ValueError` if it is not that."""
+        partition, at, offset = text.partition("@")
+        if not (at and partition.isdecimal() and offset.isdecimal()):
+            raise ValueError(f"{text!r} is not PARTITION@OFFSET")
+        return cls(int(partition), int(offset))
+
+    def __str__(self) -> str:
+        return f"{self.partition}@{self.offset}"
+
+
+def without_letter(headers: Headers) -> list[tuple[str, bytes | None]]:
+    """The headers that the record had before it became a dead letter."""
+    return [(name, value) for name, value in headers if not name.startswith(PREFIX)]
+
+
+def letter_headers(record: Record, stage: StageName, rejected: Rejected) -> list[tuple[str, bytes | None]]:
+    """The headers of a record's dead letter: its own, and those of the contract."""
+    attempts = (number(header(record.headers, ATTEMPTS_HEADER)) or 0) + 1
+    why = {
+        "stage": stage,
+        "reason": rejected.reason,
+        "detail": rejected.detail[:DETAIL_LENGTH],
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "timestamp": record.timestamp,
+        "at": int(time.time() * 1000),
+        "attempts": attempts,
+    }
+    return without_letter(record.headers) + [(PREFIX + name, str(value).encode()) for name, value in why.items()]
+
+
+def redriven_headers(letter: "DeadLetter") -> list[tuple[str, bytes | None]]:
+    """The headers of the marker which says that a letter was redriven just now."""
+    return [(REDRIVEN_HEADER, str(letter.place).encode()), (AT_HEADER, str(int(time.time() * 1000)).encode())]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A dead letter as read back: `record` is where it lies now, the rest what its headers say.
+
+    `size` is that of key and value, bytes; `redriven` when it was redriven, ms since the epoch, None if it was not.
+    """
+
+    record: Record
+    stage: str
+    reason: str
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    at: int
+    attempts: int
+    size: int
+    redriven: int | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the letter lies in the topic of dead letters."""
+        return Place(self.record.partition, self.record.offset)
+
+    @property
+    def left_out(self) -> bool:
+        """Whether Kafka would not take the value a second time, so that it is not here."""
+        return header(self.record.headers, LEFT_OUT_HEADER) is not None
+
+    @property
+    def without_value(self) -> "DeadLetter":
+        """The same letter without its value, to be kept in numbers."""
+        return replace(self, record=replace(self.record, value=None))
+
+    @classmethod
+    def of(cls, record: Record) -> "DeadLetter":
+        """Reads the headers; raises `ValueError` if the record is no dead letter."""
+
+        def text(name: str) -> str:
+            value = header(record.headers, PREFIX + name)
+            if value is None:
+                raise ValueError(f"{record.topic}/{record.partition}@{record.offset} lacks the header {PREFIX}{name}")
+            return value.decode()
+
+        return cls(
+            record,
+            text("stage"),
+            text("reason"),
+            text("detail"),
+            text("topic"),
+            int(text("partition")),
+            int(text("offset")),
+            int(text("timestamp")),
+            int(text("at")),
+            int(text("attempts")),
+            record.size,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which letters are wanted: of a reason, of exactly this key, rejected at `since` or later, before `until` (ms)."""
+
+    stages: tuple[StageName, ...] = STAGES
+    reason: Reason | None = None
+    key: bytes | None = None
+    since: int | None = None
+    until: int | None = None
+
+    def takes(self, letter: DeadLetter) -> bool:
+        """Whether a letter is wanted, whatever its stage."""
+        return (
+            self.reason in (None, letter.reason)
+            and self.key in (None, letter.record.key)
+            and (self.since is None or letter.at >= self.since)
+            and (self.until is None or letter.at < self.until)
+        )
+
+
+async def read(settings: Settings, stage: StageName) -> AsyncIterator[DeadLetter]:
+    """A stage's dead letters, oldest first; a record that somebody else put there is passed over with a warning.
+
+    Reads the topic twice, so that a letter is never kept until its marker comes: memory grows with the markers alone.
+    """
+    topic = dead_letters(settings, stage)
+    redriven = {}
+    async for record in read_to_end(settings, topic):
+        if place := redriven_place(record):
+            redriven[place] = number(header(record.headers, AT_HEADER)) or record.timestamp
+    async for record in read_to_end(settings, topic):
+        if letter := letter_of(record):
+            yield replace(letter, redriven=redriven.get(letter.place))
+
+
+async def waiting(settings: Settings, stage: StageName) -> int:
+    """How many of a stage's dead letters were not redriven."""
+    places: set[Place] = set()
+    async for record in read_to_end(settings, dead_letters(settings, stage)):
+        if place := redriven_place(record):
+            places.discard(place)
+        elif letter := letter_of(record):
+            places.add(letter.place)
+    return len(places)
+
+
+def redriven_place(record: Record) -> Place | None:
+    """The place of the letter that a marker says was redriven; None if the record is no marker."""
+    try:
+        return Place.of((header(record.headers, REDRIVEN_HEADER) or b"").decode())
+    except ValueError:
+        return None
+
+
+def letter_of(record: Record) -> DeadLetter | None:
+    """A record of the topic as a letter; None, with a warning, if somebody else put it there, and None for a marker."""
+    if redriven_place(record):
+        return None
+    try:
+        return DeadLetter.of(record)
+    except ValueError as error:
+        log.warning("no dead letter: %s", error)
+        return None

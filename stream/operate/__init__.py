@@ -1,0 +1,1 @@
+"""What people do to a running system: publish, delete, replay, redrive, reindex, verify."""

@@ -1,0 +1,124 @@
+"""Deleting a document: a tombstone for each of its chunks, in every partition that holds the chunk's key.
+
+Which chunks it has the topic says, and not a store: it knows those too that are still on their way. A key lies in
+several partitions where producers have different partitioners; a tombstone in one of them leaves the records of the
+others in the topic, and a reindex would bring them back once Kafka has removed the tombstone.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from stream.config import Settings
+from stream.kafka import clients, reader, topics
+from stream.operate.copies import Copies
+from stream.records import MAX_VERSION, VERSION_HEADER, Record, Rejected, Tombstone, decode
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A chunk that is to go, the version of its tombstones, and the partitions that get one.
+
+    Each partition has the offset up to which it was read: what lies there or behind was published meanwhile.
+    """
+
+    chunk_id: str
+    version: int
+    partitions: Mapping[int, int]
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a partition holds of a chunk: its highest version, of equal ones the later, and its last record.
+
+    A document's name is None for a tombstone.
+    """
+
+    version: int
+    timestamp: int
+    doc_id: str | None
+    last: str | None
+
+
+async def chunks_of(
+    settings: Settings, doc_id: str, progress: Callable[[int, int], None] = lambda *_: None
+) -> list[Deletion]:
+    """The chunks of the document that are not deleted yet, each one version above its newest record.
+
+    A chunk is deleted where every partition that holds its key ends with a tombstone. A chunk that has moved to another
+    document belongs to that. Reads the topic twice: in the first pass nobody knows yet which keys of the other
+    partitions matter. Memory grows with the chunks that the document has or had.
+    """
+    keys: set[bytes | None] = set()
+    async for record in reader.read_to_end(settings, settings.topic, progress=progress):
+        match decode(record, "chunk", settings.max_record_bytes):
+            case {"doc_id": found} if found == doc_id:
+                keys.add(record.key)
+    held: dict[bytes | None, dict[int, _Held]] = {}
+    ends: dict[int, int] = {}
+    async for record in reader.read_to_end(settings, settings.topic, progress=progress):
+        ends[record.partition] = record.offset + 1
+        if record.key in keys:
+            _add(held.setdefault(record.key, {}), record, settings.max_record_bytes)
+    deletions = []
+    for key, partitions in held.items():
+        newest = max(partitions.values(), key=lambda one: (one.version, one.timestamp))
+        undone = newest.doc_id is None and any(one.last == doc_id for one in partitions.values())
+        if key is not None and (newest.doc_id == doc_id or undone):
+            version = min(newest.version + 1, MAX_VERSION)
+            deletions.append(Deletion(key.decode(), version, {partition: ends[partition] for partition in partitions}))
+    return deletions
+
+
+def _add(partitions: dict[int, _Held], record: Record, max_bytes: int) -> None:
+    match decode(record, "chunk", max_bytes):
+        case Rejected():
+            return
+        case Tombstone(_, version):
+            doc_id = None
+        case chunk:
+            version, doc_id = chunk["version"], chunk["doc_id"]
+    held = partitions.get(record.partition)
+    if held is None or version >= held.version:
+        partitions[record.partition] = _Held(version, record.timestamp, doc_id, doc_id)
+    else:
+        held.last = doc_id
+
+
+async def delete(
+    settings: Settings, deletions: list[Deletion], progress: Callable[[int], None] = lambda _: None
+) -> list[str]:
+    """Publishes the tombstones, all acknowledged when it returns; returns the chunks that stay.
+
+    Those were published meanwhile, in a version that is not below the tombstone's: their record is published once more,
+    behind the tombstone, because Kafka keeps the last record of a key and the stores the highest version.
+    """
+    await topics.check(settings, [settings.topic])
+    versions = {deletion.chunk_id.encode(): deletion.version for deletion in deletions}
+    since = {partition: end for deletion in deletions for partition, end in deletion.partitions.items()}
+
+    def outranks(record: Record) -> bool:
+        match decode(record, "chunk", settings.max_record_bytes):
+            case Rejected():
+                return False
+            case Tombstone(_, version):
+                pass
+            case chunk:
+                version = chunk["version"]
+        return version >= versions[record.key or b""]
+
+    async with clients.producer(settings) as producer:
+        copies = Copies(settings, producer, settings.topic)
+        for done, deletion in enumerate(deletions, start=1):
+            for partition, end in deletion.partitions.items():
+                await copies.send(_tombstone(settings.topic, deletion, partition, end - 1))
+            progress(done)
+        newer = await copies.restore(since, outranks)
+    return sorted({(record.key or b"").decode() for record in newer if record.value is not None})
+
+
+def _tombstone(topic: str, deletion: Deletion, partition: int, newest: int) -> Record:
+    """As a copy of what its partition held up to the offset `newest`: behind that a record is newer."""
+    headers = [(VERSION_HEADER, str(deletion.version).encode())]
+    key, now = deletion.chunk_id.encode(), int(time.time() * 1000)
+    return Record(topic, partition, newest, key, None, now, headers)

@@ -1,0 +1,95 @@
+"""Where everything stands: how far each stage lags, what was rejected, what the stores hold."""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+
+from aiokafka import TopicPartition
+
+from stream.config import STAGES, Settings, StageName
+from stream.kafka import clients, deadletters, topics
+from stream.kafka.lag import behind, committed, within_ends
+from stream.stores import Stores
+
+LOOK_AGAIN = 0.5  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """`done` of `total` offsets of its source, up to the high watermark, are behind the stage; `lag` are ahead of it.
+
+    `dead_letters` are the records in its topic of dead letters.
+    """
+
+    stage: StageName
+    total: int
+    done: int
+    dead_letters: int
+
+    @property
+    def lag(self) -> int:
+        """Offsets that the stage has not committed; those of an open transaction count, those of an aborted one too."""
+        return self.total - self.done
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Of all stages, in the flow's order, and chunks by store; `origins` are those by what made their vectors."""
+
+    stages: list[StageStatus]
+    stores: Mapping[str, int]
+    origins: Mapping[str, Mapping[str, int]]
+
+
+async def status(settings: Settings, stores: Stores) -> Status:
+    """One look at Kafka and both stores; of the dead letters, those are counted that were not redriven."""
+    found = [
+        replace(look, dead_letters=await deadletters.waiting(settings, look.stage)) if look.dead_letters else look
+        for look in await stages(settings)
+    ]
+    return Status(
+        found,
+        {store.name: await store.count() for store in stores.both},
+        {store.name: await store.origins() for store in stores.both},
+    )
+
+
+async def caught_up(
+    settings: Settings,
+    names: Collection[StageName] = STAGES,
+    look: Callable[[list[StageStatus]], None] = lambda _: None,
+) -> None:
+    """Waits until nothing lies ahead of these stages; `look` is shown each look taken meanwhile.
+
+    It takes two looks that agree: between reading a topic's end and its group's offsets the flow goes on.
+    """
+    before: list[StageStatus] = []
+    while True:
+        now = await stages(settings)
+        look(now)
+        if now == before and not any(found.lag for found in now if found.stage in names):
+            return
+        before = now
+        await asyncio.sleep(LOOK_AGAIN)
+
+
+async def stages(settings: Settings) -> list[StageStatus]:
+    """One look at Kafka: high watermarks against what the groups have committed."""
+    names = [topics.source(settings, stage) for stage in STAGES]
+    names += [topics.dead_letters(settings, stage) for stage in STAGES]
+    async with clients.offsets(settings) as client, clients.admin(settings) as admin:
+        partitions = await clients.partitions(admin, names)
+        done = {stage: await committed(admin, topics.group(settings, stage)) for stage in STAGES}
+        starts, ends = await client.beginning_offsets(partitions), await client.end_offsets(partitions)
+    found = []
+    for stage in STAGES:
+        mine = {tp: end for tp, end in ends.items() if tp.topic == topics.source(settings, stage)}
+        total = sum(end - starts[tp] for tp, end in mine.items())
+        lag = behind(starts, mine, within_ends(done[stage], ends))
+        letters = _records(topics.dead_letters(settings, stage), starts, ends)
+        found.append(StageStatus(stage, total=total, done=total - lag, dead_letters=letters))
+    return found
+
+
+def _records(topic: str, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> int:
+    return sum(ends[tp] - starts[tp] for tp in ends if tp.topic == topic)

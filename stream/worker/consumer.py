@@ -1,0 +1,260 @@
+"""Faust's consumer, made to commit by position: what goes beyond the public interfaces of Faust and aiokafka.
+
+Faust keeps a list of acknowledged offsets for each partition, looks for gaps in it, and commits the end of the first
+run. Here each partition has an `OffsetTracker` instead: the records that were handed out and are not acknowledged,
+oldest first, and the position after the last one. The committed offset is that of the oldest of these records, or the
+position if there are none. So
+
+- a commit never passes a record that is not acknowledged, whatever Faust does with the records between a fetch and the
+  batch loop: a record that it drops stays at the head until the partition is assigned anew and the record comes again;
+- the end of a transaction, aborted records and offsets that compaction has left empty count as done once all that lies
+  before them is done, and no lag remains in any tool;
+- a gap costs nothing, whatever its size, and a committed offset may go down when a topic was deleted and made again.
+
+Only committed records are read (`isolation.level=read_committed`, KIP-98). A partition begins at what its group has
+committed, else at its oldest record; when Kafka does not have the next offset any more, it goes on at the oldest record
+that is left, and says so.
+
+The private names used here, by upstream file; `tests/worker/test_upstream.py` fails if one of them changes:
+
+- faust/transport/drivers/aiokafka.py: `AIOKafkaConsumerThread._create_worker_consumer`, `._fetch_records`,
+  `._ensure_consumer`; `Consumer._new_consumer_thread`, `._to_message`
+- faust/transport/consumer.py: `Consumer._filter_tps_with_pending_acks`, `._commit`, `._new_offset`, `._should_commit`,
+  `._add_gap`, `._committed_offset`, `._read_offset`, `._n_acked`, `._unacked_messages`, `._waiting_for_ack`
+- aiokafka/consumer/consumer.py: `AIOKafkaConsumer._isolation_level`, `._auto_offset_reset`, `._subscription`
+- aiokafka/consumer/subscription_state.py: `Subscription.assignment`, `Assignment.state_value`,
+  `TopicPartitionState.has_valid_position`, `.position`
+- aiokafka/consumer/group_coordinator.py: `GroupCoordinator._do_heartbeat`
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from threading import Lock
+from typing import Any
+
+import faust
+from aiokafka import TopicPartition
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from faust.transport.drivers import aiokafka as driver
+from faust.types.tuples import ack_lock
+from mode.utils.futures import notify
+
+from stream.kafka import header_names
+
+header_names.escape_what_is_not_utf8()
+
+log = logging.getLogger(__name__)
+
+
+class OffsetTracker:
+    """How far a partition was read since it was assigned, and which of its records are not acknowledged.
+
+    Records are handed out by Faust's consumer thread and acknowledged by the main thread, in the same order.
+    """
+
+    def __init__(self, position: int) -> None:
+        self._lock = Lock()
+        self._position = position
+        self._waiting: deque[Any] = deque()
+
+    def read(self, records: Iterable[Any], position: int) -> None:
+        """Notes what one fetch has handed out, and the offset at which the next fetch begins."""
+        with self._lock:
+            self._waiting.extend(records)
+            self._position = position
+
+    def acknowledge(self, record: Any) -> None:
+        """Notes that a record is done; any but the oldest is ignored, for instance one of an earlier assignment."""
+        with self._lock:
+            if self._waiting and self._waiting[0] is record:
+                self._waiting.popleft()
+
+    @property
+    def committable(self) -> int:
+        """All records before this offset are done."""
+        with self._lock:
+            return self._waiting[0].offset if self._waiting else self._position
+
+
+class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """Faust's consumer thread; all but `progress` is touched in that thread only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.progress: dict[TopicPartition, OffsetTracker] = {}
+        self._assignment: Any = None  # the one that `progress` is about
+
+    def _create_worker_consumer(self, transport: "Transport") -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"  # Faust says so only for its own transactions
+        consumer._auto_offset_reset = "none"  # so that no jump of the position goes unseen: see `_move`
+        return consumer
+
+    async def seek_to_committed(self) -> Mapping[TopicPartition, int]:
+        """Has each assigned partition begin where its group has come to, else at its oldest record."""
+        return await self.call_thread(self._begin)  # type: ignore[no-any-return]
+
+    async def _begin(self) -> Mapping[TopicPartition, int]:
+        consumer = self._ensure_consumer()
+        assignment = consumer._subscription.subscription.assignment
+        committed = {tp: await consumer.committed(tp) for tp in assignment.tps}
+        fresh = [tp for tp, offset in committed.items() if offset is None]
+        starts = committed | (await consumer.beginning_offsets(fresh) if fresh else {})
+        if consumer._subscription.subscription.assignment is not assignment:
+            return {}  # another one has come meanwhile, and Faust will ask for it
+        for tp, offset in starts.items():
+            consumer.seek(tp, offset)
+        self.progress = {tp: OffsetTracker(offset) for tp, offset in starts.items()}
+        self._assignment = assignment
+        return starts
+
+    async def _fetch_records(self, consumer: Any, *args: Any, **kwargs: Any) -> Mapping[TopicPartition, list[Any]]:
+        try:
+            records: Mapping[TopicPartition, list[Any]] = await super()._fetch_records(consumer, *args, **kwargs)
+        except NoOffsetForPartitionError:  # until `_begin`
+            return {}
+        except OffsetOutOfRangeError as error:
+            await self._move(consumer, *error.args)
+            return {}
+        except Exception:
+            self.progress = {}  # records that were fetched may be lost: nothing behind them is committed
+            raise
+        # Nothing has been awaited since the positions moved: a commit sees both the records and the positions, or none.
+        assignment = consumer._subscription.subscription.assignment
+        if assignment is self._assignment:
+            for tp, progress in list(self.progress.items()):  # the main thread may remove some
+                state = assignment.state_value(tp)
+                if state.has_valid_position:
+                    progress.read(records.get(tp, ()), state.position)
+        return records
+
+    async def _move(self, consumer: Any, missing: Mapping[TopicPartition, int]) -> None:
+        """Goes on at the oldest record of partitions that do not have the next offset."""
+        try:
+            starts = await consumer.beginning_offsets(list(missing))
+        except KafkaError as error:
+            log.warning("Kafka does not say where %s begin: %r", [*missing], error)
+            return  # the next fetch meets the same
+        assignment = consumer._subscription.subscription.assignment
+        for tp, offset in missing.items():
+            progress, start = self.progress.get(tp), starts[tp]
+            if assignment is not self._assignment or progress is None or assignment.state_value(tp).position != offset:
+                continue
+            consumer.seek(tp, start)
+            if start > offset:
+                lost = start - offset
+                log.warning(
+                    "Kafka has deleted %d offsets of %s/%d, %d to %d, before they were read",
+                    *(lost, tp.topic, tp.partition, offset, start - 1),
+                )
+                self.transport.expired(lost)
+                progress.read((), start)
+            else:
+                log.warning(
+                    "%s/%d ends before offset %d, where this group has come to: the topic was made again, or Kafka has "
+                    "lost records; it is read again from offset %d",
+                    *(tp.topic, tp.partition, offset, start),
+                )
+                self.progress[tp] = OffsetTracker(start)
+                self.consumer._read_offset[tp] = None  # Faust would drop what lies before it
+
+
+class Consumer(driver.Consumer):  # type: ignore[misc]
+    """Faust's consumer, which commits what `OffsetTracker` says."""
+
+    _thread: _Thread
+    _may_seek = False
+
+    def _new_consumer_thread(self) -> _Thread:
+        return _Thread(self, loop=self.loop, beacon=self.beacon)
+
+    def _to_message(self, tp: Any, record: Any) -> Any:
+        message = super()._to_message(tp, record)
+        message.record = record
+        return message
+
+    def ack(self, message: Any) -> bool:
+        """Marks a message as done; returns whether it was not."""
+        with ack_lock:
+            if message.acked:
+                return False
+            message.acked = True
+            self._unacked_messages.discard(message)
+            self._n_acked += 1
+        if progress := self._thread.progress.get(message.tp):
+            progress.acknowledge(message.record)
+        notify(self._waiting_for_ack)
+        return True
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> list[TopicPartition]:
+        return list(self._thread.progress)
+
+    def _new_offset(self, tp: TopicPartition) -> int | None:
+        progress = self._thread.progress.get(tp)
+        return progress.committable if progress else None
+
+    def _should_commit(self, tp: TopicPartition, offset: int) -> bool:
+        return bool(offset != self._committed_offset[tp])
+
+    async def commit_the_beginning(self) -> bool:
+        """Commits offset 0 of all assigned partitions, and nothing after it; returns whether Kafka has taken it."""
+        self._thread.progress = {}
+        assigned = self.assignment()
+        return bool(assigned) and bool(await self._commit(dict.fromkeys(assigned, 0)))
+
+    async def _add_gap(self, tp: TopicPartition, offset_from: int, offset_to: int) -> None:
+        """A gap needs no note."""
+
+    async def perform_seek(self) -> None:
+        """Begins each partition of a new assignment.
+
+        Faust also asks for it when it throws away a fetch because partitions are being revoked or the worker stops.
+        Then what is in flight is still to be committed, so the notes about it stay.
+        """
+        if self._may_seek and not self.app.should_stop:
+            await super().perform_seek()
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        """Drains the loop, which commits, and forgets the partitions."""
+        self._may_seek = False
+        await super().on_partitions_revoked(revoked)
+        for tp in revoked:
+            self._thread.progress.pop(tp, None)
+
+    async def on_partitions_assigned(self, assigned: Any, generation_id: int = 0) -> None:
+        """Lets the partitions begin."""
+        self._may_seek = True
+        await super().on_partitions_assigned(assigned, generation_id)
+
+
+class Transport(driver.Transport):  # type: ignore[misc]
+    """Has an app read through this module; `expired` gets the number of offsets deleted before they were read."""
+
+    Consumer = Consumer
+
+    def __init__(self, app: faust.App, expired: Callable[[int], object]) -> None:
+        super().__init__(app.conf.broker_consumer, app)
+        self.expired = expired
+
+
+class Heartbeats:
+    """When Kafka last counted this worker as alive; a process has one consumer in a group."""
+
+    answered = 0.0  # time.monotonic() when the newest heartbeat that was answered was sent
+
+
+_do_heartbeat = GroupCoordinator._do_heartbeat
+
+
+async def _note_heartbeat(coordinator: GroupCoordinator) -> bool:
+    sent = time.monotonic()
+    if success := await _do_heartbeat(coordinator):
+        Heartbeats.answered = sent
+    return bool(success)
+
+
+GroupCoordinator._do_heartbeat = _note_heartbeat
+_Thread.logger = Consumer.logger = driver.logger  # what these say as Faust's services is said under Faust's name

@@ -1,0 +1,114 @@
+"""What a batch leads to, into Kafka: outputs to the next topic, rejected records to the stage's dead letters."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any, get_args
+
+import orjson
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+
+from stream import metrics
+from stream.config import Settings, StageName
+from stream.kafka import clients
+from stream.kafka.deadletters import LEFT_OUT_HEADER, PREFIX, letter_headers, without_letter
+from stream.kafka.topics import dead_letters, target
+from stream.records import (
+    PUBLISHED_HEADER,
+    VERSION_HEADER,
+    Headers,
+    Outcome,
+    Reason,
+    Record,
+    Rejected,
+    Tombstone,
+    header,
+    number,
+)
+
+log = logging.getLogger(__name__)
+
+
+async def until_taken(send: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+    """Sends again when aiokafka gives up after the time-out of one request; how long is for the caller to bound.
+
+    That changes no order, because an output that found no room was not sent; and a second letter accounts for its
+    record as the first one does.
+    """
+    while True:  # not tenacity, which costs a tenth of a stage's time: this runs for every record
+        try:
+            return await send(*args, **kwargs)
+        except KafkaTimeoutError:
+            await asyncio.sleep(0)  # whoever bounds it must get a turn
+
+
+class Outputs:
+    """Where one stage's outcomes go."""
+
+    def __init__(
+        self, stage: StageName, producer: AIOKafkaProducer, letters: AIOKafkaProducer, settings: Settings
+    ) -> None:
+        self._stage: StageName = stage
+        self._producer = producer
+        self._letters = letters
+        self._settings = settings
+        for reason in get_args(Reason):  # Prometheus takes no notice of the first event of a series that begins with it
+            metrics.dead_letters.labels(stage, reason)
+
+    async def publish(self, outcomes: Iterable[tuple[Record, Outcome]]) -> None:
+        """Sends all in order and waits until Kafka has them; raises `KafkaError`."""
+        sent = []
+        for record, outcome in outcomes:
+            if isinstance(outcome, Rejected):
+                sent.append(self._send_letter(record, outcome))
+            elif outcome.output is not None:
+                sent.append(await self._send(record, outcome.output))
+        await asyncio.gather(*sent)
+
+    async def _send(self, record: Record, output: dict[str, Any] | Tombstone) -> Awaitable[Any]:
+        value, headers = encoded(record, output)
+        size = DefaultRecordBatchBuilder.estimate_size_in_bytes(record.key, value, headers)
+        if size > self._settings.max_message_bytes:
+            sentence = f"the output of {self._stage} has {size:,} bytes, more than STREAM_MAX_MESSAGE_BYTES"
+            return self._send_letter(record, Rejected("too-large", sentence))
+        topic = target(self._settings, self._stage)
+        acknowledgement: Awaitable[Any] = await until_taken(
+            self._producer.send, topic, value=value, key=record.key, headers=headers
+        )
+        return acknowledgement
+
+    def _send_letter(self, record: Record, rejected: Rejected) -> Awaitable[None]:
+        log.warning(
+            "%s/%d@%d rejected: %s: %s",
+            record.topic, record.partition, record.offset, rejected.reason, rejected.detail,
+        )  # fmt: skip
+        metrics.dead_letters.labels(self._stage, rejected.reason).inc()
+        return asyncio.create_task(self._deliver(record, letter_headers(record, self._stage, rejected)))
+
+    async def _deliver(self, record: Record, headers: Headers) -> None:
+        send = partial(
+            until_taken, clients.send_letter, self._letters, dead_letters(self._settings, self._stage), record.key
+        )
+        left_out = (LEFT_OUT_HEADER, str(len(record.value or b"")).encode())
+        described = [one for one in headers if one[0].startswith(PREFIX)]
+        try:
+            await send(record.value, headers)
+        except MessageSizeTooLargeError:  # it came compressed better than we can
+            try:
+                await send(None, [*headers, left_out])
+            except MessageSizeTooLargeError:  # and so did its headers
+                await send(None, [*described, left_out])
+
+
+def encoded(record: Record, output: dict[str, Any] | Tombstone) -> tuple[bytes | None, Headers]:
+    """An output's value and headers, as they go to the next topic."""
+    headers = without_letter(record.headers)
+    if number(header(headers, PUBLISHED_HEADER)) is None and record.timestamp >= 0:
+        headers.append((PUBLISHED_HEADER, str(record.timestamp).encode()))
+    if isinstance(output, Tombstone):
+        others = [(name, value) for name, value in headers if name != VERSION_HEADER]
+        return None, [*others, (VERSION_HEADER, str(output.version).encode())]
+    return orjson.dumps(output), headers

@@ -1,0 +1,112 @@
+"""One process that runs one stage: the batch loop on its source, with a web server beside it."""
+
+import asyncio
+import hashlib
+import logging
+import os
+import sys
+import time
+from typing import NoReturn
+
+from filelock import FileLock, Timeout
+
+from stream import signals
+from stream.config import Settings, StageName
+from stream.errors import ConfigurationError, Outage, StreamError
+from stream.health import preflight, watch, web
+from stream.kafka import clients, topics
+from stream.stages.registry import open_stage
+from stream.worker import logs, scratch, traces
+from stream.worker.loop import BatchLoop
+from stream.worker.outputs import Outputs
+from stream.worker.source import Source
+
+log = logging.getLogger(__name__)
+
+_claims: list[object] = []  # held until the process ends
+WEB_PORTS: dict[StageName, int] = {"embed": 9101, "expand": 9102, "index": 9103}
+PAUSE_BEFORE_RESTART = 5.0  # seconds: a supervisor may start a worker again at once
+
+
+def run(stage: StageName, settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT, then finishes what is in flight; raises `StreamError` if it cannot start.
+
+    A signal that comes before the first batch can be taken ends the process at once, with exit code 0.
+    """
+    signals.end_at_once(0)
+    logs.configure(settings)
+    try:
+        with traces.exported(settings, stage):
+            asyncio.run(_work(stage, settings))
+    except Outage:
+        time.sleep(PAUSE_BEFORE_RESTART)
+        raise
+
+
+async def _work(name: StageName, settings: Settings) -> None:
+    _claim_name(name, settings)
+    await preflight.check(name, settings)
+    for warning in await topics.check(settings, topics.of(settings, name)):
+        log.warning("%s", warning)
+    async with (
+        open_stage(name, settings) as stage,
+        clients.producer(settings) as producer,
+        clients.letter_producer(settings) as letters,
+    ):
+        source = Source(name, settings)
+        loop = BatchLoop(stage, source, Outputs(name, producer, letters, settings), settings, fail)
+        port = WEB_PORTS[name] if settings.web_port is None else settings.web_port
+        async with (
+            watch.watched(settings, stage, fail, loop.read_again) as wrong,
+            web.serve(settings.web_host, port, loop.unhealthy, lambda: loop.unhealthy() or loop.unready() or wrong()),
+        ):
+            log.info("%s: %s -> %s", name, topics.source(settings, name), topics.target(settings, name))
+            stopping = _signalled()
+            starting = asyncio.create_task(source.start())
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+                ended = asyncio.create_task(source.ended())
+                await asyncio.wait([ended, stopping], return_when=asyncio.FIRST_COMPLETED)
+                if not stopping.done():
+                    fail(Outage(f"Faust has stopped: {source.crash_reason!r}"))
+            log.info("draining")
+            if not (starting.done() and loop.assigned):  # to stop, Faust would join first, which may take minutes
+                await loop.drain()
+                _end(0)
+            await source.stop()
+            log.info("stopped")
+
+
+def _signalled() -> "asyncio.Task[bool]":
+    """Is done when SIGTERM or SIGINT has come."""
+    came = asyncio.Event()
+    for number in signals.SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, came.set)
+    return asyncio.create_task(came.wait())
+
+
+def _claim_name(stage: StageName, settings: Settings) -> None:
+    """Kafka lets two static members of one name throw each other out for ever, so one host does not start two."""
+    name = f"{settings.kafka_servers} {topics.group(settings, stage)} {settings.instance}"
+    lock = scratch.folder() / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
+    try:
+        _claims.append(FileLock(lock, timeout=0).acquire())
+    except Timeout:
+        raise ConfigurationError(
+            f"another {stage} worker runs here under the name {settings.instance}; "
+            "give each its own with STREAM_INSTANCE, and its own STREAM_WEB_PORT"
+        ) from None
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Ends the process at once: nothing of an unfinished batch is acknowledged, and a supervisor starts it again."""
+    log.error("%s", error, exc_info=None if isinstance(error, StreamError) else error)
+    code = error.exit_code if isinstance(error, StreamError) else Outage.exit_code
+    print(f"stream: {error or repr(error)}", file=sys.stderr, flush=True)  # noqa: T201
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    logging.shutdown()
+    os._exit(code)
