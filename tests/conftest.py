@@ -8,7 +8,8 @@ import shutil
 import socket
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import cycle, islice
 from pathlib import Path
 
 import hypothesis
@@ -23,10 +24,13 @@ from stream.local import splade_model
 from stream.local.demo import embedder
 from stream.local.profile import Profile
 from stream.local.servers import install, servers
-from stream.local.supervisor import down, up
+from stream.local.supervisor import down, status, up
 from stream.stores import Stores, open_stores
 
 ROOT = Path(__file__).parent.parent
+PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "")  # "gw0", "gw1", … with `pytest -n`, else nothing
+PORTS = 1000  # of each process, below those that the kernel gives to clients
+FIRST_PORT = 20_000 + PORTS * int(PROCESS.removeprefix("gw") or 9)
 
 # The default repeats itself; `HYPOTHESIS_PROFILE=nightly` looks further, and prints how to repeat what it finds.
 hypothesis.settings.register_profile("default", derandomize=True, max_examples=90, deadline=None)
@@ -36,15 +40,19 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 @contextmanager
 def own_servers() -> Iterator[Profile]:
-    """Servers on free ports, with nothing in them; stopped at the end."""
+    """Servers on free ports, with nothing in them, in a folder that only its owner may enter; stopped at the end.
+
+    Each process of `pytest -n` has its own.
+    """
     ports = ("kafka", "kafka_controller", "neo4j", "opensearch", "opensearch_transport", "embedder")
     profile = Profile(
-        home=ROOT / ".local" / "test",
+        home=ROOT / ".local" / "test" / (PROCESS or "main"),
         artifacts=ROOT / ".local" / "artifacts",
         **dict(zip((f"{name}_port" for name in ports), free_ports(len(ports)), strict=True)),
     )
     down(profile)
     shutil.rmtree(profile.home, ignore_errors=True)
+    profile.home.mkdir(parents=True, mode=0o700)
     try:
         install(profile, print)
         model = Path(profile.environment()["STREAM_SPLADE_MODEL"])
@@ -52,7 +60,9 @@ def own_servers() -> Iterator[Profile]:
         up(profile, [*servers(profile), embedder(profile)], print)
         yield profile
     finally:
+        running = [program.pid for program in status(profile) if program.pid]
         down(profile)
+        assert [pid for pid in running if Path(f"/proc/{pid}").exists()] == []
 
 
 @pytest.fixture(scope="session")
@@ -74,12 +84,18 @@ def environment(profile: Profile | None) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
+    """Ports that nobody listens on now, and that no other process of `pytest -n` takes."""
+    found: list[int] = []
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        while len(found) < count:
+            port = next(_ports)
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+    return found
+
+
+_ports = islice(cycle(range(FIRST_PORT, FIRST_PORT + PORTS)), os.getpid() % PORTS, None)
 
 
 @pytest.fixture

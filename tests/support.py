@@ -4,8 +4,6 @@ import asyncio
 import base64
 import os
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -17,6 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import orjson
 from aiokafka import AIOKafkaProducer
+from processes import Process
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream.config import Settings, StageName
@@ -179,11 +178,12 @@ class Worker:
         self.stage = stage
         self.url = f"http://127.0.0.1:{port}"
         self.log = LOGS / f"{os.environ['STREAM_TOPIC']}-{stage}.log"
-        command = [sys.executable, *script, stage] if script else [sys.executable, "-m", "stream", "worker", stage]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env=os.environ | variables | {"STREAM_WEB_PORT": str(port)}, stdout=log, stderr=log
-            )
+        environment = os.environ | variables | {"STREAM_WEB_PORT": str(port)}
+        if script:
+            path, *arguments = script
+            self.process = Process([*arguments, stage], script=path, environment=environment, log=self.log)
+        else:
+            self.process = Process(["worker", stage], environment=environment, log=self.log)
 
     async def __aenter__(self) -> Self:
         return self

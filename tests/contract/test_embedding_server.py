@@ -31,7 +31,7 @@ from stream.records import Done, Rejected
 from stream.stages.embed import embed
 from stream.vectors import has_unit_norm, unpack
 
-pytestmark = pytest.mark.timeout(900)  # what starts vLLM included
+pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("vLLM")]  # seconds, the start of vLLM included
 
 MODEL = "Qwen/Qwen3-Embedding-8B"
 KEY = "of-this-run"

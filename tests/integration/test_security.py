@@ -29,7 +29,7 @@ from stream.local import kafka as local_kafka
 from stream.local.profile import HOST, Profile
 from stream.operate.status import caught_up
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(300), pytest.mark.xdist_group("security")]
 
 SEARCH = ("search", "sockets", "--mode", "dense")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")

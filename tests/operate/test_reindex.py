@@ -10,9 +10,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import orjson
 import pytest
 from conftest import free_ports
+from processes import child
 from support import Worker, chunk, read, send, until
 from typer.testing import CliRunner
 
+from stream import children
 from stream.cli import app
 from stream.config import STAGES
 from stream.kafka import topics
@@ -27,6 +29,12 @@ from stream.stores import open_stores
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
 
 COUNT = 200
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """The workers of a reindex start at once, but for those of the command line."""
+    monkeypatch.setattr(children, "worker", child)
 
 
 @asynccontextmanager

@@ -1,0 +1,90 @@
+"""Processes of the product that start at once: a fork server has imported PyTorch, Faust and the rest for all of them.
+
+Each is a process of its own, with the environment and the log that it is given. kill -9 ends it as it ends any other.
+Tests of the start itself run `python -m stream` instead.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import IO
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "pytest",
+        "stream.cli",
+        "stream.worker.run",
+        "stream.stages.registry",
+        "stream.models.splade",
+        "transformers.models.bert.modeling_bert",
+    ]
+)
+
+
+class Process:
+    """What `subprocess.Popen` would be for `python SCRIPT ARGUMENTS`, or for `stream ARGUMENTS` without a script."""
+
+    def __init__(
+        self, arguments: Sequence[str], *, script: str | None = None, environment: Mapping[str, str], log: Path
+    ) -> None:
+        self._process: ForkServerProcess = CONTEXT.Process(
+            target=_run, args=(list(arguments), script, dict(environment), str(log)), daemon=True
+        )
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while the process runs."""
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        """Waits for the end; the exit code."""
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def child(
+    stage: str, assignments: Mapping[str, str], variables: Mapping[str, str], log: IO[bytes] | None = None
+) -> Process:
+    """In place of `stream.children.worker`."""
+    options = [f"--set={name}={value}" for name, value in assignments.items()]
+    path = Path(log.name) if log else Path(os.devnull)
+    return Process([*options, "worker", stage], environment=os.environ | variables, log=path)
+
+
+def _run(arguments: list[str], script: str | None, environment: dict[str, str], log: str) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    with Path(log).open("ab") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = [script or "stream", *arguments]
+    if script:
+        runpy.run_path(script, run_name="__main__")
+    else:
+        runpy.run_module("stream", run_name="__main__")
