@@ -210,10 +210,18 @@ async def test_every_other_command_ends_at_sigterm_as_it_does_at_ctrl_c(no_file,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [(["publish", "worker"], 130), (["--set", "x=worker", "status"], 130), (["worker"], 0)]
+    ("arguments", "code"),
+    [
+        (["delete", "--doc-id", "worker"], 130),
+        (["--set", "instance=worker", "status"], 130),
+        (["--set", "instance=status", "worker", "embed"], 0),
+    ],
 )
-async def test_what_a_signal_means_is_known_by_the_command_and_by_nothing_that_looks_like_it(no_file, arguments, code):
-    async with Starting(*arguments) as starting:
+async def test_what_a_signal_means_is_known_by_the_command_and_by_nothing_that_looks_like_it(
+    no_file, silent, arguments, code
+):
+    servers = {"STREAM_KAFKA_SERVERS": silent.address, "STREAM_EMBED_URL": f"http://{silent.address}"}
+    async with Starting(*arguments, **servers) as starting:
         await until(lambda: asyncio.sleep(0, starting.handles(signal.SIGTERM)), every=0.001)
         starting.process.send_signal(signal.SIGTERM)
         assert await starting.exit_code() == code

@@ -9,7 +9,6 @@ import inspect
 
 import pytest
 from aiokafka.consumer.consumer import AIOKafkaConsumer
-from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, Subscription, TopicPartitionState
 from faust.app.base import App
 from faust.sensors.monitor import Monitor
@@ -17,6 +16,8 @@ from faust.streams import Stream
 from faust.transport.consumer import Consumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage, Message
+
+from stream.worker import consumer
 
 USED = [
     Stream.noack_take,
@@ -49,7 +50,7 @@ USED = [
     Subscription,
     Assignment,
     TopicPartitionState,
-    GroupCoordinator._do_heartbeat,
+    consumer._do_heartbeat,
 ]
 HASHES = {
     "faust.streams.Stream.noack_take": "f2cc2dbfc162d200",
