@@ -29,7 +29,7 @@ async def test_a_topic_is_read_to_its_end_and_progress_is_told(flow: Settings):
 
 async def test_kafka_that_falls_silent_while_a_topic_is_read_is_an_outage(flow: Settings, monkeypatch):
     await send(flow, [(b"%d" % n, b"x" * 300_000) for n in range(100)])  # more than is fetched at once
-    monkeypatch.setattr(reader, "SILENCE", 1)
+    monkeypatch.setattr(reader, "STALL_TIMEOUT", 1)
 
     async def away(*_, **__):
         raise KafkaConnectionError
@@ -74,7 +74,7 @@ async def test_aborted_records_are_not_read_and_what_lies_behind_an_open_transac
 
 
 async def test_a_transaction_that_stays_open_is_an_outage_that_says_where(flow: Settings, monkeypatch):
-    monkeypatch.setattr(reader, "SILENCE", 1)
+    monkeypatch.setattr(reader, "STALL_TIMEOUT", 1)
     await behind(flow)
     async with transaction(flow):
         with pytest.raises(Outage, match=rf"a transaction is still open in {flow.topic}/0 at offset 1"):

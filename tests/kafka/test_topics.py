@@ -90,7 +90,7 @@ async def test_a_missing_topic_is_named_and_a_present_one_is_not(flow):
 async def test_a_topic_that_carries_too_small_records_is_named_with_the_cure(flow, stage):
     larger = flow.model_copy(update={"max_message_bytes": flow.max_message_bytes + 1})
     for name in (topics.source(flow, stage), topics.dead_letters(flow, stage)):
-        with pytest.raises(ConfigurationError, match=rf"{name} carries .*max\.message\.bytes"):
+        with pytest.raises(ConfigurationError, match=rf"{name} accepts records of at most .*max\.message\.bytes"):
             await topics.check(larger, [name])
 
 
@@ -101,7 +101,7 @@ LOSES = [
     (CHUNKS, {"cleanup.policy": "delete"}, "delete chunks"),
     (CHUNKS, {"cleanup.policy": "compact,delete"}, "delete chunks"),
     (CHUNKS, {"cleanup.policy": "compact,delete", "retention.ms": "-1", "retention.bytes": "1000000"}, "delete chunks"),
-    (CHUNKS, {"min.insync.replicas": "2"}, "takes nothing"),
+    (CHUNKS, {"min.insync.replicas": "2"}, "accepts no record"),
     (LETTERS, {"cleanup.policy": "compact"}, "is compacted"),
     (LETTERS, {"cleanup.policy": "compact,delete"}, "is compacted"),
 ]
@@ -178,7 +178,7 @@ async def test_a_topic_with_other_partitions_than_its_neighbour_is_named_and_dea
 async def test_a_broker_that_takes_no_request_of_our_largest_record_is_named(settings):
     large = settings.model_copy(update={"max_message_bytes": 200 * 2**20})  # a broker's default is 100 MiB
     await topics.create(large)
-    with pytest.raises(ConfigurationError, match=r"broker \d+ takes requests of .*socket\.request\.max\.bytes"):
+    with pytest.raises(ConfigurationError, match=r"broker \d+ accepts requests of .*socket\.request\.max\.bytes"):
         await topics.check(large, [large.topic])
 
 
