@@ -1,7 +1,7 @@
 """Every five seconds, also without work, a worker checks its stage's lag and whether all that it needs answers.
 
 It also detects two changes of topics. If partitions were added to the stage's source, they count for the lag at once,
-and Faust reads them within `worker.METADATA_AGE_MS`. If one of the stage's topics was deleted and recreated, the worker
+and Faust reads them within `source.METADATA_AGE_MS`. If one of the stage's topics was deleted and recreated, the worker
 ends, because its clients would continue at offsets of the old topic; the next worker reads the new topic from its
 beginning.
 """
