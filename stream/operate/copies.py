@@ -49,7 +49,7 @@ def _digest(*parts: bytes) -> bytes:
 
 
 class _Copy(NamedTuple):
-    """`at` is the offset of a key's last copy, `of` that of the copied record: newer records have higher offsets than `of`."""
+    """`at` is the offset of a key's last copy, `of` that of the copied record; newer records have higher offsets."""
 
     at: int
     of: int
@@ -72,7 +72,7 @@ class Copies:
         self.sent = 0
 
     async def send(self, record: Record) -> None:
-        """Sends a copy; its offset is known after `acknowledged`. If the partition is gone, Kafka's partitioner chooses.
+        """Sends a copy; its offset is known after `acknowledged`. If its partition is gone, Kafka chooses one.
 
         Raises `ConfigurationError` for a record that is larger than the producer's limit.
         """

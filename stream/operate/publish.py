@@ -68,8 +68,8 @@ def validate(lines: Iterable[bytes], max_bytes: int) -> Validated:
             numbered += "version" in orjson.loads(value)
     if 0 < numbered < validated.good:
         validated.remarks.append(
-            f"{numbered:,} chunks have a version and {validated.good - numbered:,} have none: a chunk without one gets the "
-            "time of publishing in ms as its version, which is higher than usual version numbers"
+            f"{numbered:,} chunks have a version and {validated.good - numbered:,} have none: a chunk without one gets "
+            "the time of publishing in ms as its version, which is higher than usual version numbers"
         )
     return validated
 

@@ -28,7 +28,7 @@ TOGETHER = 500  # letters between two checks for newer records
 class Verdict:
     """Whether a letter is redriven: `stays` is the reason if it is not. The letter's value is not kept here.
 
-    `copy` is the offset of a copy without a marker that an earlier redrive sent. If the letter's key has a newer record,
+    `copy` is the offset of a copy without a marker that an earlier redrive sent. If the letter's key has newer records,
     the newest one is at the offset `since` or after it.
     """
 

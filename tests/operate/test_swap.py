@@ -17,7 +17,7 @@ from stream.cli import app
 from stream.errors import ConfigurationError, StreamError
 from stream.kafka import clients, topics
 from stream.operate import reindex
-from stream.operate.reindex import Accepted, Backwards, SwapUnfinished, for_generation, generations, unfinished
+from stream.operate.reindex import Accepted, OlderVersions, SwapUnfinished, for_generation, generations, unfinished
 from stream.operate.status import status
 from stream.records import Tombstone
 from stream.stages.reuse import open_reuse
@@ -283,12 +283,12 @@ async def test_what_the_topic_no_longer_has_does_not_go_back_unless_told(filled,
         await live.neo4j.write([newer])
         await live.opensearch.write([newer, Tombstone("c2", 8)])
     with pytest.raises(
-        Backwards, match=r"of 2 chunks.*c1 \(version 7 would be 1\), c2 \(version 8 would be 1\).*--accept-older"
+        OlderVersions, match=r"of 2 chunks.*c1 \(version 7 would be 1\), c2 \(version 8 would be 1\).*--accept-older"
     ):
         await reindex.start(filled)
     assert [g.number for g in await generations(filled) if g.live] == [1]
     for accepted in (Accepted(["c1"]), Accepted(["c2"])):
-        with pytest.raises(Backwards, match="of 1 chunks"):
+        with pytest.raises(OlderVersions, match="of 1 chunks"):
             await reindex.swap(filled, 2, accepted=accepted)
     await reindex.swap(filled, 2, accepted=Accepted(older=True))
     assert [g.number for g in await generations(filled) if g.live] == [2]

@@ -351,7 +351,7 @@ async def test_a_chunk_whose_last_record_is_broken_is_no_stranger(flow, both):
     both.hold("a", version=3)
     report = await verify(flow, both)
     assert (report.clean, report.ahead, report.dead_lettered) == (True, 1, 2)
-    assert "a: Neo4j has version 3, the topic only a record that breaks the contract" in report.ahead_chunks[0]
+    assert "a: Neo4j has version 3, the topic has only a record that breaks the contract" in report.ahead_chunks[0]
 
 
 # Dead letters that are gone
