@@ -109,7 +109,7 @@ def unfinished_sentence(number: int) -> str:
 
 
 async def lag(settings: Settings, generation: Generation) -> int | None:
-    """Offsets that a generation has not indexed: after the commits of the live workers if it is live, else of its own.
+    """Offsets that a generation's consumer group has not committed; a live one has the group of the live workers.
 
     None if the flow's topics no longer exist.
     """
@@ -158,7 +158,7 @@ async def swap(
 ) -> None:
     """Brings a generation up to date that was live before or was built without a swap, and makes it live.
 
-    Finishes a swap that was interrupted. Raises the errors of `start`, except `SwapUnfinished`.
+    Finishes a swap that was interrupted. Raises the errors of `start`; `SwapUnfinished` only if another swap ran.
     """
     found = await generations(settings)
     wanted = [g for g in found if g.number == number and g.flow == settings.flow and g.built]

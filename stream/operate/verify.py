@@ -123,8 +123,8 @@ class Report:
     - `ahead`: a store has a higher version than the topic, or has recorded the deletion of a higher version.
     - `accepted`: different, but accepted by the caller.
     - `different`: lost or wrong.
-    - `versions_fall`: chunks whose last record has a lower version than an earlier one: after compaction the stores will
-      be ahead of the topic. They are also counted above.
+    - `versions_fall`: chunks whose last record has a lower version than an earlier one: after compaction the stores
+      will be ahead of the topic. They are also counted above.
     """
 
     published: int = 0

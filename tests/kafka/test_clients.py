@@ -58,13 +58,13 @@ async def behind(settings: Settings) -> None:
 
 
 async def test_aborted_records_are_not_read_and_what_lies_behind_an_open_transaction_is_waited_for(flow: Settings):
-    """`verify` would call a chunk missing, `replay` would bring an older record back over it."""
+    """Otherwise `verify` reports a chunk as missing, and `replay` replaces a record with an older one."""
     progress: list[tuple[int, int]] = []
     records = reader.read_to_end(flow, flow.topic, progress=lambda *told: progress.append(told))
     async with transaction(flow):
         await behind(flow)
         reading = asyncio.create_task(anext(records))
-        while len(progress) < 3:  # it has looked again, and has nothing yet
+        while len(progress) < 3:  # until the reader has polled again without a record
             await asyncio.wait([reading], timeout=0.1)
         assert progress[-1] == (0, 2)
         assert not reading.done()
@@ -86,7 +86,7 @@ async def test_a_reset_to_the_latest_offset_leaves_what_an_open_transaction_will
     async with transaction(flow):
         await behind(flow)
         assert (await replay.reset(flow, "embed", "latest"))[0] == 1
-        assert (await replay.reset(flow, "embed", 2**50))[0] == 1  # a moment that is yet to come
+        assert (await replay.reset(flow, "embed", 2**50))[0] == 1  # a time in the future
         async with clients.offsets(flow) as client:
             tp = TopicPartition(flow.topic, 0)
             assert (await client.end_offsets([tp]))[tp] == 3
