@@ -27,16 +27,16 @@ def arguments(settings: Settings) -> dict[str, Any]:
     Raises `ConfigurationError` if a certificate or key cannot be read.
     """
     protocol, password = settings.kafka_security_protocol, settings.kafka_password
-    told: dict[str, Any] = {"security_protocol": protocol}
+    found: dict[str, Any] = {"security_protocol": protocol}
     if protocol.endswith("SSL"):
-        told["ssl_context"] = tls.context(settings.kafka_ca_file, settings.kafka_cert_file, settings.kafka_key_file)
+        found["ssl_context"] = tls.context(settings.kafka_ca_file, settings.kafka_cert_file, settings.kafka_key_file)
     if password:
-        told |= {
+        found |= {
             "sasl_mechanism": settings.kafka_sasl_mechanism,
             "sasl_plain_username": settings.kafka_user,
             "sasl_plain_password": password.get_secret_value(),
         }
-    return told
+    return found
 
 
 async def startup_error(settings: Settings) -> StreamError:

@@ -252,8 +252,8 @@ def _unequal_counts(found: Iterable[_Topic]) -> Iterator[str]:
     """A warning if source topics differ in their number of partitions; partitioning by key still keeps the order."""
     counts = {topic.name: topic.partitions for topic in found if not topic.name.endswith(DLQ)}
     if len(set(counts.values())) > 1:
-        said = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        each = ", ".join(f"{name} has {count}" for name, count in counts.items())
         yield (
-            f"topics have different numbers of partitions ({said}): a stage can use at most one worker for each "
+            f"topics have different numbers of partitions ({each}): a stage can use at most one worker for each "
             "partition of its source topic"
         )
