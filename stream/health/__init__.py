@@ -1,1 +1,1 @@
-"""Whether the parts that a worker needs are there and answer."""
+"""Checks whether everything that a worker needs exists and answers."""

@@ -1,4 +1,4 @@
-"""What must be there before a worker takes its first record."""
+"""Checks what a stage needs before its worker reads the first record."""
 
 import asyncio
 import logging
@@ -11,29 +11,29 @@ log = logging.getLogger(__name__)
 
 
 async def check(stage: StageName, settings: Settings) -> None:
-    """Checks what the stage uses; raises `GpuRequired` if the GPU, or a model server on one, is not to be had.
+    """Checks what the stage uses; raises `GpuRequired` if the GPU, or a model server on one, is not available.
 
-    With `require_gpu` off a model server that is down is an `Outage`: the worker is started again.
+    With `require_gpu` off, a model server that is down raises `Outage`: the worker is restarted.
     """
     if stage == "embed":
-        await _a_model_server(settings)
+        await _require_model_server(settings)
     elif stage == "expand" and settings.require_gpu:
-        await _a_gpu(settings)
+        await _require_gpu(settings)
 
 
-async def _a_gpu(settings: Settings) -> None:
+async def _require_gpu(settings: Settings) -> None:
     try:
         await doctor.cuda(settings)
     except GpuRequired as error:
         try:
             seen = f"nvidia-smi sees {await doctor.nvidia_smi(settings)}"
-        except GpuRequired as blind:
-            seen = str(blind)
+        except GpuRequired as not_seen:
+            seen = str(not_seen)
         raise GpuRequired(f"{error}; {seen}") from None
 
 
-async def _a_model_server(settings: Settings) -> None:
-    """One at least; the client leaves the others alone while they are down."""
+async def _require_model_server(settings: Settings) -> None:
+    """At least one must answer; the client does not use the others while they are down."""
     checks = (doctor.embedding_server(settings, address) for address in settings.embed_urls)
     answers = await asyncio.gather(*checks, return_exceptions=True)
     for answer in answers:

@@ -1,8 +1,9 @@
-"""What a worker asks every five seconds, also without work: how far its stage is behind, and whether all is there.
+"""Every five seconds, also without work, a worker checks its stage's lag and whether all that it needs answers.
 
-It sees too when partitions were added to the stage's source (they count for the lag at once, and Faust reads them
-within `worker.METADATA_AGE_MS`), and when one of the stage's topics was deleted and made again. Then the worker ends,
-because its clients go on from the offsets of the topic that is gone; the next one reads from the new one's beginning.
+It also detects two changes of topics. If partitions were added to the stage's source, they count for the lag at once,
+and Faust reads them within `source.METADATA_AGE_MS`. If one of the stage's topics was deleted and recreated, the worker
+ends, because its clients would continue at offsets of the old topic; the next worker reads the new topic from its
+beginning.
 """
 
 import asyncio
@@ -25,14 +26,14 @@ from stream.kafka.lag import uncommitted
 from stream.kafka.topic_ids import topic_ids
 from stream.stages.base import Stage
 
-EVERY = 5.0  # seconds
-PATIENCE = 10.0  # seconds for an answer
+INTERVAL = 5.0  # seconds
+ANSWER_TIMEOUT = 10.0  # seconds
 
 log = logging.getLogger(__name__)
 
 
 class _Topics:
-    """The topics that a stage uses, compared with what they were at the last look."""
+    """The topics that a stage uses; detects what has changed since the last check."""
 
     def __init__(self, admin: AIOKafkaAdminClient, names: list[str], ids: dict[str, bytes], partitions: int) -> None:
         self._admin = admin
@@ -46,13 +47,13 @@ class _Topics:
         ids = await topic_ids(admin, names)
         return cls(admin, names, ids, len(await clients.partitions(admin, names[:1])))
 
-    async def made_again(self) -> list[str]:
-        """Names of those that are no longer the topics they were."""
+    async def recreated(self) -> list[str]:
+        """Names of the topics whose id is not what it was at the start."""
         now = await topic_ids(self._admin, self._names)
         return [name for name in now if now[name] != self._ids[name]]
 
     async def partitions(self) -> list[TopicPartition]:
-        """Those of the source."""
+        """The partitions of the source; logs a warning if their number has changed."""
         found = await clients.partitions(self._admin, [self.source])
         if len(found) != self._partitions:
             log.warning(
@@ -70,10 +71,10 @@ async def watched(
     fail: Callable[[BaseException], NoReturn],
     read_again: Callable[[], Awaitable[None]],
 ) -> AsyncIterator[Check]:
-    """Asks while the context lasts; the check says what is wrong with the last answers.
+    """Checks while the context lasts; the returned check says what is wrong according to the last answers.
 
-    `fail` gets any surprise. `read_again` makes the group forget how far it had read the source, before `fail` ends a
-    worker whose source was made again.
+    `fail` gets any unexpected error. If the source was recreated, `read_again` sets the group's offsets back to its
+    beginning before `fail` ends the worker.
     """
     gauge = metrics.lag.labels(stage.name)
     async with clients.admin(settings) as admin, clients.offsets(settings) as client:
@@ -81,10 +82,14 @@ async def watched(
 
         async def lag() -> None:
             try:
-                if again := await used.made_again():
-                    if used.source in again:
+                if recreated := await used.recreated():
+                    if used.source in recreated:
                         await read_again()
-                    fail(Outage(f"{' and '.join(again)} was deleted and made again; the next worker reads what is new"))
+                    fail(
+                        Outage(
+                            f"{' and '.join(recreated)} was deleted and recreated; the next worker uses the new topic"
+                        )
+                    )
                 partitions = await used.partitions()
                 gauge.set(await uncommitted(admin, client, topics.group(settings, stage.name), partitions))
             except BaseException:
@@ -101,20 +106,20 @@ async def watched(
         async def ask(who: str, question: Callable[[], Awaitable[None]]) -> None:
             while True:
                 try:
-                    async with asyncio.timeout(PATIENCE):
+                    async with asyncio.timeout(ANSWER_TIMEOUT):
                         await question()
                     answered(who, None)
                 except TimeoutError:
-                    answered(who, f"{who} has not answered for {PATIENCE:g} s")
+                    answered(who, f"{who} did not answer within {ANSWER_TIMEOUT:g} s")
                 except (KafkaError, StreamError) as error:
                     answered(who, str(error))
                 except Exception as error:
                     fail(error)
-                await asyncio.sleep(EVERY)
+                await asyncio.sleep(INTERVAL)
 
         tasks = [
             asyncio.create_task(ask("Kafka", lag)),
-            asyncio.create_task(ask(f"what {stage.name} needs", stage.answer)),
+            asyncio.create_task(ask(f"a server that {stage.name} needs", stage.answer)),
         ]
         try:
             yield lambda: next(filter(None, wrong.values()), None)

@@ -1,7 +1,7 @@
-"""A worker's web server: /metrics for Prometheus, /healthz and /readyz as Kubernetes means them.
+"""A worker's web server: /metrics for Prometheus, /healthz and /readyz for Kubernetes' probes.
 
-`/healthz` fails when only a restart can help, `/readyz` when the worker cannot take work just now. Both answer with a
-sentence.
+`/healthz` fails when only a restart can help, `/readyz` when the worker cannot take work at the moment. Both answer
+with a sentence.
 """
 
 from collections.abc import AsyncIterator, Callable

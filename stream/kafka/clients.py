@@ -1,6 +1,6 @@
 """Clients of Kafka as this project uses them.
 
-Each raises `Outage` if no broker answers and `ConfigurationError` if one answers but does not let us in.
+Each raises `Outage` if no broker answers, and `ConfigurationError` if a broker rejects the TLS or SASL settings.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ async def _started(settings: Settings, client: Any, stop: str) -> AsyncIterator[
         try:
             await client.start()
         except KafkaConnectionError:
-            raise await security.refusal(settings) from None
+            raise await security.startup_error(settings) from None
         yield client
     finally:
         try:
             await getattr(client, stop)()
-        except asyncio.CancelledError:  # aiokafka lets out that of its own task which waited to fetch again
+        except asyncio.CancelledError:  # aiokafka raises it when it cancels its own fetch task
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
 
@@ -66,8 +66,8 @@ async def producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
 async def letter_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
     """A producer for dead letters, acknowledged by all in-sync replicas.
 
-    Compressed, because what came compressed may be larger than the topic carries; and not idempotent, because the
-    broker's refusal of one record would leave an idempotent producer out of sequence.
+    It compresses, because a record that arrived compressed may be larger than the topic's limit without compression.
+    It is not idempotent, because an idempotent producer is out of sequence after the broker has rejected one record.
     """
     client = AIOKafkaProducer(**_reach(settings), acks="all", compression_type="gzip", max_request_size=2**31 - 1)
     async with _started(settings, client, "stop") as started:
@@ -77,9 +77,9 @@ async def letter_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]
 async def send_letter(
     producer: AIOKafkaProducer, topic: str, key: bytes | None, value: bytes | None, headers: Headers
 ) -> None:
-    """Sends one record and waits for its acknowledgement, also one that has neither key nor value.
+    """Sends one record and waits for its acknowledgement. The record may have neither key nor value.
 
-    aiokafka refuses to `send` that; a record of somebody else's may be so, in a topic that is not compacted.
+    aiokafka's `send` rejects such a record, but a topic that is not compacted may contain one.
     """
     if key is not None or value is not None:
         await producer.send_and_wait(topic, key=key, value=value, headers=headers)
@@ -92,9 +92,9 @@ async def send_letter(
 
 @asynccontextmanager
 async def consumer(settings: Settings, group: str | None = None) -> AsyncIterator[AIOKafkaConsumer]:
-    """A consumer to which partitions are assigned by hand, and that commits, for a group, only when told to.
+    """A consumer without automatic assignment and without automatic commits.
 
-    It reads committed records only; its `end_offsets` are those of the oldest open transactions (last stable offsets).
+    It reads committed records only. Its `end_offsets` are last stable offsets: they end at the oldest open transaction.
     """
     client = AIOKafkaConsumer(
         **_reach(settings),
@@ -110,14 +110,14 @@ async def consumer(settings: Settings, group: str | None = None) -> AsyncIterato
 
 @asynccontextmanager
 async def offsets(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
-    """A client to ask where partitions begin and end, and not to read with; its `end_offsets` are high watermarks."""
+    """A client that asks for first and end offsets and reads no records; its `end_offsets` are high watermarks."""
     client = AIOKafkaConsumer(**_reach(settings), enable_auto_commit=False, isolation_level="read_uncommitted")
     async with _started(settings, client, "stop") as started:
         yield started
 
 
 async def commit(settings: Settings, group: str, offsets: Mapping[TopicPartition, int]) -> None:
-    """Sets a consumer group's offsets from outside; raises `CommitFailedError` while it has members."""
+    """Sets a consumer group's offsets without joining it; raises `CommitFailedError` while the group has members."""
     async with consumer(settings, group=group) as client:
         client.assign(list(offsets))
         await client.commit(dict(offsets))
@@ -131,9 +131,9 @@ async def partitions(client: AIOKafkaAdminClient, topics: Iterable[str]) -> list
 
 
 def require_all(topics: Iterable[tuple[str, int]]) -> None:
-    """Raises `ConfigurationError` if Kafka says that one of these does not exist, `Outage` for any other error."""
+    """Raises `ConfigurationError` if Kafka says that a topic does not exist, `Outage` for any other error."""
     errors = {name: for_code(code) for name, code in topics if code}
     if missing := sorted(name for name, error in errors.items() if error is UnknownTopicOrPartitionError):
         raise ConfigurationError(f"topics are missing: {', '.join(missing)}; `stream topics create` makes them")
     for name, error in errors.items():
-        raise Outage(f"Kafka does not say what it knows of the topic {name}: {error.__name__}")
+        raise Outage(f"Kafka returned an error for the topic {name}: {error.__name__}")

@@ -1,7 +1,7 @@
-"""Dead letters: the original key and value untouched, and in headers why, where, when and how often.
+"""Dead letters: the original key and value unchanged; headers say why, where, when and how often it was rejected.
 
-`schemas/dead-letter.json` is the contract of the headers. A letter that was redriven stays where it lies; a marker that
-names its place follows it in the same partition (`schemas/redriven.json`), so Kafka never forgets the marker first.
+`schemas/dead-letter.json` is the contract of the headers. A redriven letter stays in its topic. A marker with the
+letter's place follows it in the same partition (`schemas/redriven.json`), so Kafka never deletes the marker first.
 """
 
 import logging
@@ -19,21 +19,21 @@ log = logging.getLogger(__name__)
 
 PREFIX = "dlq."
 DETAIL_LENGTH = 1000
-LEFT_OUT_HEADER = "dlq.left-out"  # bytes of a value that Kafka would not take a second time
+LEFT_OUT_HEADER = "dlq.left-out"  # size in bytes of a value that the letter lacks because Kafka rejected it
 ATTEMPTS_HEADER = "dlq.attempts"
 AT_HEADER = "dlq.at"
 REDRIVEN_HEADER = "dlq.redriven"
 
 
 class Place(NamedTuple):
-    """Where a record lies in its topic, written `PARTITION@OFFSET`."""
+    """A record's partition and offset in its topic, written `PARTITION@OFFSET`."""
 
     partition: int
     offset: int
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """Reads `PARTITION@OFFSET`; raises `ValueError` if it is not that."""
+        """Parses `PARTITION@OFFSET`; raises `ValueError` for any other text."""
         partition, at, offset = text.partition("@")
         if not (at and partition.isdecimal() and offset.isdecimal()):
             raise ValueError(f"{text!r} is not PARTITION@OFFSET")
@@ -49,7 +49,7 @@ def without_letter(headers: Headers) -> list[tuple[str, bytes | None]]:
 
 
 def letter_headers(record: Record, stage: StageName, rejected: Rejected) -> list[tuple[str, bytes | None]]:
-    """The headers of a record's dead letter: its own, and those of the contract."""
+    """The headers of a record's dead letter: the record's own headers, and those of the contract."""
     attempts = (number(header(record.headers, ATTEMPTS_HEADER)) or 0) + 1
     why = {
         "stage": stage,
@@ -66,15 +66,15 @@ def letter_headers(record: Record, stage: StageName, rejected: Rejected) -> list
 
 
 def redriven_headers(letter: "DeadLetter") -> list[tuple[str, bytes | None]]:
-    """The headers of the marker which says that a letter was redriven just now."""
+    """The headers of the marker that says that a letter was redriven now."""
     return [(REDRIVEN_HEADER, str(letter.place).encode()), (AT_HEADER, str(int(time.time() * 1000)).encode())]
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A dead letter as read back: `record` is where it lies now, the rest what its headers say.
+    """A dead letter as read from its topic: `record` is the letter itself, the other fields come from its headers.
 
-    `size` is that of key and value, bytes; `redriven` when it was redriven, ms since the epoch, None if it was not.
+    `size` is the bytes of key and value. `redriven` is the time of the redrive, ms since the epoch, None without one.
     """
 
     record: Record
@@ -92,22 +92,22 @@ class DeadLetter:
 
     @property
     def place(self) -> Place:
-        """Where the letter lies in the topic of dead letters."""
+        """The letter's partition and offset in the dead-letter topic."""
         return Place(self.record.partition, self.record.offset)
 
     @property
     def left_out(self) -> bool:
-        """Whether Kafka would not take the value a second time, so that it is not here."""
+        """Whether the letter lacks the original value because Kafka rejected it in the letter."""
         return header(self.record.headers, LEFT_OUT_HEADER) is not None
 
     @property
     def without_value(self) -> "DeadLetter":
-        """The same letter without its value, to be kept in numbers."""
+        """The same letter without its value, which saves memory."""
         return replace(self, record=replace(self.record, value=None))
 
     @classmethod
     def of(cls, record: Record) -> "DeadLetter":
-        """Reads the headers; raises `ValueError` if the record is no dead letter."""
+        """Parses the headers; raises `ValueError` if the record is not a dead letter."""
 
         def text(name: str) -> str:
             value = header(record.headers, PREFIX + name)
@@ -132,7 +132,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which letters are wanted: of a reason, of exactly this key, rejected at `since` or later, before `until` (ms)."""
+    """Which letters are wanted: by stage, reason, exact key, and time of rejection: `since` ≤ time < `until`, in ms."""
 
     stages: tuple[StageName, ...] = STAGES
     reason: Reason | None = None
@@ -141,7 +141,7 @@ class Filter:
     until: int | None = None
 
     def takes(self, letter: DeadLetter) -> bool:
-        """Whether a letter is wanted, whatever its stage."""
+        """Whether a letter is wanted; its stage is not checked."""
         return (
             self.reason in (None, letter.reason)
             and self.key in (None, letter.record.key)
@@ -151,9 +151,9 @@ class Filter:
 
 
 async def read(settings: Settings, stage: StageName) -> AsyncIterator[DeadLetter]:
-    """A stage's dead letters, oldest first; a record that somebody else put there is passed over with a warning.
+    """A stage's dead letters, oldest first; a record that is not a dead letter is skipped with a warning.
 
-    Reads the topic twice, so that a letter is never kept until its marker comes: memory grows with the markers alone.
+    Reads the topic twice, first for the markers and then for the letters: memory grows only with the markers.
     """
     topic = dead_letters(settings, stage)
     redriven = {}
@@ -177,7 +177,7 @@ async def waiting(settings: Settings, stage: StageName) -> int:
 
 
 def redriven_place(record: Record) -> Place | None:
-    """The place of the letter that a marker says was redriven; None if the record is no marker."""
+    """The place of the letter that a marker marks as redriven; None if the record is not a marker."""
     try:
         return Place.of((header(record.headers, REDRIVEN_HEADER) or b"").decode())
     except ValueError:
@@ -185,11 +185,11 @@ def redriven_place(record: Record) -> Place | None:
 
 
 def letter_of(record: Record) -> DeadLetter | None:
-    """A record of the topic as a letter; None, with a warning, if somebody else put it there, and None for a marker."""
+    """A record of the topic as a letter; None for a marker; None, with a warning, for any other record."""
     if redriven_place(record):
         return None
     try:
         return DeadLetter.of(record)
     except ValueError as error:
-        log.warning("no dead letter: %s", error)
+        log.warning("skipped a record that is not a dead letter: %s", error)
         return None

@@ -1,14 +1,15 @@
-"""Header names that are not UTF-8: aiokafka's consumers raise on one, and never get past its record.
+"""Header names that are not UTF-8: aiokafka's consumers raise an error on such a name and cannot read past its record.
 
-Kafka's protocol says that a header's name is UTF-8 (KIP-82), but no broker checks it. A batch with such a name is read
-by aiokafka's reader in Python, and what is not UTF-8 in the name is written as `\\xNN`; every other batch goes through
-the fast reader in C.
+Kafka's protocol requires UTF-8 in a header's name (KIP-82), but brokers do not check it. aiokafka's Python reader reads
+a batch with such a name and writes each byte that is not UTF-8 as `\\xNN`. aiokafka's fast C reader reads all other
+batches.
 
-It replaces two names of aiokafka/consumer/fetcher.py, which `Fetcher._proc_fetch_request` uses: `MemoryRecords`, the
-bytes of a fetch, and `PartitionRecords`, whose `_unpack_records` reads them. It builds on `PartitionRecords._records`,
-`._records_iterator` and `.next_fetch_offset`, on aiokafka/record/memory_records.py: `_MemoryRecordsPy._next_slice`,
-`._cache_next`, and on aiokafka/record/default_records.py: `_DefaultRecordBatchPy._maybe_uncompress`, whose `_buffer`
-`_read_msg` reads.
+This module replaces two names of aiokafka/consumer/fetcher.py that `Fetcher._proc_fetch_request` uses: `MemoryRecords`,
+the bytes of a fetch, and `PartitionRecords`, whose `_unpack_records` reads them. It depends on these names of aiokafka:
+
+- consumer/fetcher.py: `PartitionRecords._records`, `._records_iterator` and `.next_fetch_offset`;
+- record/memory_records.py: `_MemoryRecordsPy._next_slice` and `._cache_next`;
+- record/default_records.py: `_DefaultRecordBatchPy._maybe_uncompress` and `._buffer`, which `_read_msg` reads.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
 
 
 class _Text(bytearray):
-    """Bytes of which each part can be decoded."""
+    """Bytes whose slices decode without an error: invalid UTF-8 is escaped."""
 
     def __getitem__(self, index: Any) -> Any:
         part = super().__getitem__(index)
@@ -37,7 +38,7 @@ class _EscapingBatch(_DefaultRecordBatchPy):  # type: ignore[misc]
 
 
 class _EscapingRecords(_MemoryRecordsPy):  # type: ignore[misc]
-    """What a fetch has brought, from the first batch on that does not end before an offset."""
+    """The batches of a fetch, starting with the first one whose end is at or after an offset."""
 
     def __init__(self, data: bytes, offset: int) -> None:
         super().__init__(data)
@@ -67,5 +68,5 @@ class _Records(PartitionRecords):  # type: ignore[misc]
 
 
 def escape_what_is_not_utf8() -> None:
-    """Has all consumers of this process read such names; may be called again."""
+    """Makes all consumers of this process escape such names. A second call changes nothing."""
     fetcher.MemoryRecords, fetcher.PartitionRecords = _KeptRecords, _Records

@@ -1,4 +1,4 @@
-"""Reading a topic once, from where one likes to its end as it is now."""
+"""Reads a topic once, from given offsets to its current end."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -11,9 +11,9 @@ from stream.errors import Outage
 from stream.kafka.clients import admin, consumer, offsets, partitions
 from stream.records import Record
 
-# Seconds without progress until whoever reads a topic gives up. An open transaction holds a reader back for at most its
-# producer's transaction.timeout.ms, 60 s by default, and the 10 s in which brokers look for those that ran out.
-SILENCE = 90.0
+# Seconds without progress until reading a topic fails. An open transaction blocks a reader for at most its producer's
+# transaction.timeout.ms, 60 s by default, and the 10 s between two searches of the brokers for expired transactions.
+STALL_TIMEOUT = 90.0
 
 
 async def read_to_end(
@@ -23,12 +23,12 @@ async def read_to_end(
     only: Collection[int] | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> AsyncIterator[Record]:
-    """Every committed record of a topic to the end as it is now, in order within a partition; keeps a few fetches.
+    """Every committed record of a topic up to its current end, in order within a partition; buffers a few fetches.
 
-    The end is the high watermark: a transaction that is open is waited for, so that nothing published behind it is
-    overlooked. `since` says at which offset to begin, by partition; the default is the oldest record kept. `only` names
-    the partitions to read; the default is all. `progress` is told how many offsets of how many lie behind. Raises
-    `Outage` if Kafka falls silent on the way, or if a transaction stays open for longer than `SILENCE`.
+    The end is the high watermark. An open transaction is waited for, so that no record after it is missed. `since` is
+    the offset to start at, by partition; the default is the oldest record kept. `only` names the partitions to read;
+    the default is all. `progress` gets the offsets read so far and the offsets in total. Raises `Outage` if Kafka sends
+    nothing for `STALL_TIMEOUT`, or if a transaction stays open for longer than that.
     """
     async with admin(settings) as cluster:
         assigned = [tp for tp in await partitions(cluster, [topic]) if only is None or tp.partition in only]
@@ -56,23 +56,23 @@ async def read_to_end(
                             message.timestamp,
                             message.headers,
                         )
-            # The position, not the last record seen, tells the end: compaction leaves gaps, also at the end.
+            # Compare the position with the end, not the last record: compaction leaves gaps, also at the end.
             before, left = left, sum([max(end - await client.position(tp), 0) for tp, end in ends.items()])
             if left < before:
                 moved = time.monotonic()
-            elif time.monotonic() - moved > SILENCE:
-                await _raise_why_it_stands(client, ends, left)
+            elif time.monotonic() - moved > STALL_TIMEOUT:
+                await _raise_stalled(client, ends, left)
         progress(total, total)
 
 
-async def _raise_why_it_stands(client: AIOKafkaConsumer, ends: Mapping[TopicPartition, int], left: int) -> NoReturn:
+async def _raise_stalled(client: AIOKafkaConsumer, ends: Mapping[TopicPartition, int], left: int) -> NoReturn:
     for tp, end in ends.items():
         stable = client.last_stable_offset(tp)
         if stable is not None and stable <= await client.position(tp) < end:
             raise Outage(
-                f"after {SILENCE:g} s a transaction is still open in {tp.topic}/{tp.partition} at offset {stable:,}, "
-                "and nothing behind it can be read; try again when its producer has ended it, or when Kafka has "
-                "aborted it after the producer's transaction.timeout.ms"
+                f"a transaction is still open in {tp.topic}/{tp.partition} at offset {stable:,} after "
+                f"{STALL_TIMEOUT:g} s, and no record after it can be read: try again when its producer has ended it, "
+                "or when Kafka has aborted it after the producer's transaction.timeout.ms"
             )
     topic = next(iter(ends)).topic
-    raise Outage(f"Kafka has sent nothing of {topic} for {SILENCE:g} s, {left:,} offsets before its end")
+    raise Outage(f"Kafka has sent nothing of {topic} for {STALL_TIMEOUT:g} s; {left:,} offsets were not read")

@@ -1,4 +1,4 @@
-"""TLS and SASL of Kafka: what a client is told of them, and why a broker did not let one in."""
+"""TLS and SASL of Kafka: the clients' arguments, and the reason why no client could connect."""
 
 import ssl
 from contextlib import closing
@@ -18,46 +18,46 @@ from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, StreamError
 
 PROBE_MS = 5000
-HUNG_UP = (KafkaError, ConnectionResetError, BrokenPipeError, ssl.SSLError)
+CLOSED_CONNECTION = (KafkaError, ConnectionResetError, BrokenPipeError, ssl.SSLError)
 
 
 def arguments(settings: Settings) -> dict[str, Any]:
-    """What every client must be told of TLS and SASL, as aiokafka's arguments.
+    """The TLS and SASL arguments that every aiokafka client needs.
 
     Raises `ConfigurationError` if a certificate or key cannot be read.
     """
     protocol, password = settings.kafka_security_protocol, settings.kafka_password
-    told: dict[str, Any] = {"security_protocol": protocol}
+    found: dict[str, Any] = {"security_protocol": protocol}
     if protocol.endswith("SSL"):
-        told["ssl_context"] = tls.context(settings.kafka_ca_file, settings.kafka_cert_file, settings.kafka_key_file)
+        found["ssl_context"] = tls.context(settings.kafka_ca_file, settings.kafka_cert_file, settings.kafka_key_file)
     if password:
-        told |= {
+        found |= {
             "sasl_mechanism": settings.kafka_sasl_mechanism,
             "sasl_plain_username": settings.kafka_user,
             "sasl_plain_password": password.get_secret_value(),
         }
-    return told
+    return found
 
 
-async def refusal(settings: Settings) -> StreamError:
-    """Why no client could start: aiokafka only logs it, so each server is asked once more."""
-    ours, hung_up = settings.kafka_security_protocol, False
+async def startup_error(settings: Settings) -> StreamError:
+    """The reason why no client could start. aiokafka only logs it, so this connects to each server once more."""
+    ours, closed = settings.kafka_security_protocol, False
     for host, port, _ in collect_hosts(settings.kafka_servers):
         error: Exception | None = None
         try:
             (await create_conn(host, port, request_timeout_ms=PROBE_MS, **arguments(settings))).close()
         except (KafkaError, OSError, TimeoutError) as failed:
-            if not isinstance(failed, HUNG_UP):
+            if not isinstance(failed, CLOSED_CONNECTION):
                 continue
             error = failed
-        hung_up = True
+        closed = True
         if (theirs := await _protocol(host, port)) not in (None, ours):
             return ConfigurationError(
-                f"Kafka at {host}:{port} wants {theirs} and not {ours}: set STREAM_KAFKA_SECURITY_PROTOCOL"
+                f"Kafka at {host}:{port} expects {theirs}, not {ours}: set STREAM_KAFKA_SECURITY_PROTOCOL"
             )
         if isinstance(error, SaslAuthenticationFailed | UnsupportedSaslMechanismError):
             return ConfigurationError(
-                f"Kafka at {host}:{port} does not let us in ({type(error).__name__}): set STREAM_KAFKA_USER, "
+                f"Kafka at {host}:{port}: authentication failed ({type(error).__name__}): set STREAM_KAFKA_USER, "
                 "STREAM_KAFKA_PASSWORD and STREAM_KAFKA_SASL_MECHANISM"
             )
         if cause := tls.refusal(error):
@@ -65,16 +65,16 @@ async def refusal(settings: Settings) -> StreamError:
                 f"Kafka at {host}:{port} cannot be reached with {ours}, {cause}: "
                 "set STREAM_KAFKA_CA_FILE, STREAM_KAFKA_CERT_FILE and STREAM_KAFKA_KEY_FILE"
             )
-    if hung_up:
+    if closed:
         return Outage(
-            f"Kafka at {settings.kafka_servers} takes a connection with {ours} and closes it: wait until it is up, "
-            "or set STREAM_KAFKA_SECURITY_PROTOCOL to what it wants"
+            f"Kafka at {settings.kafka_servers} accepts a connection with {ours} and closes it: wait until it has "
+            "started, or set STREAM_KAFKA_SECURITY_PROTOCOL to the protocol that it expects"
         )
     return Outage(f"Kafka does not answer at {settings.kafka_servers}; start it, or set STREAM_KAFKA_SERVERS")
 
 
 async def _protocol(host: str, port: int) -> str | None:
-    """The security protocol of a listener, as far as it can be seen without a login or a certificate."""
+    """The security protocol of a listener, probed without a login or certificate; None if the probe fails."""
     for encryption, context in (("PLAINTEXT", None), ("SSL", tls.unverified())):
         try:
             connection = await create_conn(

@@ -1,6 +1,6 @@
-"""Which topic a name stands for: a topic that is deleted and made again has the same name and another id.
+"""Topic ids: a topic that was deleted and recreated has the same name and a different id.
 
-aiokafka asks for metadata of version 5, which has no ids. Version 10 does (KIP-516, Kafka 2.8); its schema is in
+aiokafka requests metadata in version 5, which has no ids. Version 10 has them (KIP-516, Kafka 2.8); its schema is in
 Kafka's `clients/src/main/resources/common/message/MetadataRequest.json` and `MetadataResponse.json`.
 """
 
@@ -22,7 +22,7 @@ from aiokafka.protocol.types import (
 
 from stream.kafka.clients import require_all
 
-UNKNOWN = bytes(16)
+NO_ID = bytes(16)  # in a request by name
 
 
 class _Uuid(AbstractType):  # type: ignore[misc]
@@ -99,18 +99,18 @@ class _MetadataRequest(Request[_Metadata10]):  # type: ignore[misc]
         self._topics = list(topics)
 
     def build(self, request_struct_class: type[_Metadata10]) -> _Metadata10:
-        asked: list[tuple[bytes, str, dict[int, bytes]]] = [(UNKNOWN, name, {}) for name in self._topics]
+        asked: list[tuple[bytes, str, dict[int, bytes]]] = [(NO_ID, name, {}) for name in self._topics]
         return request_struct_class(asked, False, False, False, {})
 
 
 async def topic_ids(admin: AIOKafkaAdminClient, topics: Iterable[str]) -> dict[str, bytes]:
-    """The id (16 bytes) of each topic; empty if the brokers are too old to have any.
+    """The id (16 bytes) of each topic; empty if the brokers are too old to have ids.
 
     Raises `ConfigurationError` if a topic is missing.
     """
     try:
         answer = await admin._send_request(_MetadataRequest(topics))
-    except NotImplementedError:  # what aiokafka says when the broker does not know this version
+    except NotImplementedError:  # aiokafka raises it if the broker does not support this version
         return {}
     require_all((topic["name"], topic["error_code"]) for topic in answer.to_object()["topics"])
     return {topic["name"]: topic["topic_id"] for topic in answer.to_object()["topics"]}

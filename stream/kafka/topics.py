@@ -1,4 +1,4 @@
-"""The topics: their names, what Kafka is told to keep of them, and who reads and writes which."""
+"""The topics: their names, their settings in Kafka, and which stage reads and writes each of them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from stream.kafka.clients import admin, partitions, require_all
 DAY_MS = 86_400_000
 TOMBSTONES_MS = 7 * DAY_MS
 SOCKET = "socket.request.max.bytes"
-REQUEST_BYTES = 2**20  # of a request beside its largest record
-KEPT = "-1"  # of retention.ms and retention.bytes: for ever
+REQUEST_OVERHEAD = 2**20  # bytes of a request in addition to its largest record
+UNLIMITED = "-1"  # retention.ms and retention.bytes
 DLQ = ".dlq"
 
 
@@ -43,7 +43,7 @@ def of(settings: Settings, stage: StageName) -> list[str]:
 
 
 def group(settings: Settings, stage: StageName) -> str:
-    """The consumer group of a stage; whoever writes a generation that is not live has one of its own."""
+    """The consumer group of a stage; each generation that is not live has its own group of index workers."""
     generation = f".{settings.generation}" if settings.generation and stage == "index" else ""
     return f"{_own(settings)}.{stage}{generation}"
 
@@ -55,10 +55,10 @@ def _own(settings: Settings) -> str:
 def definitions(settings: Settings, replicas: int) -> Iterator[NewTopic]:
     """All topics of the flow, as `create` makes them.
 
-    The topics between the stages are compacted: the newest record of each chunk stays, however far a stage lags
-    behind, and that is what a replay reads. A tombstone stays for a week after compaction, so that a stage which was
-    down over a weekend still sees it. Dead letters are kept by time. An acknowledgement means two replicas, where
-    there are three.
+    The stages' source topics are compacted: Kafka keeps the newest record of each chunk, whatever the lag of a stage,
+    and a replay reads these records. Kafka keeps a tombstone for a week after compaction, so that a stage that was down
+    over a weekend still reads it. Dead letters are kept for a time. With three replicas, an acknowledged record is in
+    at least two of them.
     """
     durable = {"min.insync.replicas": str(max(replicas - 1, 1))}
     compacted = durable | {
@@ -78,7 +78,7 @@ def definitions(settings: Settings, replicas: int) -> Iterator[NewTopic]:
 
 
 async def create(settings: Settings) -> list[str]:
-    """Makes the topics that are missing and returns their names; existing ones are left as they are."""
+    """Creates the missing topics and returns their names; does not change existing ones."""
     async with admin(settings) as client:
         existing = set(await client.list_topics())
         replicas = settings.replication_factor or min(3, len((await client.describe_cluster())["brokers"]))
@@ -89,13 +89,13 @@ async def create(settings: Settings) -> list[str]:
         for name, code, *details in response.topic_errors:
             error = for_code(code)
             if code and error is not TopicAlreadyExistsError:
-                raise ConfigurationError(f"Kafka refused to make the topic {name}: {(details and details[0]) or error}")
+                raise ConfigurationError(f"Kafka did not create the topic {name}: {(details and details[0]) or error}")
         names = [topic.name for topic in wanted]
         await _until_known(client, names)
     return names
 
 
-# The controller makes a topic before the brokers learn of it: who published at once would be told that it is missing.
+# The controller creates a topic before all brokers know it: publishing at once would fail with an unknown topic.
 @retry(retry=retry_if_exception_type(ConfigurationError), wait=wait_fixed(0.1), stop=stop_after_delay(30), reraise=True)
 async def _until_known(client: AIOKafkaAdminClient, names: list[str]) -> None:
     await partitions(client, names)
@@ -103,7 +103,7 @@ async def _until_known(client: AIOKafkaAdminClient, names: list[str]) -> None:
 
 
 async def _settings(client: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """What Kafka is told of each topic, its defaults included."""
+    """Each topic's settings in Kafka, defaults included."""
     wanted = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     found = [answer for response in await client.describe_configs(wanted) for answer in response.resources]
     require_all((name, code) for code, _, _, name, _ in found)
@@ -112,21 +112,21 @@ async def _settings(client: AIOKafkaAdminClient, names: Iterable[str]) -> dict[s
 
 @dataclass(frozen=True, slots=True)
 class _Topic:
-    """A topic as it is: `replicas` are those of the partition that has the fewest."""
+    """A topic as it is in Kafka: `replicas` is the lowest number of replicas of any partition."""
 
     name: str
     partitions: int
     replicas: int
-    told: Mapping[str, str]
+    config: Mapping[str, str]
 
     def number(self, key: str) -> int:
-        return int(self.told[key])
+        return int(self.config[key])
 
     @property
     def policies(self) -> set[str]:
-        return {policy.strip() for policy in self.told["cleanup.policy"].split(",")} - {""}
+        return {policy.strip() for policy in self.config["cleanup.policy"].split(",")} - {""}
 
-    def cure(self, key: str, value: object) -> str:
+    def command(self, key: str, value: object) -> str:
         return (
             f"kafka-configs.sh --bootstrap-server … --alter --entity-type topics --entity-name {self.name} "
             f"--add-config {key}={value}"
@@ -134,99 +134,104 @@ class _Topic:
 
 
 async def check(settings: Settings, names: Sequence[str]) -> list[str]:
-    """Sentences about what weakens a guarantee; raises `ConfigurationError` for a topic that would lose data.
+    """Warnings about settings that weaken a guarantee; raises `ConfigurationError` for a topic that would lose data.
 
-    All of it must be known before the first send: one to a missing topic would hang rather than fail, and a batch that
-    the broker finds too large leaves an idempotent producer out of sequence for good.
+    Call this before the first send: a send to a missing topic hangs instead of failing, and after a batch that the
+    broker rejects as too large, an idempotent producer stays out of sequence.
     """
     async with admin(settings) as client:
-        told = await _settings(client, names)
+        configs = await _settings(client, names)
         described = {topic["topic"]: topic["partitions"] for topic in await client.describe_topics(list(names))}
         brokers = (await client.describe_cluster())["brokers"]
         found = [
-            _Topic(name, len(described[name]), min(len(each["replicas"]) for each in described[name]), told[name])
+            _Topic(name, len(described[name]), min(len(each["replicas"]) for each in described[name]), configs[name])
             for name in names
         ]
-        narrow = await _narrow(client, settings, [str(broker["node_id"]) for broker in brokers])
-    if refused := [*(sentence for topic in found for sentence in _refused(settings, topic)), *narrow]:
+        too_small = await _small_request_limits(client, settings, [str(broker["node_id"]) for broker in brokers])
+    if refused := [*(sentence for topic in found for sentence in _refused(settings, topic)), *too_small]:
         raise ConfigurationError("; ".join(refused))
     replicas = settings.replication_factor or min(3, len(brokers))
-    return [*(sentence for topic in found for sentence in _weak(settings, topic, replicas)), *_uneven(found)]
+    return [*(sentence for topic in found for sentence in _weak(settings, topic, replicas)), *_unequal_counts(found)]
 
 
 def _refused(settings: Settings, topic: _Topic) -> Iterator[str]:
-    """What would lose records, or let none through."""
+    """Settings that would lose records or reject every record."""
     letters = topic.name.endswith(DLQ)
     needed = settings.max_letter_bytes if letters else settings.max_message_bytes
     if (limit := topic.number("max.message.bytes")) < needed:
         yield (
-            f"the topic {topic.name} carries records of {limit:,} bytes at most, but {needed:,} are needed: "
+            f"the topic {topic.name} accepts records of at most {limit:,} bytes, but {needed:,} are needed: "
             "raise its max.message.bytes (and the broker's message.max.bytes), or lower STREAM_MAX_MESSAGE_BYTES"
         )
     if topic.number("min.insync.replicas") > topic.replicas:
         yield (
-            f"the topic {topic.name} has {topic.replicas} replicas and takes nothing with fewer than "
-            f"{topic.told['min.insync.replicas']}: {topic.cure('min.insync.replicas', max(topic.replicas - 1, 1))}"
+            f"the topic {topic.name} accepts no record: it has {topic.replicas} replicas, fewer than "
+            f"min.insync.replicas={topic.config['min.insync.replicas']}: "
+            + topic.command("min.insync.replicas", max(topic.replicas - 1, 1))
         )
     if letters and "compact" in topic.policies:
         yield (
             f"the topic {topic.name} is compacted, so a newer dead letter of a key would delete the older one: "
-            + topic.cure("cleanup.policy", "delete")
+            + topic.command("cleanup.policy", "delete")
         )
-    expires = topic.told["retention.ms"] != KEPT or topic.told["retention.bytes"] != KEPT
+    expires = topic.config["retention.ms"] != UNLIMITED or topic.config["retention.bytes"] != UNLIMITED
     if not letters and "delete" in topic.policies and expires:
         yield (
-            f"the topic {topic.name} has cleanup.policy={topic.told['cleanup.policy']}, so Kafka would delete chunks "
-            f"when they are old: {topic.cure('cleanup.policy', 'compact')}"
+            f"the topic {topic.name} has cleanup.policy={topic.config['cleanup.policy']}, so Kafka would delete chunks "
+            f"when they are old: {topic.command('cleanup.policy', 'compact')}"
         )
 
 
 def _weak(settings: Settings, topic: _Topic, replicas: int) -> Iterator[str]:
-    """What makes a guarantee weaker than docs/guarantees.md has it."""
+    """Settings that make a guarantee weaker than docs/guarantees.md states."""
     if topic.replicas < replicas:
         yield (
-            f"the topic {topic.name} has {topic.replicas} replicas, not {replicas}: what Kafka has acknowledged may be "
-            "lost with a disk; kafka-reassign-partitions.sh adds replicas"
+            f"the topic {topic.name} has {topic.replicas} replicas, not {replicas}: acknowledged records may be lost "
+            "if a disk fails; kafka-reassign-partitions.sh adds replicas"
         )
     if topic.number("min.insync.replicas") < (enough := max(topic.replicas - 1, 1)):
         yield (
-            f"the topic {topic.name} acknowledges what only {topic.told['min.insync.replicas']} of {topic.replicas} "
-            f"replicas may have, so one disk can lose it: {topic.cure('min.insync.replicas', enough)}"
+            f"the topic {topic.name} acknowledges records that only {topic.config['min.insync.replicas']} of "
+            f"{topic.replicas} replicas have, so acknowledged records may be lost if a disk fails: "
+            + topic.command("min.insync.replicas", enough)
         )
-    if topic.told["unclean.leader.election.enable"] == "true":
+    if topic.config["unclean.leader.election.enable"] == "true":
         yield (
-            f"the topic {topic.name} may be led by a replica that lacks acknowledged records: "
-            + topic.cure("unclean.leader.election.enable", "false")
+            f"the topic {topic.name} may elect a leader that lacks acknowledged records: "
+            + topic.command("unclean.leader.election.enable", "false")
         )
     if topic.name.endswith(DLQ):
         wanted = int(settings.dlq_retention_days * DAY_MS)
-        if (kept := topic.number("retention.ms")) != int(KEPT) and kept < wanted:
+        if (kept := topic.number("retention.ms")) != int(UNLIMITED) and kept < wanted:
             yield (
-                f"the topic {topic.name} keeps dead letters for {kept / DAY_MS:g} days, STREAM_DLQ_RETENTION_DAYS says "
-                f"{settings.dlq_retention_days:g}: {topic.cure('retention.ms', wanted)}"
+                f"the topic {topic.name} keeps dead letters for {kept / DAY_MS:g} days, but "
+                f"STREAM_DLQ_RETENTION_DAYS is {settings.dlq_retention_days:g}: {topic.command('retention.ms', wanted)}"
             )
-        if topic.told["retention.bytes"] != KEPT:
+        if topic.config["retention.bytes"] != UNLIMITED:
             yield (
                 f"the topic {topic.name} deletes dead letters beyond {topic.number('retention.bytes'):,} bytes, "
-                f"however new they are: {topic.cure('retention.bytes', KEPT)}"
+                f"however new they are: {topic.command('retention.bytes', UNLIMITED)}"
             )
         return
     if "compact" not in topic.policies:
-        yield f"the topic {topic.name} is never compacted and grows for ever: {topic.cure('cleanup.policy', 'compact')}"
+        yield (
+            f"the topic {topic.name} is never compacted and grows without limit: "
+            + topic.command("cleanup.policy", "compact")
+        )
     if topic.number("delete.retention.ms") < TOMBSTONES_MS:
         yield (
             f"the topic {topic.name} keeps a tombstone for {topic.number('delete.retention.ms') / DAY_MS:g} days after "
             "compaction, so a stage that lags for longer misses deletes: "
-            + topic.cure("delete.retention.ms", TOMBSTONES_MS)
+            + topic.command("delete.retention.ms", TOMBSTONES_MS)
         )
 
 
-async def _narrow(client: AIOKafkaAdminClient, settings: Settings, brokers: Iterable[str]) -> list[str]:
-    """Brokers that close the connection on a request that carries the largest record.
+async def _small_request_limits(client: AIOKafkaAdminClient, settings: Settings, brokers: Iterable[str]) -> list[str]:
+    """Brokers whose request limit is too small: they close the connection on a request with the largest record.
 
-    A broker that is down, or that lets nobody see its settings, is passed over.
+    A broker is skipped if it is down, or if its settings may not be read.
     """
-    needed = settings.max_letter_bytes + REQUEST_BYTES
+    needed = settings.max_letter_bytes + REQUEST_OVERHEAD
     found = []
     for broker in brokers:
         asked = ConfigResource(ConfigResourceType.BROKER, broker, {SOCKET: ""})
@@ -237,15 +242,18 @@ async def _narrow(client: AIOKafkaAdminClient, settings: Settings, brokers: Iter
         for code, _, _, name, entries in answer.resources:
             if not code and (limit := int(entries[0][1])) < needed:
                 found.append(
-                    f"the broker {name} takes requests of {limit:,} bytes at most, but {needed:,} are needed: "
+                    f"the broker {name} accepts requests of at most {limit:,} bytes, but {needed:,} are needed: "
                     f"raise its {SOCKET}, or lower STREAM_MAX_MESSAGE_BYTES"
                 )
     return found
 
 
-def _uneven(found: Iterable[_Topic]) -> Iterator[str]:
-    """Topics between stages with different numbers of partitions: outputs go by their key, so order is kept."""
+def _unequal_counts(found: Iterable[_Topic]) -> Iterator[str]:
+    """A warning if source topics differ in their number of partitions; partitioning by key still keeps the order."""
     counts = {topic.name: topic.partitions for topic in found if not topic.name.endswith(DLQ)}
     if len(set(counts.values())) > 1:
-        said = ", ".join(f"{name} has {count}" for name, count in counts.items())
-        yield f"topics differ in their partitions ({said}): a stage has work for as many workers as its source has"
+        each = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        yield (
+            f"topics have different numbers of partitions ({each}): a stage can use at most one worker for each "
+            "partition of its source topic"
+        )

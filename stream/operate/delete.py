@@ -1,8 +1,8 @@
-"""Deleting a document: a tombstone for each of its chunks, in every partition that holds the chunk's key.
+"""Deletes a document: publishes a tombstone for each of its chunks, in every partition that holds the chunk's key.
 
-Which chunks it has the topic says, and not a store: it knows those too that are still on their way. A key lies in
-several partitions where producers have different partitioners; a tombstone in one of them leaves the records of the
-others in the topic, and a reindex would bring them back once Kafka has removed the tombstone.
+The topic says which chunks the document has, not a store: the topic also has the chunks that no stage has processed
+yet. A key is in several partitions if producers use different partitioners. A tombstone in only one of them leaves the
+records of the others in the topic, and a reindex would bring them back once Kafka has removed the tombstone.
 """
 
 import time
@@ -17,9 +17,9 @@ from stream.records import MAX_VERSION, VERSION_HEADER, Record, Rejected, Tombst
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """A chunk that is to go, the version of its tombstones, and the partitions that get one.
+    """A chunk to delete, the version of its tombstones, and the partitions that get one.
 
-    Each partition has the offset up to which it was read: what lies there or behind was published meanwhile.
+    Each partition has the offset up to which it was read: records at this offset or after it were published meanwhile.
     """
 
     chunk_id: str
@@ -29,9 +29,9 @@ class Deletion:
 
 @dataclass(slots=True)
 class _Held:
-    """What a partition holds of a chunk: its highest version, of equal ones the later, and its last record.
+    """A partition's record of a chunk with the highest version (of equal versions the later one).
 
-    A document's name is None for a tombstone.
+    `last` is the `doc_id` of the partition's last record of the chunk. Both are None for a tombstone.
     """
 
     version: int
@@ -43,11 +43,11 @@ class _Held:
 async def chunks_of(
     settings: Settings, doc_id: str, progress: Callable[[int, int], None] = lambda *_: None
 ) -> list[Deletion]:
-    """The chunks of the document that are not deleted yet, each one version above its newest record.
+    """The chunks of the document that are not deleted yet, each with a version one above its newest record.
 
-    A chunk is deleted where every partition that holds its key ends with a tombstone. A chunk that has moved to another
-    document belongs to that. Reads the topic twice: in the first pass nobody knows yet which keys of the other
-    partitions matter. Memory grows with the chunks that the document has or had.
+    A chunk is deleted if the last record of its key is a tombstone in every partition that holds the key. A chunk that
+    was moved to another document belongs to that document. Reads the topic twice: only after the first pass are all
+    keys of the document known. Memory grows with the number of chunks that the document has or had.
     """
     keys: set[bytes | None] = set()
     async for record in reader.read_to_end(settings, settings.topic, progress=progress):
@@ -88,10 +88,10 @@ def _add(partitions: dict[int, _Held], record: Record, max_bytes: int) -> None:
 async def delete(
     settings: Settings, deletions: list[Deletion], progress: Callable[[int], None] = lambda _: None
 ) -> list[str]:
-    """Publishes the tombstones, all acknowledged when it returns; returns the chunks that stay.
+    """Publishes the tombstones and waits until Kafka has acknowledged all of them; returns the chunks that stay.
 
-    Those were published meanwhile, in a version that is not below the tombstone's: their record is published once more,
-    behind the tombstone, because Kafka keeps the last record of a key and the stores the highest version.
+    A chunk stays if it was published meanwhile with a version that is not below the tombstone's. Its record is sent
+    again after the tombstone, because Kafka keeps the last record of a key and the stores keep the highest version.
     """
     await topics.check(settings, [settings.topic])
     versions = {deletion.chunk_id.encode(): deletion.version for deletion in deletions}
@@ -118,7 +118,7 @@ async def delete(
 
 
 def _tombstone(topic: str, deletion: Deletion, partition: int, newest: int) -> Record:
-    """As a copy of what its partition held up to the offset `newest`: behind that a record is newer."""
+    """The tombstone, as a copy of the record at the offset `newest`: `Copies` takes records after it for newer."""
     headers = [(VERSION_HEADER, str(deletion.version).encode())]
     key, now = deletion.chunk_id.encode(), int(time.time() * 1000)
     return Record(topic, partition, newest, key, None, now, headers)

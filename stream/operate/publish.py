@@ -1,4 +1,4 @@
-"""Chunks from JSON lines into the topic: each line checked first, and sent as it is."""
+"""Publishes chunks from JSON lines to the topic: checks each line and sends it unchanged."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
@@ -10,12 +10,12 @@ from stream.config import Settings
 from stream.contracts import problem
 from stream.kafka import clients, topics
 
-UNACKNOWLEDGED = 1000  # records on their way to Kafka at most
+UNACKNOWLEDGED = 1000  # at most so many records wait for Kafka's acknowledgement
 
 
 @dataclass
 class Published:
-    """What became of the lines: how many Kafka has, and what is wrong with the others, by line number from 1."""
+    """The result: the number of lines sent, and what is wrong with the others, by line number from 1."""
 
     sent: int = 0
     bad: dict[int, str] = field(default_factory=dict)
@@ -26,7 +26,7 @@ async def publish(
 ) -> Published:
     """Sends every line that keeps the chunk contract; returns when Kafka has acknowledged them all.
 
-    Empty lines are skipped. `progress` is told the bytes of each line as it is read.
+    Empty lines are skipped. `progress` gets the size of each line in bytes as it is read.
     """
     await topics.check(settings, [settings.topic])
     published = Published()
@@ -48,7 +48,7 @@ async def publish(
 
 @dataclass
 class Validated:
-    """How many lines are chunks, what is wrong with the others by number from 1, and what is legal but seldom meant."""
+    """The number of valid lines, what is wrong with the others by line number from 1, and likely mistakes."""
 
     good: int = 0
     bad: dict[int, str] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Validated:
 
 
 def validate(lines: Iterable[bytes], max_bytes: int) -> Validated:
-    """Checks lines as `publish` does; needs nothing but the lines."""
+    """Checks lines as `publish` does, without a connection to any server."""
     validated = Validated()
     numbered = 0
     for number, value in _numbered(lines):
@@ -68,8 +68,8 @@ def validate(lines: Iterable[bytes], max_bytes: int) -> Validated:
             numbered += "version" in orjson.loads(value)
     if 0 < numbered < validated.good:
         validated.remarks.append(
-            f"{numbered:,} chunks have a version and {validated.good - numbered:,} have none: those take the time at "
-            "which they are published, which is above any number"
+            f"{numbered:,} chunks have a version and {validated.good - numbered:,} have none: a chunk without one gets "
+            "the time of publishing in ms as its version, which is higher than usual version numbers"
         )
     return validated
 

@@ -1,4 +1,4 @@
-"""Purging: Kafka deletes the beginning of a stage's dead letters for good."""
+"""Purges dead letters: Kafka permanently deletes a stage's oldest ones."""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ from stream.records import Record, header, number
 
 @dataclass
 class Cut:
-    """What would be deleted: all ahead of these offsets, by partition; how many letters, and how many not redriven."""
+    """What would be deleted: all records before these offsets, by partition; the letters, and those never redriven."""
 
     offsets: dict[int, int] = field(default_factory=dict)
     letters: int = 0
@@ -30,9 +30,10 @@ async def plan(
 ) -> Cut:
     """Finds what would be deleted; changes nothing.
 
-    A topic is only ever cut at its beginning. A partition is deleted up to its first record that was written at `until`
-    (ms since the epoch) or later; with `before`, only that place's partition is, up to that place. Without either, all
-    that is there now goes. `limit` bounds the letters, the oldest of a partition first.
+    Kafka deletes records only from the beginning of a partition. With `until` (ms since the epoch), each partition is
+    deleted up to its first record that was written then or later. With `before`, only the partition of that place is
+    deleted, up to that place. Without either, all current records are deleted. `limit` is the maximum number of
+    letters; the oldest of a partition are deleted first.
     """
     cut = Cut()
     waiting: set[Place] = set()
@@ -56,7 +57,7 @@ async def plan(
 
 
 async def purge(settings: Settings, stage: StageName, cut: Cut) -> None:
-    """Deletes what the plan found; what was rejected meanwhile stays. Raises `KafkaError` if Kafka refuses."""
+    """Deletes what `plan` found; newer letters stay. Raises `KafkaError` if Kafka rejects the request."""
     topic = topics.dead_letters(settings, stage)
     records = {TopicPartition(topic, number): RecordsToDelete(offset) for number, offset in cut.offsets.items()}
     if records:

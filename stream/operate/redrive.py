@@ -1,12 +1,12 @@
-"""Redriving: dead letters go back into the topic that their stage consumes, with the bytes that they had.
+"""Redrives dead letters: publishes them unchanged to the topic that their stage consumes.
 
-A copy has the original key, value, headers, partition and timestamp (which is the version of a chunk that has none),
-and `dlq.attempts`, so that a second rejection counts on. Once Kafka has the copy, and no newer record lies before it, a
-marker in the topic of dead letters says so.
+A copy has the original key, value, headers, partition and timestamp (which is the version of a chunk without a
+version), and `dlq.attempts`, so that a second rejection increases the count. When Kafka has acknowledged the copy, and
+no newer record lies before it, a marker is published to the dead-letter topic.
 
-A letter whose key has a newer record in the stage's topic stays: the topic is compacted, and Kafka would keep the copy
-in place of the newer record. What is published while letters go is guarded by `copies`. Where a redrive ended between
-copy and marker, the next one finds the copy and adds the marker.
+A letter is not redriven if its key has a newer record in the stage's topic: the topic is compacted, and Kafka would
+keep the copy instead of the newer record. `copies` handles records that are published during a redrive. If a redrive
+ended after the copy and before the marker, the next one finds the copy and adds the marker.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,18 +18,18 @@ from aiokafka.errors import MessageSizeTooLargeError
 from stream.config import Settings, StageName
 from stream.kafka import clients, deadletters, reader, topics
 from stream.kafka.deadletters import ATTEMPTS_HEADER, DeadLetter, Filter, redriven_headers, without_letter
-from stream.operate.copies import Copies, Name, Twin, name_of, twin_of
+from stream.operate.copies import Copies, Fingerprint, KeyId, fingerprint_of, key_id_of
 from stream.records import Record
 
-TOGETHER = 500  # letters that share one look for newer records
+TOGETHER = 500  # letters between two checks for newer records
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is to become of a letter (its value is not kept here): it goes, or a sentence says why it stays.
+    """Whether a letter is redriven: `stays` is the reason if it is not. The letter's value is not kept here.
 
-    `copy` is the offset of a copy that an earlier redrive has sent without a marker. From the offset `since` on there
-    may be records of the letter's key that are newer than the letter.
+    `copy` is the offset of a copy without a marker that an earlier redrive sent. If the letter's key has newer records,
+    the newest one is at the offset `since` or after it.
     """
 
     letter: DeadLetter
@@ -41,23 +41,23 @@ class Verdict:
 async def plan(
     settings: Settings, stage: StageName, wanted: Filter, *, limit: int | None = None, again: bool = False
 ) -> list[Verdict]:
-    """Says of every letter of a stage that is wanted whether it would go, oldest first; changes nothing.
+    """Says whether each wanted letter of a stage would be redriven, oldest first; changes nothing.
 
-    It ends with the letter that is the `limit`-th to go. With `again` those letters too would go that were redriven or
-    whose key has a newer record. Memory grows with the number of letters wanted, not with their values.
+    It ends after `limit` letters that would be redriven. With `again` this includes letters that were redriven before
+    or whose key has a newer record. Memory grows with the number of wanted letters, not with their values.
     """
-    letters, twins = [], []
+    letters, fingerprints = [], []
     async for letter in deadletters.read(settings, stage):
         if wanted.takes(letter) and (again or letter.redriven is None):
             letters.append(letter.without_value)
-            twins.append(twin_of(_original(settings, stage, letter)))
-    found = await _behind(settings, stage, letters, twins)
+            fingerprints.append(fingerprint_of(_original(settings, stage, letter)))
+    found = await _later(settings, stage, letters, fingerprints)
     verdicts: list[Verdict] = []
     going = 0
-    for letter, twin in zip(letters, twins, strict=True):
+    for letter, fingerprint in zip(letters, fingerprints, strict=True):
         if going == limit:
             break
-        verdicts.append(_verdict(letter, twin, found, settings.dlq_max_attempts, again))
+        verdicts.append(_verdict(letter, fingerprint, found, settings.dlq_max_attempts, again))
         going += verdicts[-1].stays is None
     return verdicts
 
@@ -65,10 +65,10 @@ async def plan(
 async def redrive(
     settings: Settings, stage: StageName, verdicts: Iterable[Verdict], progress: Callable[[], None] = lambda: None
 ) -> list[Verdict]:
-    """Sends the letters that are to go, each acknowledged before the next; returns the verdicts on those letters.
+    """Sends the letters that `plan` chose, each acknowledged before the next; returns the verdicts on those letters.
 
-    A copy that Kafka finds too large stays a letter. Raises `KafkaError` if Kafka fails: run again, it goes on where it
-    was. `progress` is called after each letter.
+    A letter stays if Kafka rejects its copy as too large. Raises `KafkaError` if Kafka fails; the next run continues
+    there. `progress` is called after each letter.
     """
     going = {verdict.letter.place: verdict for verdict in verdicts if verdict.stays is None}
     done: list[Verdict] = []
@@ -95,29 +95,29 @@ async def redrive(
 
 
 def _original(settings: Settings, stage: StageName, letter: DeadLetter) -> Record:
-    """The record that was rejected, as its copy is sent."""
+    """The rejected record, with the headers of its copy."""
     headers = [*without_letter(letter.record.headers), (ATTEMPTS_HEADER, str(letter.attempts).encode())]
     source, record = topics.source(settings, stage), letter.record
     return Record(source, letter.partition, letter.offset, record.key, record.value, letter.timestamp, headers)
 
 
 async def _send(copies: Copies, original: Record, copy: int | None) -> str | None:
-    """Sends a copy unless there is one; says why the letter stays if Kafka refuses it."""
+    """Sends a copy unless one exists; returns why the letter stays if Kafka rejects the copy."""
     if copy is not None:
-        copies.lies(original, original.partition, copy)
+        copies.note(original, original.partition, copy)
         return None
     try:
         await copies.send(original)
         await copies.acknowledged()
     except MessageSizeTooLargeError:
-        return f"it is larger than the topic {original.topic} carries"
+        return f"it is larger than the topic {original.topic} accepts"
     return None
 
 
 async def _mark(
     copies: Copies, producer: AIOKafkaProducer, sent: Sequence[Verdict], progress: Callable[[], None]
 ) -> list[Verdict]:
-    """Puts newer records behind the copies of these letters, then a marker behind each letter."""
+    """Publishes newer records again after the copies of these letters, then a marker for each letter."""
     since: dict[int, int] = {}
     for verdict in sent:
         partition = verdict.letter.partition
@@ -137,48 +137,52 @@ async def _mark(
 
 
 @dataclass
-class _Behind:
-    """What lies in the stage's topic: the newest record of others by key, copies of letters, where partitions end."""
+class _Later:
+    """Offsets in the stage's topic, from the letters' records on.
 
-    newest: dict[Name, int]
-    copies: dict[tuple[int, Twin], int]
+    `newest` are those of each key's newest record that is not a copy, `copies` those of copies, `ends` those after the
+    last records of partitions.
+    """
+
+    newest: dict[KeyId, int]
+    copies: dict[tuple[int, Fingerprint], int]
     ends: dict[int, int]
 
 
-async def _behind(
-    settings: Settings, stage: StageName, letters: Sequence[DeadLetter], twins: Sequence[Twin]
-) -> _Behind:
-    """Reads the stage's topic on from the oldest of the letters' records."""
-    found = _Behind({}, {}, {})
-    names = {_name(letter) for letter in letters}
-    known = {(letter.partition, twin) for letter, twin in zip(letters, twins, strict=True)}
+async def _later(
+    settings: Settings, stage: StageName, letters: Sequence[DeadLetter], fingerprints: Sequence[Fingerprint]
+) -> _Later:
+    """Reads the stage's topic, starting with the oldest of the letters' records."""
+    found = _Later({}, {}, {})
+    keys = {_key_id(letter) for letter in letters}
+    known = {(letter.partition, fingerprint) for letter, fingerprint in zip(letters, fingerprints, strict=True)}
     since: dict[int, int] = {}
     for letter in letters:
         since[letter.partition] = min(letter.offset, since.get(letter.partition, letter.offset))
     if since:
         async for record in reader.read_to_end(settings, topics.source(settings, stage), since, only=since):
             found.ends[record.partition] = record.offset + 1
-            name = name_of(record)
-            if name not in names:
+            key = key_id_of(record)
+            if key not in keys:
                 continue
-            twin = record.partition, twin_of(record)
-            if twin in known:
-                found.copies[twin] = record.offset
+            copy = record.partition, fingerprint_of(record)
+            if copy in known:
+                found.copies[copy] = record.offset
             else:
-                found.newest[name] = record.offset
+                found.newest[key] = record.offset
     return found
 
 
-def _verdict(letter: DeadLetter, twin: Twin, found: _Behind, max_attempts: int, again: bool) -> Verdict:
-    newest = found.newest.get(_name(letter), -1)
+def _verdict(letter: DeadLetter, fingerprint: Fingerprint, found: _Later, max_attempts: int, again: bool) -> Verdict:
+    newest = found.newest.get(_key_id(letter), -1)
     newer = newest > letter.offset
-    copy = None if again else found.copies.get((letter.partition, twin))
+    copy = None if again else found.copies.get((letter.partition, fingerprint))
     stays = _why_it_stays(letter, max_attempts, overtaken=newer and copy is None and not again)
     return Verdict(letter, stays, copy, newest if newer else found.ends.get(letter.partition, 0))
 
 
-def _name(letter: DeadLetter) -> Name:
-    return letter.partition, name_of(letter.record)[1]
+def _key_id(letter: DeadLetter) -> KeyId:
+    return letter.partition, key_id_of(letter.record)[1]
 
 
 def _why_it_stays(letter: DeadLetter, max_attempts: int, *, overtaken: bool) -> str | None:

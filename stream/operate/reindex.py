@@ -1,9 +1,9 @@
-"""Reindexing: a new generation of both stores beside the live one, and the swap.
+"""Reindexing: builds a new generation of both stores beside the live one, and swaps to it.
 
-`docs/decisions/0005-generations.md` says what a generation is. Workers fill it, as they fill every generation; here
-they are started and watched, and what they made is proved by `verify` before the swap. What state there is lies in
-the stores (which generations there are, which is live, whether a swap goes on) and in Kafka (how far each has come):
-what was interrupted is run again.
+`docs/decisions/0005-generations.md` says what a generation is. Workers fill it, as they fill every generation. This
+module starts and watches them, and checks the generation with `verify` before the swap. All state is in the stores
+(which generations exist, which one is live, whether a swap is in progress) and in Kafka (each generation's committed
+offsets): after an interruption, run the same command again.
 """
 
 import asyncio
@@ -29,19 +29,19 @@ from stream.stores.base import FIRST, Generation, Older
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import OpenSearchStore
 
-LOOK_AGAIN = 0.5  # seconds
-CLOSE = 5.0  # seconds that passing the newest end may take when a generation is as good as complete
-VERIFY_WAIT = 60.0  # seconds for what is published meanwhile
+POLL_INTERVAL = 0.5  # seconds
+CATCH_UP_TIME = 5.0  # seconds: a generation is up to date if it reaches its topic's current end within this time
+VERIFY_WAIT = 60.0  # seconds for workers to index what is published meanwhile
 NAMED = 5  # chunks that an error names
 
 NEO4J, OPENSEARCH = Neo4jStore.name, OpenSearchStore.name
 NONE: Mapping[str, str] = {}
 
-Look = Callable[[StageName, int, int], None]  # a stage has done so many records of so many
+Look = Callable[[StageName, int, int], None]  # stage, records done, records in total
 
 
 class NotClean(StreamError):
-    """The new generation is not what the topic says; the report is its argument."""
+    """The new generation differs from the topic."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(
@@ -49,8 +49,8 @@ class NotClean(StreamError):
         )
 
 
-class Backwards(StreamError):
-    """The topic no longer has what the live generation shows of some chunks."""
+class OlderVersions(StreamError):
+    """The new generation has older versions of some chunks than the live one: the topic no longer has the newest."""
 
     def __init__(self, number: int, older: Older) -> None:
         named = [
@@ -59,14 +59,14 @@ class Backwards(StreamError):
         ]
         super().__init__(
             f"generation {number} does not become live: the topic no longer has the newest version of {len(older):,} "
-            f"chunks, which searchers would see in an older one or not at all: {', '.join(named)}"
-            f"{', …' if len(older) > NAMED else ''}; publish these again with a higher version than they ever had, or "
-            "go on with --accept-older"
+            f"chunks, so searches would return an older version or nothing: {', '.join(named)}"
+            f"{', …' if len(older) > NAMED else ''}; publish these again with a higher version than ever before, or "
+            "accept the older versions with --accept-older"
         )
 
 
 class SwapUnfinished(StreamError):
-    """A swap was interrupted: which generation is live must be settled first."""
+    """A swap was interrupted and must be finished first."""
 
     def __init__(self, number: int) -> None:
         super().__init__(unfinished_sentence(number))
@@ -74,7 +74,7 @@ class SwapUnfinished(StreamError):
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What may be wrong with a generation that becomes live: with these chunks, or older versions of any."""
+    """Differences that do not prevent a swap: any of these chunks, and with `older`, older versions of all chunks."""
 
     chunk_ids: Collection[str] = ()
     older: bool = False
@@ -84,13 +84,13 @@ NOTHING = Accepted()
 
 
 async def generations(settings: Settings) -> list[Generation]:
-    """All that there are, of all flows, by number."""
+    """All generations of all flows, by number."""
     async with open_stores(settings) as stores:
         return await stores.generations()
 
 
 def unfinished(flow: str, found: Sequence[Generation]) -> int | None:
-    """The generation to which a swap of the flow goes on or was interrupted; None if there is no such swap.
+    """The target of a swap of the flow that is in progress or was interrupted; None if there is no such swap.
 
     A swap sets Neo4j's pointer, then OpenSearch's alias, then follows the topic to its end.
     """
@@ -101,7 +101,7 @@ def unfinished(flow: str, found: Sequence[Generation]) -> int | None:
 
 
 def unfinished_sentence(number: int) -> str:
-    """What a person is told of a swap that has not ended."""
+    """The message about a swap that has not ended."""
     return (
         f"the swap to generation {number} has not ended: unless it is still running, `stream reindex swap {number}` "
         "finishes it"
@@ -109,9 +109,9 @@ def unfinished_sentence(number: int) -> str:
 
 
 async def lag(settings: Settings, generation: Generation) -> int | None:
-    """Offsets of its topic that a generation does not have, from where its own workers or the live ones have come.
+    """Offsets that a generation's consumer group has not committed; a live one has the group of the live workers.
 
-    None if the flow has no topics any more.
+    None if the flow's topics no longer exist.
     """
     settled = generation.live and unfinished(generation.flow, [generation]) is None
     mine = settings.model_copy(update={"flow": generation.flow, "generation": None if settled else generation.number})
@@ -124,7 +124,7 @@ async def lag(settings: Settings, generation: Generation) -> int | None:
 
 
 def for_generation(settings: Settings, number: int) -> Settings:
-    """The settings of who reads and writes this generation."""
+    """The settings to read and write this generation."""
     return settings.model_copy(update={"generation": number})
 
 
@@ -136,10 +136,10 @@ async def start(
     accepted: Accepted = NOTHING,
     look: Look = lambda *_: None,
 ) -> int:
-    """Builds the flow's next generation, or goes on with the one that was begun, and swaps; returns its number.
+    """Builds the flow's next generation, or continues the one that was begun, and swaps; returns its number.
 
-    `assignments` are settings that the environment does not say. Raises `SwapUnfinished`, `NotClean` if the generation
-    is not what the topic says, or `Backwards`. Two at once build one generation together.
+    `assignments` are settings that are not in the environment. Raises `SwapUnfinished`, `NotClean` if the generation
+    differs from the topic, or `OlderVersions`. Two concurrent calls build one generation together.
     """
     _require_no_swap(settings, await generations(settings))
     await topics.create(settings)
@@ -156,9 +156,9 @@ async def swap(
     accepted: Accepted = NOTHING,
     look: Look = lambda *_: None,
 ) -> None:
-    """Makes a generation live that was live before or was built without a swap; it is brought up to date first.
+    """Brings a generation up to date that was live before or was built without a swap, and makes it live.
 
-    Finishes a swap that was interrupted. Raises what `start` raises, but for `SwapUnfinished`.
+    Finishes a swap that was interrupted. Raises the errors of `start`; `SwapUnfinished` only if another swap ran.
     """
     found = await generations(settings)
     wanted = [g for g in found if g.number == number and g.flow == settings.flow and g.built]
@@ -187,23 +187,23 @@ async def rollback(
 
 
 async def drop(settings: Settings, wanted: Callable[[Generation, int], bool]) -> list[int]:
-    """Deletes generations of the flow that are live in neither store: those of which `wanted(generation, live)` holds.
+    """Deletes the flow's generations that are live in neither store and for which `wanted(generation, live)` is true.
 
-    Raises `SwapUnfinished`, and `ConfigurationError` if somebody builds one of them now.
+    Raises `SwapUnfinished`, and `ConfigurationError` if another process is building one of them.
     """
     async with open_stores(settings) as stores:
         found = await stores.generations()
         live = _require_no_swap(settings, found)
         going = [g.number for g in found if g.flow == settings.flow and not g.live and wanted(g, live)]
         for number in going:
-            # Whoever goes on with it when this was interrupted must read everything again.
+            # If this is interrupted, a command that continues the generation must read the whole topic again.
             await _from_the_beginning(settings, number)
             await stores.drop(number)
     return going
 
 
 async def prove(mine: Settings, accept: Collection[str] = ()) -> None:
-    """Raises `NotClean` if the generation differs from the topic, but for chunks that are accepted."""
+    """Raises `NotClean` if the generation differs from the topic, except for accepted chunks."""
     async with open_stores(mine) as stores:
         await stores.opensearch.settle(mine.generation or 0)
         report = await verify(mine, stores, wait=VERIFY_WAIT, accept=accept)
@@ -220,15 +220,15 @@ def _require_no_swap(settings: Settings, found: Sequence[Generation]) -> int:
 
 
 async def _claimed(settings: Settings) -> int:
-    """The number of the generation that was begun, or the next one that nobody has, which is ours from then on."""
+    """The number of the generation that was begun, or the next free number, which this call claims."""
     while True:
         found = await generations(settings)
         live = _require_no_swap(settings, found)
         if begun := [g.number for g in found if g.flow == settings.flow and g.number > live]:
             return begun[-1]
-        usual = 0 if not settings.flow else FIRST  # the first is that of the flow without a name
+        usual = 0 if not settings.flow else FIRST  # FIRST belongs to the flow without a name
         number = max((g.number for g in found), default=usual) + 1
-        await _from_the_beginning(settings, number)  # before the claim: the group may be that of an earlier generation
+        await _from_the_beginning(settings, number)  # before the claim: the group may have old offsets
         async with open_stores(for_generation(settings, number)) as stores:
             if await stores.opensearch.claim():
                 return number
@@ -236,7 +236,7 @@ async def _claimed(settings: Settings) -> int:
 
 async def _from_the_beginning(settings: Settings, number: int) -> None:
     mine = for_generation(settings, number)
-    await _patiently(settings, topics.group(mine, "index"), partial(replay.reset, mine, "index", "earliest"))
+    await _retry_commit(settings, topics.group(mine, "index"), partial(replay.reset, mine, "index", "earliest"))
 
 
 async def _complete(
@@ -248,9 +248,9 @@ async def _complete(
     *,
     swap_too: bool = True,
 ) -> None:
-    """Brings a generation up to date, proves it and swaps."""
+    """Brings a generation up to date, verifies it and swaps."""
     shown = [g for g in await generations(settings) if g.flow == settings.flow and OPENSEARCH in g.live_in]
-    stages: Sequence[StageName] = ("index",) if shown else STAGES  # else nobody embeds and expands yet
+    stages: Sequence[StageName] = ("index",) if shown else STAGES  # else no worker embeds and expands
     mine = for_generation(settings, number)
     async with _workers(mine, stages, assignments):
         await _follow(mine, stages, look)
@@ -266,9 +266,9 @@ async def _complete(
 async def _require_nothing_older(
     settings: Settings, number: int, accept: Collection[str], pass_end: Callable[[], Awaitable[None]]
 ) -> None:
-    """Raises `Backwards` if the generation has older versions than what searchers see now.
+    """Raises `OlderVersions` if the generation has older versions of chunks than searches return now.
 
-    That is the flow's live generation; they come to a flow that has none from the other flows.
+    Searches use the flow's live generation. If the flow has none, they still use those of the other flows.
     """
     async with open_stores(settings) as stores:
         live = [g for g in await stores.generations() if g.live and g.built]
@@ -283,7 +283,7 @@ async def _require_nothing_older(
             return {chunk_id: versions for chunk_id, versions in found.items() if chunk_id not in accept}
 
         if first := await look():
-            await pass_end()  # it may be on its way
+            await pass_end()  # a newer version may not be indexed yet
             now = {chunk_id: lower for chunk_id, (_, lower) in (await look()).items()}
             older: Older = {
                 chunk_id: (seen, now[chunk_id])
@@ -291,11 +291,11 @@ async def _require_nothing_older(
                 if chunk_id in now and ((lower := now[chunk_id]) is None or lower < seen)
             }
             if older:
-                raise Backwards(number, older)
+                raise OlderVersions(number, older)
 
 
 async def _swap(settings: Settings, number: int, pass_end: Callable[[], Awaitable[None]]) -> None:
-    """Both pointers, one after the other; then on to the end as it is after that."""
+    """Sets both stores' pointers, one after the other; then indexes up to the topic's end at that time."""
     workers, loader = topics.group(settings, "index"), topics.group(for_generation(settings, number), "index")
     async with open_stores(settings) as stores:
         found = await stores.generations()
@@ -303,8 +303,8 @@ async def _swap(settings: Settings, number: int, pass_end: Callable[[], Awaitabl
         if not any(g.flow == settings.flow and OPENSEARCH in g.live_in for g in found):
             await _copy_offsets(settings, loader, workers)
         elif unfinished(settings.flow, found) is None and number not in live:
-            # Should the old generation ever be followed again, it goes on where the live workers are now. What an
-            # interrupted swap has noted stays: from there on one of the stores has not had what came.
+            # If the old generation is brought up to date later, it continues where the live workers are now. An
+            # interrupted swap keeps its saved offsets: one of the stores lacks the records after them.
             await _copy_offsets(settings, workers, topics.group(for_generation(settings, live[0]), "index"))
         for store in stores.both:
             await store.go_live(number)
@@ -319,39 +319,39 @@ async def _copy_offsets(settings: Settings, group: str, to: str) -> None:
     async with clients.admin(settings) as admin:
         offsets = await committed(admin, group)
     if offsets:
-        await _patiently(settings, to, partial(clients.commit, settings, to, offsets))
+        await _retry_commit(settings, to, partial(clients.commit, settings, to, offsets))
 
 
-async def _patiently(settings: Settings, group: str, commit: Callable[[], Awaitable[object]]) -> None:
-    """Kafka takes a group's offsets from outside only when its last worker has been gone for a session's time."""
+async def _retry_commit(settings: Settings, group: str, commit: Callable[[], Awaitable[object]]) -> None:
+    """Retries: Kafka rejects these commits until a session timeout after the group's last worker has ended."""
     patience = settings.session_timeout + settings.drain_timeout
     try:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(CommitFailedError),
             stop=stop_after_delay(patience),
-            wait=wait_fixed(LOOK_AGAIN),
+            wait=wait_fixed(POLL_INTERVAL),
             reraise=True,
         ):
             with attempt:
                 await commit()
     except CommitFailedError:
         raise ConfigurationError(
-            f"the consumer group {group} has members, also after {patience:g} s: another `stream reindex`, or a "
-            "worker, is running; wait for its end or stop it"
+            f"the consumer group {group} still has members after {patience:g} s: another `stream reindex` or a worker "
+            "is running; wait until it ends, or stop it"
         ) from None
 
 
 async def _follow(mine: Settings, stages: Sequence[StageName], look: Look) -> None:
-    """Until the generation has passed the end of its topic, and the next one within seconds."""
+    """Waits until the generation is up to date: it reaches its topic's current end within `CATCH_UP_TIME`."""
     while True:
         started = time.monotonic()
         await _pass_end(mine, stages, look)
-        if time.monotonic() - started < CLOSE:
+        if time.monotonic() - started < CATCH_UP_TIME:
             return
 
 
 async def _pass_end(mine: Settings, stages: Sequence[StageName], look: Look) -> None:
-    """Each stage until it has committed the end that its topic has when the stage before it has done so."""
+    """Waits for one stage after the other until it has committed the end that its topic had when its turn began."""
     for stage in stages:
         async with clients.admin(mine) as admin, clients.offsets(mine) as client:
             partitions = await clients.partitions(admin, [topics.source(mine, stage)])
@@ -363,12 +363,12 @@ async def _pass_end(mine: Settings, stages: Sequence[StageName], look: Look) -> 
                 look(stage, total - left, total)
                 if not left:
                     break
-                await asyncio.sleep(LOOK_AGAIN)
+                await asyncio.sleep(POLL_INTERVAL)
 
 
 @asynccontextmanager
 async def _workers(mine: Settings, stages: Sequence[StageName], assignments: Mapping[str, str]) -> AsyncIterator[None]:
-    """Workers of the generation; if one ends by itself, so does what is done meanwhile."""
+    """Runs workers of the generation; if one ends by itself, cancels the context's body and raises the error."""
     own = {
         **assignments,
         "generation": str(mine.generation),
@@ -397,4 +397,4 @@ async def _watch(check: Callable[[], None], doing: "asyncio.Task[object]") -> No
         except Outage:
             doing.cancel()
             raise
-        await asyncio.sleep(LOOK_AGAIN)
+        await asyncio.sleep(POLL_INTERVAL)

@@ -1,9 +1,9 @@
-"""Replaying: records of a stage's topic go through the stage, and through all behind it, once more.
+"""Replay: a stage and all later stages process records of the stage's topic again.
 
-Either a copy of each is published at the end of the topic, or the stage's consumer group is set back.
+Either a copy of each record is published at the end of the topic, or the stage's consumer group is set back.
 
-A record whose key has a newer one stays where it is: the topic is compacted, and Kafka would keep the copy in place of
-the newer record. What a producer publishes meanwhile is guarded by `copies`.
+A record is not copied if its key has a newer record: the topic is compacted, and Kafka would keep the copy instead of
+the newer record. `copies` handles records that a producer publishes meanwhile.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,10 +15,10 @@ from aiokafka import TopicPartition
 
 from stream.config import Settings, StageName
 from stream.kafka import clients, reader, topics
-from stream.operate.copies import Copies, Name, name_of
+from stream.operate.copies import Copies, KeyId, key_id_of
 from stream.records import Record
 
-Progress = Callable[[int, int], None]  # how many, of how many
+Progress = Callable[[int, int], None]  # done, total
 Moment = Literal["earliest", "latest"] | int  # an integer is ms since the epoch
 
 
@@ -41,7 +41,7 @@ class Range:
     fields: Mapping[str, str] = field(default_factory=dict)
 
     def takes(self, record: Record) -> bool:
-        """Whether a record is wanted. One that is no JSON object, such as a tombstone, has no fields."""
+        """Whether a record is wanted. A record that is not a JSON object, such as a tombstone, has no fields."""
         return (
             (self.since is None or record.timestamp >= self.since)
             and (self.until is None or record.timestamp < self.until)
@@ -60,7 +60,7 @@ class Range:
 
 @dataclass
 class Plan:
-    """Which records are to go, by partition and offset; how many stay because their key has a newer one."""
+    """`places` are the records to copy, by partition and offset; `older` counts wanted records with a newer one."""
 
     places: set[tuple[int, int]] = field(default_factory=set)
     older: int = 0
@@ -68,21 +68,21 @@ class Plan:
 
 
 async def plan(settings: Settings, stage: StageName, wanted: Range, progress: Progress = _silent) -> Plan:
-    """Looks through the stage's topic for the newest record of each key that is wanted; changes nothing.
+    """Finds the newest record of each key in the stage's topic, if it is wanted; changes nothing.
 
-    Memory grows with the number of records that are to go, some 200 bytes for each.
+    Memory grows with the number of records to copy, about 200 bytes for each.
     """
-    chosen: dict[Name, int] = {}
+    chosen: dict[KeyId, int] = {}
     found = Plan()
     async for record in reader.read_to_end(settings, topics.source(settings, stage), progress=progress):
         found.ends[record.partition] = record.offset + 1
-        name = name_of(record)
+        key = key_id_of(record)
         takes = record.key is not None and wanted.takes(record)
-        if name in chosen:
+        if key in chosen:
             found.older += 1
-            del chosen[name]
+            del chosen[key]
         if takes:
-            chosen[name] = record.offset
+            chosen[key] = record.offset
     found.places = {(partition, offset) for (partition, _), offset in chosen.items()}
     return found
 
@@ -90,10 +90,10 @@ async def plan(settings: Settings, stage: StageName, wanted: Range, progress: Pr
 async def publish_again(
     settings: Settings, stage: StageName, planned: Plan, *, rate: float | None = None, progress: Progress = _silent
 ) -> int:
-    """Publishes a copy of each record, at most `rate` a second; returns how many, all acknowledged.
+    """Publishes a copy of each planned record, at most `rate` a second; returns their number, all acknowledged.
 
-    After an interruption it may be planned and run again: what went twice changes nothing. Raises `ConfigurationError`
-    for a record that is larger than what the settings let through.
+    After an interruption, plan and run it again: a second copy changes nothing. Raises `ConfigurationError` for a
+    record that is larger than `max_message_bytes`.
     """
     source = topics.source(settings, stage)
     await topics.check(settings, [source])
@@ -109,11 +109,11 @@ async def publish_again(
 
 
 async def reset(settings: Settings, stage: StageName, to: Moment) -> dict[int, int]:
-    """Sets a stage's consumer group to the beginning, the end or a moment; returns the offsets by partition.
+    """Sets a stage's consumer group to the beginning, the end or a time; returns the offsets by partition.
 
-    The end lies before the oldest open transaction: what is committed later is read.
+    The end is the offset of the oldest open transaction, if there is one: its records are read after its commit.
 
-    Raises `CommitFailedError` if the group has members: they would commit their own offsets over it.
+    Raises `CommitFailedError` if the group has members: they would overwrite these offsets with their own.
     """
     async with clients.admin(settings) as admin:
         partitions = await clients.partitions(admin, [topics.source(settings, stage)])

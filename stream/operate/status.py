@@ -1,4 +1,4 @@
-"""Where everything stands: how far each stage lags, what was rejected, what the stores hold."""
+"""The status of the flow: each stage's lag and dead letters, and the chunks in the stores."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
@@ -11,14 +11,14 @@ from stream.kafka import clients, deadletters, topics
 from stream.kafka.lag import behind, committed, within_ends
 from stream.stores import Stores
 
-LOOK_AGAIN = 0.5  # seconds
+POLL_INTERVAL = 0.5  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """`done` of `total` offsets of its source, up to the high watermark, are behind the stage; `lag` are ahead of it.
+    """The stage has committed `done` of the `total` offsets of its source, up to the high watermark; `lag` is the rest.
 
-    `dead_letters` are the records in its topic of dead letters.
+    `dead_letters` is the number of records in its dead-letter topic.
     """
 
     stage: StageName
@@ -28,13 +28,13 @@ class StageStatus:
 
     @property
     def lag(self) -> int:
-        """Offsets that the stage has not committed; those of an open transaction count, those of an aborted one too."""
+        """Offsets that the stage has not committed, including those of open and of aborted transactions."""
         return self.total - self.done
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Of all stages, in the flow's order, and chunks by store; `origins` are those by what made their vectors."""
+    """All stages in the flow's order, and chunks by store; `origins` counts them by what made their vectors."""
 
     stages: list[StageStatus]
     stores: Mapping[str, int]
@@ -42,7 +42,7 @@ class Status:
 
 
 async def status(settings: Settings, stores: Stores) -> Status:
-    """One look at Kafka and both stores; of the dead letters, those are counted that were not redriven."""
+    """The current status; dead letters that were redriven are not counted."""
     found = [
         replace(look, dead_letters=await deadletters.waiting(settings, look.stage)) if look.dead_letters else look
         for look in await stages(settings)
@@ -59,9 +59,9 @@ async def caught_up(
     names: Collection[StageName] = STAGES,
     look: Callable[[list[StageStatus]], None] = lambda _: None,
 ) -> None:
-    """Waits until nothing lies ahead of these stages; `look` is shown each look taken meanwhile.
+    """Waits until these stages have no lag; `look` is called with each snapshot.
 
-    It takes two looks that agree: between reading a topic's end and its group's offsets the flow goes on.
+    Requires two equal snapshots: end offsets and commits cannot be read atomically.
     """
     before: list[StageStatus] = []
     while True:
@@ -70,11 +70,11 @@ async def caught_up(
         if now == before and not any(found.lag for found in now if found.stage in names):
             return
         before = now
-        await asyncio.sleep(LOOK_AGAIN)
+        await asyncio.sleep(POLL_INTERVAL)
 
 
 async def stages(settings: Settings) -> list[StageStatus]:
-    """One look at Kafka: high watermarks against what the groups have committed."""
+    """A snapshot of all stages: high watermarks and committed offsets."""
     names = [topics.source(settings, stage) for stage in STAGES]
     names += [topics.dead_letters(settings, stage) for stage in STAGES]
     async with clients.offsets(settings) as client, clients.admin(settings) as admin:

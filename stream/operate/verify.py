@@ -1,15 +1,15 @@
-"""The checker: is every chunk of the topic in both stores, or accounted for by its dead letter?
+"""Verifies that every chunk of the topic is in both stores or has a dead letter.
 
-The topic is the truth: of each chunk the record with the highest version, tombstones included (of equal versions the
-later one). A store agrees if it has that version, with that text, and its vector or terms. What was published since the
-check began may still be on its way, and is not waited for: others go on writing.
+The reference is the topic: for each chunk the record with the highest version, tombstones included (of equal versions
+the later one). A store agrees if it has that version, with that text, and its vector or terms. A record that was
+published after the check began may not be in the stores yet. The check does not wait for it, because producers go on.
 
-A store may be ahead: it holds a higher version than the topic. That comes of records whose versions fall: compaction
-keeps the last one, the stores keep the highest. Nothing is lost then, but a store that is filled anew gets the topic's.
+A store may be ahead: it has a higher version than the topic. The cause is a chunk whose versions fall: compaction keeps
+the last record, the stores keep the highest version. No data is lost, but a new generation gets the topic's version.
 
-What was read lies in a database of SQLite's that nobody else sees: a temporary file of some 60 bytes a chunk and its
-chunk_id, in the folder that SQLITE_TMPDIR or TMPDIR names, else /var/tmp. So memory is the same however many chunks
-there are. The stores are read in pages, a few at once.
+What was read is in a private SQLite database: a temporary file of about 60 bytes a chunk plus its chunk_id, in the
+folder that SQLITE_TMPDIR or TMPDIR names, else /var/tmp. So memory does not grow with the number of chunks. The stores
+are read in pages, a few of them concurrently.
 """
 
 import asyncio
@@ -33,31 +33,31 @@ from stream.records import Record, Rejected, Tombstone, decode, sha256
 from stream.stores import Stores
 from stream.stores.base import Store, Stored
 
-PAGE = 500  # chunks asked of the stores at once
-PAGES = 4  # asked while the oldest of them is compared
+PAGE = 500  # chunks in one request to the stores
+PAGES = 4  # pages requested concurrently
 RECHECK_PAUSE = 0.5  # seconds
-NAMED = 20  # chunks of a kind that a report names
-NO_VERSION = -1  # lower than any: of a chunk of which the topic has nothing but what breaks the contract
+NAMED = 20  # chunks of each kind that a report names
+NO_VERSION = -1  # lower than any version: the topic's only records of the chunk break the contract
 
-Progress = Callable[[int, int], None]  # how many, of how many
+Progress = Callable[[int, int], None]  # done, total
 
 SCHEMA = """
--- The newest record of each chunk and where it is; no hash means deleted; `late` if it was published since the check
--- began; `falls_to` is the version of a later record of its partition, if that is lower. What the stores have of it:
--- `held` is one bit a store, `wrong` a sentence, empty if they agree and NULL until they were compared; `ahead` if
--- those that do not agree have a higher version.
+-- The newest record of each chunk, its partition and offset. No hash: deleted. `late`: published after the check began.
+-- `falls_to`: the version of a later record in its partition, if that is lower. `held`: one bit for each store that has
+-- the chunk. `wrong`: the difference as a sentence, empty if the stores agree, NULL before they were compared. `ahead`:
+-- all stores that do not agree have a higher version.
 CREATE TABLE chunks (
     chunk_id TEXT PRIMARY KEY, version INTEGER, sha256 BLOB, partition INTEGER, offset INTEGER, late INTEGER,
     falls_to INTEGER, held INTEGER DEFAULT 0, wrong TEXT, ahead INTEGER DEFAULT 0
 ) WITHOUT ROWID;
 
--- The records that are no chunks, and which chunk their key names; `old` if no dead letter is kept for so long.
+-- The records that are no chunks, and the chunk that their key names. `old`: older than dead letters are kept.
 CREATE TABLE broken (
     partition INTEGER, offset INTEGER, late INTEGER, detail TEXT, chunk_id TEXT, old INTEGER,
     PRIMARY KEY (partition, offset)
 ) WITHOUT ROWID;
 
--- Dead letters that were not redriven: of records of the topic, and of what a stage had made of one.
+-- Dead letters that were not redriven: of the topic's records, and of records that a stage made from them.
 CREATE TABLE dead_records (partition INTEGER, offset INTEGER, PRIMARY KEY (partition, offset)) WITHOUT ROWID;
 CREATE TABLE dead_chunks (
     chunk_id TEXT, version INTEGER, sha256 BLOB, PRIMARY KEY (chunk_id, version, sha256)
@@ -114,17 +114,17 @@ SELECT chunk_id, version, sha256 FROM chunks WHERE wrong IS NOT '' AND chunk_id 
 
 @dataclass
 class Report:
-    """What was found; `published` is the sum of the eight that follow it. Of each list the first are named, with what
-    they are named for.
+    """The result of a check. `published` is the sum of the eight counts after it. Each list has the first `NAMED`
+    entries of its kind, with the reason.
 
     - `rejected`: records that break the contract and have no dead letter any more, because they are older than dead
-      letters are kept or because a later record has taken their place.
-    - `on_their_way`: published since the check began and not in the stores yet.
-    - `ahead`: a store holds a higher version than the topic, or remembers a delete of one.
-    - `accepted`: they differ, and the caller knows it.
+      letters are kept or because a later record has replaced them.
+    - `on_their_way`: published after the check began and not in the stores yet.
+    - `ahead`: a store has a higher version than the topic, or has recorded the deletion of a higher version.
+    - `accepted`: different, but accepted by the caller.
     - `different`: lost or wrong.
-    - `versions_fall`: chunks whose last record has a lower version than one before it: compaction will leave the stores
-      ahead of the topic. They are counted above as well.
+    - `versions_fall`: chunks whose last record has a lower version than an earlier one: after compaction the stores
+      will be ahead of the topic. They are also counted above.
     """
 
     published: int = 0
@@ -163,24 +163,23 @@ async def verify(
 ) -> Report:
     """Compares both stores with the topic.
 
-    While anything differs, what was published since is read too and what differs is looked at again, for `wait`
-    seconds: it may be on its way. `accept` names chunks that may differ. `reading` is told how many of the topic's
-    offsets lie behind, `progress` how many chunks were compared. Raises `ConfigurationError` if the temporary file
-    finds no room.
+    While chunks differ, this reads new records and compares these chunks again, for up to `wait` seconds, because
+    workers may still write them. `accept` names chunks that may differ. `reading` gets the topic's offsets read and in
+    total, `progress` the chunks compared and in total. Raises `ConfigurationError` if the temporary file cannot be
+    written.
     """
     with _database() as db:
         db.executemany("INSERT OR IGNORE INTO accepted VALUES (?)", ((chunk_id,) for chunk_id in accept))
         topic = _Topic(settings, db)
-        deadline = None  # counts from the end of the first look, which may take longer than the wait
+        deadline = None  # counts from the end of the first comparison, which may take longer than `wait`
         while True:
-            counts = [
-                await store.count() for store in stores.both
-            ]  # before reading: so the topic knows what they count
+            # Count before reading the topic, so that the topic has every chunk that was counted.
+            counts = [await store.count() for store in stores.both]
             await topic.read_on(reading)
             await _compare(db, stores.both, progress)
             report = _report(db, stores.both, counts)
             if report.different or report.ahead:
-                await topic.read_on()  # a store may have had what was published after the last reading
+                await topic.read_on()  # a store may already have records that were published after the last read
                 report = _report(db, stores.both, counts)
             now = asyncio.get_running_loop().time()
             deadline = now + wait if deadline is None else deadline
@@ -191,29 +190,29 @@ async def verify(
 
 @contextmanager
 def _database() -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect("")) as db:  # "" is a temporary file, made when the cache of 2 MB is full
+    with closing(sqlite3.connect("")) as db:  # "" means a temporary file, created when the cache of 2 MB is full
         try:
             db.executescript(SCHEMA)
             yield db
         except sqlite3.OperationalError as error:
             raise ConfigurationError(
-                f"the temporary file cannot be written ({error}): free some disk, "
-                "or name a folder that has more with SQLITE_TMPDIR"
+                f"the temporary file cannot be written ({error}): free disk space, "
+                "or set SQLITE_TMPDIR to a folder with more space"
             ) from error
 
 
 class _Topic:
-    """Reads what the topics say into the database."""
+    """Reads the topic and the dead letters into the database."""
 
     def __init__(self, settings: Settings, db: sqlite3.Connection) -> None:
         self._settings = settings
         self._db = db
         self._read: dict[int, int] = {}  # the next offset, by partition
         self._late = False
-        self._old = time.time() * 1000 - settings.dlq_retention_days * DAY_MS  # before it no dead letter is kept
+        self._old = time.time() * 1000 - settings.dlq_retention_days * DAY_MS  # older letters may be gone
 
     async def read_on(self, progress: Progress = _silent) -> None:
-        """Reads the records that are new, and all dead letters: one accounts for its record until it is redriven."""
+        """Reads new records, and all dead letters again: a letter no longer counts once it is redriven."""
         async for record in read_to_end(self._settings, self._settings.topic, self._read, progress=progress):
             self._read[record.partition] = record.offset + 1
             self._note(record)
@@ -232,7 +231,7 @@ class _Topic:
                 self._db.execute(
                     "INSERT INTO broken VALUES (?, ?, ?, ?, ?, ?)", (*place, self._late, detail, chunk_id, old)
                 )
-                if chunk_id:  # compaction may have taken the good record which the stores have
+                if chunk_id:  # compaction may have removed the valid record that the stores have
                     self._db.execute(NOTE, (chunk_id, NO_VERSION, None, *place, self._late))
             case Tombstone(chunk_id, version):
                 self._note_chunk(chunk_id, version, None, place)
@@ -241,13 +240,13 @@ class _Topic:
 
     def _note_chunk(self, chunk_id: str, version: int, digest: bytes | None, place: tuple[int, int]) -> None:
         if not self._db.execute(NOTE, (chunk_id, version, digest, *place, self._late)).rowcount:
-            self._db.execute(NOTE_FALL, (version, chunk_id, place[0]))  # other partitions are compacted by themselves
+            self._db.execute(NOTE_FALL, (version, chunk_id, place[0]))  # each partition is compacted on its own
 
     def _note_letter(self, letter: DeadLetter) -> None:
         place = letter.partition, letter.offset
-        with suppress(OverflowError):  # a letter that somebody else wrote, of numbers that no record has
+        with suppress(OverflowError):  # a letter that another program wrote may have numbers too large for SQLite
             if letter.redriven is not None:
-                if letter.topic == self._settings.topic:  # its copy at the end of the topic stands for it
+                if letter.topic == self._settings.topic:  # its copy at the end of the topic is checked instead
                     self._db.execute("DELETE FROM broken WHERE (partition, offset) = (?, ?)", place)
             elif letter.topic == self._settings.topic:
                 self._db.execute("INSERT OR IGNORE INTO dead_records VALUES (?, ?)", place)
@@ -256,7 +255,7 @@ class _Topic:
 
 
 def _made_of(letter: DeadLetter) -> tuple[str, int, bytes] | None:
-    """Which chunk a later stage's letter accounts for; None if it is not what a stage publishes."""
+    """The chunk that a later stage's letter accounts for; None if the letter has no chunk."""
     try:
         chunk = orjson.loads(letter.record.value or b"")
         chunk_id, version, digest = chunk["chunk_id"], chunk["version"], _digest(chunk["text"])
@@ -266,7 +265,7 @@ def _made_of(letter: DeadLetter) -> tuple[str, int, bytes] | None:
 
 
 def _chunk_id(key: bytes | None) -> str | None:
-    """Which chunk a key names; None if it can be no chunk's."""
+    """The chunk_id that a key names; None if the key is not a valid chunk_id."""
     try:
         chunk_id = (key or b"").decode()
     except UnicodeDecodeError:
@@ -278,7 +277,7 @@ Page = list[tuple[str, int, bytes | None]]  # chunk_id, version, hash of the tex
 
 
 async def _compare(db: sqlite3.Connection, stores: Sequence[Store], progress: Progress = _silent) -> None:
-    """Asks the stores for every chunk of which they are not known to agree with the topic."""
+    """Compares every chunk on which the stores are not yet known to agree with the topic."""
     (total,) = db.execute("SELECT count(*) FROM chunks WHERE wrong IS NOT ''").fetchone()
     done, pages = 0, _pages(db)
     asked: deque[tuple[Page, asyncio.Future[list[dict[str, Stored]]]]] = deque()
@@ -317,7 +316,7 @@ def _pages(db: sqlite3.Connection) -> Iterator[Page]:
 def _compared(
     stores: Sequence[Store], held: Sequence[Stored | None], version: int, digest: bytes | None
 ) -> tuple[int, str, bool]:
-    """What the table `chunks` says of a chunk: `held`, `wrong` and `ahead`."""
+    """The columns `held`, `wrong` and `ahead` of a chunk."""
     bits = sum(1 << i for i, stored in enumerate(held) if stored and stored.text_sha256)
     wrongs = [_difference(version, digest, stored) for stored in held]
     wrong = ", ".join(f"{store.name} {what}" for store, what in zip(stores, wrongs, strict=True) if what)
@@ -342,7 +341,7 @@ def _difference(version: int, digest: bytes | None, stored: Stored | None) -> st
 
 def _undeleted(version: int, stored: Stored) -> str:
     if version == NO_VERSION:
-        return f"has version {stored.version}, the topic only a record that breaks the contract"
+        return f"has version {stored.version}, the topic has only a record that breaks the contract"
     if stored.version > version:
         return f"has version {stored.version}, the topic deletes version {version}"
     return "still has it, although it was deleted"
@@ -368,7 +367,7 @@ def _report(db: sqlite3.Connection, stores: Sequence[Store], store_counts: Seque
         ),
     )
     for i, (store, holds) in enumerate(zip(stores, store_counts, strict=True)):
-        # What is late may have come or gone since the store counted.
+        # Late chunks may have been added or deleted after the store was counted.
         (known,) = db.execute("SELECT count(*) FROM chunks WHERE held & ? OR late", (1 << i,)).fetchone()
         if (strangers := holds - known) > 0:
             report.different += 1

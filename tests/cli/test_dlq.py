@@ -459,7 +459,7 @@ async def test_a_copy_that_kafka_finds_too_large_stays_and_its_neighbours_go(flo
     await limit_to(flow, flow.topic, 2**20)
     result = await stream("redrive")
     assert result.exit_code == 1
-    assert result.stderr.strip() == f"embed 0@0 large stays: it is larger than the topic {flow.topic} carries"
+    assert result.stderr.strip() == f"embed 0@0 large stays: it is larger than the topic {flow.topic} accepts"
     assert result.stdout.strip() == "redrove 1 dead letters, 1 stay where they are"
     assert len(await copies(flow, neighbour)) == 1
     assert await keys() == ["large"]

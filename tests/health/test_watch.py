@@ -1,4 +1,4 @@
-"""If these fail, records lie unread while every worker says that all is well."""
+"""If these fail, records stay unread while every worker reports that it is ready."""
 
 import asyncio
 import signal
@@ -36,7 +36,7 @@ async def publish(settings: Settings, *names: str, partition: int | None = None)
 
 
 async def done(settings: Settings, *names: str) -> None:
-    """Waits until these are in the topic behind the embed stage."""
+    """Waits until these chunks are in the topic that the embed stage publishes to."""
 
     async def all_there() -> bool:
         there = {record.key for record in await read(settings, topics.source(settings, "expand"))}
@@ -56,7 +56,7 @@ async def add_partitions(settings: Settings, total: int) -> None:
 
 
 async def make_again(settings: Settings, name: str) -> None:
-    """Deletes a topic and makes it again at once."""
+    """Deletes a topic and recreates it at once."""
     async with clients.admin(settings) as admin:
         before = await topic_ids(admin, [name])
         await admin.delete_topics([name])
@@ -88,7 +88,7 @@ def lag() -> float:
 
 
 async def test_records_of_a_partition_that_was_added_count_for_the_lag(flow, monkeypatch, caplog):
-    monkeypatch.setattr(watch, "EVERY", 0.2)
+    monkeypatch.setattr(watch, "INTERVAL", 0.2)
     async with await watched(flow, []):
         await until(lambda: asyncio.sleep(0, lag() == 0), 30)
         await add_partitions(flow, 4)
@@ -108,7 +108,7 @@ async def test_a_running_worker_reads_a_partition_that_was_added(flow):
 
 @pytest.mark.parametrize("which", ["source", "target", "dead letters"])
 async def test_a_topic_that_was_made_again_ends_the_worker_and_one_that_is_gone_does_not(flow, monkeypatch, which):
-    monkeypatch.setattr(watch, "EVERY", 0.2)
+    monkeypatch.setattr(watch, "INTERVAL", 0.2)
     name = dict(zip(("source", "target", "dead letters"), topics.of(flow, "embed"), strict=True))[which]
     failed: list[BaseException] = []
     async with await watched(flow, failed) as wrong:
@@ -118,12 +118,12 @@ async def test_a_topic_that_was_made_again_ends_the_worker_and_one_that_is_gone_
         assert failed == []
         await topics.create(flow)
         await until(lambda: asyncio.sleep(0, any(isinstance(error, Outage) for error in failed)), 30)
-    assert f"{name} was deleted and made again" in str(failed[-1])
+    assert f"{name} was deleted and recreated" in str(failed[-1])
     assert [str(error) for error in failed[:-1]] == (["read again"] if which == "source" else [])
 
 
 class Embedder:
-    """The embedding server behind a gate."""
+    """A proxy of the embedding server. It holds requests with the text "hold" until `open` is set."""
 
     async def __aenter__(self) -> "Embedder":
         self.open, self.asked = asyncio.Event(), asyncio.Event()
@@ -162,7 +162,7 @@ async def embedder(settings: Settings) -> AsyncIterator[Embedder]:
 
 
 async def test_nothing_of_a_source_that_was_made_again_is_skipped(flow, embedder):
-    """What was in the works when the topic went is committed afterwards: for the new topic that is too far."""
+    """A batch that was in flight is committed after the topic was recreated: its offset would skip new records."""
     old, new = [f"old{n}" for n in range(40)], [f"new{n}" for n in range(80)]
     (port,) = free_ports(1)
     async with Worker("embed", port=port, STREAM_EMBED_URL=embedder.url) as worker:
@@ -176,7 +176,7 @@ async def test_nothing_of_a_source_that_was_made_again_is_skipped(flow, embedder
         await publish(flow, *new, partition=0)
         embedder.open.set()
         assert await worker.exit_code() == 75
-        assert "deleted and made again" in worker.log.read_text()
+        assert "deleted and recreated" in worker.log.read_text()
     async with Worker("embed", port=port) as worker:
         await done(flow, *new)
         assert await worker.end(signal.SIGTERM) == 0

@@ -1,4 +1,4 @@
-"""If these fail, Prometheus or Kubernetes is told something wrong about a worker."""
+"""If these fail, Prometheus or Kubernetes gets wrong information about a worker."""
 
 from collections.abc import AsyncIterator
 from types import SimpleNamespace

@@ -29,7 +29,7 @@ async def test_a_topic_is_read_to_its_end_and_progress_is_told(flow: Settings):
 
 async def test_kafka_that_falls_silent_while_a_topic_is_read_is_an_outage(flow: Settings, monkeypatch):
     await send(flow, [(b"%d" % n, b"x" * 300_000) for n in range(100)])  # more than is fetched at once
-    monkeypatch.setattr(reader, "SILENCE", 1)
+    monkeypatch.setattr(reader, "STALL_TIMEOUT", 1)
 
     async def away(*_, **__):
         raise KafkaConnectionError
@@ -58,13 +58,13 @@ async def behind(settings: Settings) -> None:
 
 
 async def test_aborted_records_are_not_read_and_what_lies_behind_an_open_transaction_is_waited_for(flow: Settings):
-    """`verify` would call a chunk missing, `replay` would bring an older record back over it."""
+    """Otherwise `verify` reports a chunk as missing, and `replay` replaces a record with an older one."""
     progress: list[tuple[int, int]] = []
     records = reader.read_to_end(flow, flow.topic, progress=lambda *told: progress.append(told))
     async with transaction(flow):
         await behind(flow)
         reading = asyncio.create_task(anext(records))
-        while len(progress) < 3:  # it has looked again, and has nothing yet
+        while len(progress) < 3:  # until the reader has polled again without a record
             await asyncio.wait([reading], timeout=0.1)
         assert progress[-1] == (0, 2)
         assert not reading.done()
@@ -74,7 +74,7 @@ async def test_aborted_records_are_not_read_and_what_lies_behind_an_open_transac
 
 
 async def test_a_transaction_that_stays_open_is_an_outage_that_says_where(flow: Settings, monkeypatch):
-    monkeypatch.setattr(reader, "SILENCE", 1)
+    monkeypatch.setattr(reader, "STALL_TIMEOUT", 1)
     await behind(flow)
     async with transaction(flow):
         with pytest.raises(Outage, match=rf"a transaction is still open in {flow.topic}/0 at offset 1"):
@@ -86,7 +86,7 @@ async def test_a_reset_to_the_latest_offset_leaves_what_an_open_transaction_will
     async with transaction(flow):
         await behind(flow)
         assert (await replay.reset(flow, "embed", "latest"))[0] == 1
-        assert (await replay.reset(flow, "embed", 2**50))[0] == 1  # a moment that is yet to come
+        assert (await replay.reset(flow, "embed", 2**50))[0] == 1  # a time in the future
         async with clients.offsets(flow) as client:
             tp = TopicPartition(flow.topic, 0)
             assert (await client.end_offsets([tp]))[tp] == 3

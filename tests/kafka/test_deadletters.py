@@ -106,7 +106,7 @@ async def test_a_letter_that_was_redriven_says_when_and_is_not_waiting(flow):
 @pytest.mark.servers
 @pytest.mark.parametrize(("key", "value"), [(None, None), (None, b"{"), (b"a", None)])
 async def test_a_letter_may_lack_its_key_its_value_or_both(flow, key, value):
-    """A worker that could not send one of these would end, again and again."""
+    """Otherwise the worker ends at such a record after every restart."""
     async with clients.letter_producer(flow) as producer:
         headers = letter_headers(record(value, key), "embed", WRONG)
         await clients.send_letter(producer, topics.dead_letters(flow, "embed"), key, value, headers)

@@ -37,7 +37,7 @@ def builder(compression: int = NONE, transactional: bool = False, producer: int 
 
 
 def batch(first: int, *names: bytes, **how) -> bytes:
-    """A batch as a broker keeps it, from an offset on, of one record for each header name."""
+    """A batch as a broker stores it: one record for each header name, from the offset `first` on."""
     building = builder(**how)
     for n, name in enumerate(names):
         building.append(n, 1000, b"k%d" % (first + n), b"v" * 100, [(Name(name), b"x"), ("nothing", None)])
@@ -47,7 +47,7 @@ def batch(first: int, *names: bytes, **how) -> bytes:
 
 
 def fetched(data: bytes, offset: int = 0, aborted=()) -> list:
-    """What aiokafka makes of the bytes of a fetch at an offset."""
+    """The records that aiokafka reads from the bytes of a fetch at an offset."""
     memory = fetcher.MemoryRecords(data)
     return [*fetcher.PartitionRecords(TopicPartition("t", 0), memory, [*aborted], offset, None, None, True, 1)]
 

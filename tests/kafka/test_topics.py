@@ -23,7 +23,7 @@ def everything(settings: Settings) -> list[str]:
 
 
 async def kept(settings: Settings, names: Sequence[str] = ()) -> dict[str, dict[str, str]]:
-    """What Kafka says of each topic."""
+    """Each topic's settings in Kafka."""
     wanted = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names or everything(settings)]
     async with clients.admin(settings) as admin:
         answers = [answer for response in await admin.describe_configs(wanted) for answer in response.resources]
@@ -90,18 +90,18 @@ async def test_a_missing_topic_is_named_and_a_present_one_is_not(flow):
 async def test_a_topic_that_carries_too_small_records_is_named_with_the_cure(flow, stage):
     larger = flow.model_copy(update={"max_message_bytes": flow.max_message_bytes + 1})
     for name in (topics.source(flow, stage), topics.dead_letters(flow, stage)):
-        with pytest.raises(ConfigurationError, match=rf"{name} carries .*max\.message\.bytes"):
+        with pytest.raises(ConfigurationError, match=rf"{name} accepts records of at most .*max\.message\.bytes"):
             await topics.check(larger, [name])
 
 
-# Topics made by hand. What a topic is told beside what `create` would tell it, and what is said of it.
+# Topics made by hand: the settings that differ from those of `create`, and words of the message about them.
 
 CHUNKS, LETTERS = "", ".embed.dlq"
 LOSES = [
     (CHUNKS, {"cleanup.policy": "delete"}, "delete chunks"),
     (CHUNKS, {"cleanup.policy": "compact,delete"}, "delete chunks"),
     (CHUNKS, {"cleanup.policy": "compact,delete", "retention.ms": "-1", "retention.bytes": "1000000"}, "delete chunks"),
-    (CHUNKS, {"min.insync.replicas": "2"}, "takes nothing"),
+    (CHUNKS, {"min.insync.replicas": "2"}, "accepts no record"),
     (LETTERS, {"cleanup.policy": "compact"}, "is compacted"),
     (LETTERS, {"cleanup.policy": "compact,delete"}, "is compacted"),
 ]
@@ -115,7 +115,7 @@ WEAKENS = [
 
 
 async def make(settings: Settings, suffix: str, told: dict[str, str], partitions: int | None = None) -> str:
-    """One topic as `create` makes it, but for this."""
+    """A topic as `create` makes it, except for these settings."""
     name = settings.topic + suffix
     (usual,) = [topic for topic in topics.definitions(settings, replicas=1) if topic.name == name]
     partitions = partitions or usual.num_partitions
@@ -127,7 +127,7 @@ async def make(settings: Settings, suffix: str, told: dict[str, str], partitions
 
 
 async def do(settings: Settings, sentence: str) -> None:
-    """What kafka-configs.sh would do that a sentence asks for."""
+    """Does what the kafka-configs.sh command in the message would do."""
     name, key, value = re.search(
         r"kafka-configs\.sh .*--entity-name (\S+) --add-config (\S+)=(\S+)$", sentence
     ).groups()
@@ -178,13 +178,13 @@ async def test_a_topic_with_other_partitions_than_its_neighbour_is_named_and_dea
 async def test_a_broker_that_takes_no_request_of_our_largest_record_is_named(settings):
     large = settings.model_copy(update={"max_message_bytes": 200 * 2**20})  # a broker's default is 100 MiB
     await topics.create(large)
-    with pytest.raises(ConfigurationError, match=r"broker \d+ takes requests of .*socket\.request\.max\.bytes"):
+    with pytest.raises(ConfigurationError, match=r"broker \d+ accepts requests of .*socket\.request\.max\.bytes"):
         await topics.check(large, [large.topic])
 
 
 @pytest.mark.parametrize("told", [{"cleanup.policy": "delete"}, {"unclean.leader.election.enable": "true"}])
 async def test_the_doctor_and_a_worker_say_so(settings, variables, told):
-    """The one and the other end or warn as the table above has it."""
+    """Both refuse a topic of `LOSES` and warn about a topic of `WEAKENS`."""
     await make(settings, CHUNKS, told)
     await topics.create(settings)
     loses = "cleanup.policy" in told

@@ -1,4 +1,4 @@
-"""If these fail, a deleted document can still be found, or another has lost chunks."""
+"""If these fail, a deleted document can still be found, or another document loses chunks."""
 
 import asyncio
 import signal
@@ -61,7 +61,7 @@ async def test_a_chunk_without_a_version_is_outranked_too(flow):
 
 
 async def put(settings, partition, chunk_id, version, doc_id="d1"):
-    """Publishes a chunk, or a tombstone where there is no document, as a producer with another partitioner does."""
+    """Publishes a chunk, or without `doc_id` a tombstone, as a producer with another partitioner does."""
     value = orjson.dumps(chunk(chunk_id, version=version, doc_id=doc_id)) if doc_id else None
     async with clients.producer(settings) as producer:
         headers = [] if doc_id else [("version", str(version).encode())]
@@ -82,7 +82,7 @@ async def last(settings):
 
 
 async def test_a_chunk_is_deleted_in_every_partition_that_holds_its_key(flow):
-    """Its producers have different partitioners, or `stream delete` once knew only one of them."""
+    """Its producers have different partitioners, or an earlier `stream delete` knew only one of the partitions."""
     for partition in (0, 1):
         await put(flow, partition, f"only {partition}", 1)
         await put(flow, partition, "both", 1 + partition)
@@ -117,7 +117,7 @@ async def test_a_tombstone_behind_which_an_old_record_came_is_published_again(fl
 
 
 async def test_what_is_published_while_a_document_is_deleted_stays_the_newest(flow):
-    """Of a chunk the topic keeps the last record, the stores keep the highest version: both must be the same."""
+    """The topic keeps a chunk's last record, the stores keep its highest version: both must be the same."""
     for key in ("next", "higher", "equal", "moved", "deleted", "quiet"):
         await put(flow, 0, key, 5)
     deletions = await chunks_of(flow, "d1")

@@ -1,4 +1,4 @@
-"""If these fail, a chunk that was handed over is not in the topic, or a broken one is."""
+"""If these fail, a valid chunk is not in the topic, or an invalid one is."""
 
 import json
 from collections.abc import Iterator

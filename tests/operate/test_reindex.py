@@ -1,4 +1,4 @@
-"""If these fail, a reindex loses chunks, disturbs who searches, or cannot be taken back."""
+"""If these fail, a reindex loses chunks, disturbs searches, or cannot be rolled back."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ async def publish(settings, numbers, version=1):
 
 @pytest.fixture
 async def filled(flow, stores):
-    """A live generation of some chunks, and nobody at work."""
+    """A live generation of some chunks; no worker runs."""
     await publish(flow, range(COUNT))
     async with workers(*STAGES):
         await caught_up(flow)
@@ -64,7 +64,7 @@ async def filled(flow, stores):
 
 
 async def hits(settings):
-    """How many chunks both ways of searching find."""
+    """The number of chunks that lexical and dense searches find."""
     async with open_stores(settings) as stores, EmbeddingClient(settings) as embedder:
         searcher = Searcher(settings, stores, embedder)
         return {mode: len(await searcher.search("sockets", mode, 1000)) for mode in ("lexical", "dense")}
@@ -104,7 +104,7 @@ async def test_killed_again_and_again_it_goes_on_where_it_was(filled):
         process = command("start")
         if moment:
             await until(begun)
-            await asyncio.sleep(moment * 0.7)  # wherever it is then
+            await asyncio.sleep(moment * 0.7)  # to kill it at different steps
         process.kill()
         await asyncio.to_thread(process.wait)
     process = command("start")
@@ -135,7 +135,7 @@ async def test_an_incomplete_generation_does_not_become_live(filled, monkeypatch
 async def test_a_swap_that_died_between_the_stores_is_finished(filled, stores):
     await reindex.start(filled, swap_too=False)
     await stores.neo4j.go_live(2)
-    async with workers(*STAGES):  # who is at work then writes to both
+    async with workers(*STAGES):  # workers write to both generations
         await publish(filled, range(10), version=2)
         await caught_up(filled)
         await reindex.swap(filled, 2)
@@ -165,7 +165,7 @@ async def test_another_model_has_a_flow_of_its_own(filled, stores, monkeypatch):
     assert await hits(new) == await hits(filled)
     assert [(g.number, g.flow, g.live) for g in await generations(filled)] == [(1, "", True), (2, "new", True)]
     again = len(await read(new, topics.source(new, "expand")))
-    async with workers(*STAGES):  # they go on where the reindex has ended
+    async with workers(*STAGES):  # they continue where the reindex has ended
         await publish(new, [0], version=9)
         await caught_up(new)
     assert len(await read(new, topics.source(new, "expand"))) == again + 1

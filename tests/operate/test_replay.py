@@ -82,7 +82,7 @@ async def test_a_copy_has_the_bytes_and_the_place_of_its_record(flow):
 
 @pytest.mark.servers
 async def test_a_record_whose_key_has_a_newer_one_stays(flow):
-    """Kafka would keep the copy of the old one in place of the newer."""
+    """Otherwise Kafka keeps the copy of the old record instead of the newer record."""
     for value in (body("a", version=1), body("a", version=2), None):
         await send(flow, "a", value, partition=0)
     await send(flow, "b", body("b"), partition=0)
@@ -99,7 +99,7 @@ async def test_what_is_published_meanwhile_stays_the_newest(flow, monkeypatch):
     newest, real = body("b", version=3), reader.read_to_end
 
     async def busy(settings, topic, since=None, **more):
-        if since == planned.ends:  # while copies are looked after
+        if since == planned.ends:  # while newer records are searched
             await send(flow, "b", body("b", version=2), partition=0)
             await send(flow, "b", newest, partition=0)
         async for one in real(settings, topic, since, **more):
@@ -155,7 +155,7 @@ async def test_a_group_is_set_back_only_while_no_worker_runs(flow):
 
 
 async def left(settings):
-    """A static member is missed only when its session is over."""
+    """Waits until the group is empty: a static member stays in it until its session timeout."""
     async with clients.admin(settings) as admin:
 
         async def empty() -> bool:

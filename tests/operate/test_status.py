@@ -1,4 +1,4 @@
-"""If these fail, a user believes that all is done while chunks are still on their way, or waits for ever."""
+"""If these fail, a user believes that all chunks are processed when they are not, or waits for ever."""
 
 import asyncio
 from types import SimpleNamespace
@@ -59,7 +59,7 @@ async def test_lag_is_what_its_group_has_not_committed(flow):
 
 
 async def test_all_is_ahead_of_a_stage_whose_committed_offset_lies_beyond_the_end(flow):
-    """After Kafka has lost records, or a topic was made again under a running worker: it reads from the beginning."""
+    """Kafka has lost records, or the topic was recreated while a worker ran: the worker reads from the beginning."""
     await publish(flow, 2)
     async with clients.admin(flow) as admin:
         partitions = await clients.partitions(admin, [flow.topic])

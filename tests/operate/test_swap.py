@@ -1,4 +1,4 @@
-"""If these fail, a swap, a rollback or a deletion that died half-way costs a generation that somebody searches.
+"""If these fail, an interrupted swap, rollback or deletion damages a generation that searches use.
 
 The workers of a generation run in this process: they read the whole topic once and commit its end.
 """
@@ -17,7 +17,7 @@ from stream.cli import app
 from stream.errors import ConfigurationError, StreamError
 from stream.kafka import clients, topics
 from stream.operate import reindex
-from stream.operate.reindex import Accepted, Backwards, SwapUnfinished, for_generation, generations, unfinished
+from stream.operate.reindex import Accepted, OlderVersions, SwapUnfinished, for_generation, generations, unfinished
 from stream.operate.status import status
 from stream.records import Tombstone
 from stream.stages.reuse import open_reuse
@@ -31,14 +31,14 @@ pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
 DIMENSIONS = 8
 CHUNKS = [f"c{n}" for n in range(4)]
 PROVENANCE = {"model": "m", "revision": "r", "parameters": {}}
-WRITES = [  # what changes what outlives a command
+WRITES = [  # all changes of persistent state
     (clients, "commit"),
     (OpenSearchStore, "claim"),
     (Neo4jStore, "go_live"),
     (OpenSearchStore, "go_live"),
     (Neo4jStore, "swapped"),
     (Neo4jStore, "drop"),
-    (Neo4jStore, "_sweep"),  # the second half of Neo4j's drop, and of what a worker makes at its start
+    (Neo4jStore, "_sweep"),  # the second half of Neo4j's `drop` and of a worker's set-up
     (OpenSearchStore, "drop"),
 ]
 
@@ -57,12 +57,12 @@ COMMANDS = {
 
 
 class Killed(Exception):
-    """Stands for kill -9: nothing of the command runs behind it."""
+    """Stands for kill -9: the command does nothing after it."""
 
 
 @pytest.fixture
 def settings(settings, monkeypatch):
-    """Short vectors, and so nodes and a vector index of their own."""
+    """Short vectors, which need their own node label and vector index."""
     own = {"embed_dimensions": DIMENSIONS, "neo4j_label": "Swapped", "neo4j_index": "swapped_idx"}
     for name, value in own.items():
         monkeypatch.setenv(f"STREAM_{name.upper()}", str(value))
@@ -75,14 +75,14 @@ def put(chunk_id, version=1):
 
 
 async def publish(settings, puts):
-    """As producers do."""
+    """Publishes chunks as a producer does."""
     chunks = [chunk(one.chunk_id, one.chunk["text"], one.version) for one in puts]
     await send(settings, [(one["chunk_id"].encode(), orjson.dumps(one)) for one in chunks])
 
 
 @pytest.fixture
 async def filled(flow, stores, monkeypatch):
-    """A live generation of some chunks, and workers that run here."""
+    """A live generation of some chunks; workers run in this process."""
     commit = clients.commit
     puts = [put(name) for name in CHUNKS]
     await publish(flow, puts)
@@ -117,7 +117,7 @@ async def filled(flow, stores, monkeypatch):
 
 @pytest.fixture
 def killed(monkeypatch):
-    """Lets so many writes of what runs then happen, and kills it before the next; None for as many as it likes."""
+    """Runs a command and kills it after so many writes (None: never); returns whether it was killed."""
     left = [None]
 
     def counted(write):
@@ -147,7 +147,7 @@ def killed(monkeypatch):
 
 
 async def searched(settings):
-    """How many chunks each store finds in what is live."""
+    """The number of chunks that each store finds in its live generation."""
     async with open_stores(settings) as stores:
         await stores.opensearch.count()
         return (
@@ -157,7 +157,7 @@ async def searched(settings):
 
 
 async def check(settings):
-    """What is live in either store is whole, and searchers find everything."""
+    """Every live generation is complete, and searches find all chunks."""
     assert await searched(settings) == (len(CHUNKS), len(CHUNKS))
     for generation in await generations(settings):
         if generation.live:
@@ -172,7 +172,7 @@ async def seen(settings):
 
 
 async def mended(settings):
-    """Whatever was killed: each other command leaves what is live, and says which command finishes a swap."""
+    """Other commands change no live generation and name the command that finishes the swap; that command works."""
     found = await generations(settings)
     swap_to = unfinished(settings.flow, found)
     if swap_to is not None:
@@ -191,7 +191,7 @@ async def mended(settings):
 async def test_killed_anywhere_a_command_costs_nothing_that_is_live(filled, killed, command):
     writes, died = 0, True
     while died:
-        # Where a swap was killed, each other command is refused below; a part of a deletion is met by all of them.
+        # `mended` covers all commands after a killed swap; a killed deletion is followed by each command here.
         thens = ("start", "abort", "prune", "rollback")
         for then in thens[writes % 2 :: 2] if command in ("abort", "prune") else (thens[writes % 4],):
             # One generation is live; another is complete, and was live before if the command needs that.
@@ -244,7 +244,7 @@ async def test_two_flows_that_reindex_at_once_have_a_generation_each(filled):
     other = filled.model_copy(update={"flow": "other"})
     await topics.create(other)
     numbers = await asyncio.gather(*(reindex._claimed(flow) for flow in (filled, other, filled, other)))
-    assert sorted(set(numbers)) == [2, 3]  # two of one flow build it together
+    assert sorted(set(numbers)) == [2, 3]  # two calls of one flow build one generation
     assert {(g.number, g.flow) for g in await generations(filled)} == {
         (1, ""),
         (numbers[0], ""),
@@ -283,12 +283,12 @@ async def test_what_the_topic_no_longer_has_does_not_go_back_unless_told(filled,
         await live.neo4j.write([newer])
         await live.opensearch.write([newer, Tombstone("c2", 8)])
     with pytest.raises(
-        Backwards, match=r"of 2 chunks.*c1 \(version 7 would be 1\), c2 \(version 8 would be 1\).*--accept-older"
+        OlderVersions, match=r"of 2 chunks.*c1 \(version 7 would be 1\), c2 \(version 8 would be 1\).*--accept-older"
     ):
         await reindex.start(filled)
     assert [g.number for g in await generations(filled) if g.live] == [1]
     for accepted in (Accepted(["c1"]), Accepted(["c2"])):
-        with pytest.raises(Backwards, match="of 1 chunks"):
+        with pytest.raises(OlderVersions, match="of 1 chunks"):
             await reindex.swap(filled, 2, accepted=accepted)
     await reindex.swap(filled, 2, accepted=Accepted(older=True))
     assert [g.number for g in await generations(filled) if g.live] == [2]

@@ -1,4 +1,4 @@
-"""If these fail, a lost or wrong chunk goes unnoticed, or a good one is called lost."""
+"""If these fail, a lost or wrong chunk is not reported, or a good one is reported as lost."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ class Store:
 
 
 class Stores(SimpleNamespace):
-    """Two stores that hold the same until a test says otherwise."""
+    """Two stores with the same content unless a test changes one of them."""
 
     def __init__(self) -> None:
         self.both = Store("Neo4j"), Store("OpenSearch")
@@ -214,7 +214,7 @@ async def test_a_disk_without_room_is_a_sentence_that_says_what_to_do(flow, both
 
 
 async def test_pages_are_asked_for_together_but_never_more_than_a_few(flow, both, monkeypatch):
-    """One at a time leaves a store idle while the other answers; all at once, memory grows with the chunks."""
+    """With one page at a time, a store is idle while the other answers; with all at once, memory grows."""
     monkeypatch.setattr(checking, "PAGE", 1)
     names = [f"c{n}" for n in range(20)]
     await send(flow, [line(name) for name in names])
@@ -344,14 +344,14 @@ async def test_versions_in_another_partition_do_not_fall(flow, both):
 
 
 async def test_a_chunk_whose_last_record_is_broken_is_no_stranger(flow, both):
-    """Compaction takes the good record and leaves the broken one; the stores have what was good."""
+    """Compaction removes the valid record and keeps the broken one; the stores have the valid one."""
     await send(flow, [line("a", typo=1), (b"never good", b"{")])
     for broken in await read(flow, flow.topic):
         await reject(flow, broken)
     both.hold("a", version=3)
     report = await verify(flow, both)
     assert (report.clean, report.ahead, report.dead_lettered) == (True, 1, 2)
-    assert "a: Neo4j has version 3, the topic only a record that breaks the contract" in report.ahead_chunks[0]
+    assert "a: Neo4j has version 3, the topic has only a record that breaks the contract" in report.ahead_chunks[0]
 
 
 # Dead letters that are gone
@@ -365,7 +365,7 @@ async def publish_at(settings: Settings, days_ago: float, *records: tuple[bytes,
 
 
 async def test_a_broken_record_older_than_dead_letters_are_kept_is_judged_again(flow, both):
-    """Else one expired letter makes every reindex impossible for as long as the record is in the topic."""
+    """Otherwise one expired letter makes every reindex impossible for as long as the record is in the topic."""
     flow = flow.model_copy(update={"dlq_retention_days": 10})
     await publish_at(flow, 11, line("old", typo=1))
     await publish_at(flow, 9, line("young", typo=1))
@@ -522,7 +522,7 @@ async def test_who_goes_on_writing_does_not_keep_it_from_an_answer(flow, both):
     rounds = iter(range(1000))
 
     async def count(store=both.both[0]) -> int:
-        """Before each look something new comes, and what is older has arrived."""
+        """Before each comparison new records are published, and earlier ones have reached the stores."""
         n = next(rounds)
         await send(flow, [line(f"new {n}"), line("a", version=2 + n)])
         await delete(flow, "gone", [("version", b"2")])

@@ -82,7 +82,7 @@ async def test_expand_adds_terms_also_none_and_their_norm():
 
 
 class FakeStore:
-    """Takes what it is given, refuses chunks of some names, or is down."""
+    """A store that accepts all chunks except those in `refuses`, or that is down."""
 
     def __init__(self, refuses=(), down=False):
         self.name, self.refuses, self.down, self.written = "fake", refuses, down, []
@@ -95,7 +95,7 @@ class FakeStore:
 
 
 class PickyStore(FakeStore):
-    """Refuses by text."""
+    """A store that refuses chunks with the text "bad"."""
 
     async def write(self, writes):
         good = [w for w in writes if w.chunk["text"] != "bad"]
@@ -125,7 +125,7 @@ async def test_of_one_chunk_only_the_newest_is_written_and_ties_go_to_the_later(
 
 
 async def test_what_a_refused_record_would_have_overtaken_is_written():
-    """A chunk must not depend on which of its records came in one batch."""
+    """The stored chunk must not depend on which of its records are in one batch."""
     picky = PickyStore()
     records = [expanded("a", "1", 1), expanded("a", "bad", 2), expanded("a", "bad", 3), expanded("b")]
     outcomes = await run(records, picky, other := FakeStore())

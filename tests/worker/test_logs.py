@@ -1,4 +1,4 @@
-"""If these fail, an outage fills the disk with one sentence or hides the others, or a record writes lines of its own"""
+"""If these fail, an outage fills the disk with one log line or hides other lines, or a record can forge log lines."""
 
 import logging
 

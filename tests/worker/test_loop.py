@@ -24,7 +24,7 @@ from stream.worker.loop import BatchLoop
 from stream.worker.outputs import Outputs
 from stream.worker.source import Delivery
 
-# The loop, with stand-ins for its source and the producers that only note what they are told.
+# The loop, with fakes for its source and its producers that only record their calls.
 
 
 class Ended(BaseException):
@@ -51,7 +51,7 @@ class Producer:
 
 
 class Source:
-    """Has every record in hand, and notes offsets in the order of their acknowledgement."""
+    """A fake source that keeps the offsets in the order of their acknowledgement."""
 
     def __init__(self):
         self.acknowledged, self.heartbeat_answered, self.stuck = [], 0.0, False
@@ -189,7 +189,7 @@ def be_cut_off(run):
     ("happens", "said"), [(stand_still, "stood still for 7 s"), (be_cut_off, "not answered a heartbeat for 5 s")]
 )
 async def test_a_process_that_kafka_may_have_given_up_publishes_nothing(happens, said):
-    """Others have its partitions: what it published now could follow what is newer."""
+    """Other workers may own its partitions: an output that it publishes now could follow a newer one."""
     gate = asyncio.Event()
 
     async def process(chunks):
@@ -216,7 +216,7 @@ async def test_a_heartbeat_that_is_answered_lets_the_process_go_on():
 
 @pytest.mark.parametrize("own", [b"kept", b"x" * 2000])
 async def test_what_kafka_takes_no_second_time_leaves_a_dead_letter_without_it(own):
-    """The value, and the record's own headers if they alone are too large; else the worker would never get past it."""
+    """Nor the record's own headers if they alone are too large. Otherwise the worker ends here after every restart."""
     run = Run(everything)
     run.letters.limit = 1000
     await run.take(run.event(1, value=b"not json" + b" " * 992, headers=[("own", own)]))
@@ -239,7 +239,7 @@ async def test_a_dead_letter_that_kafka_does_not_take_at_all_ends_the_process_wi
 
 @pytest.mark.parametrize("headers", [[("字" * 400_000, None)], [("h", None)] * 500_000, [("h", b"x" * 2**20)]])
 async def test_headers_count_when_an_output_is_too_large(headers):
-    """Kafka would refuse the output and the worker would end, again and again."""
+    """Otherwise Kafka rejects the output, and the worker ends here after every restart."""
     run = Run(everything, max_message_bytes=2**20)
     await run.take(run.event(1, headers=headers))
     await run.acknowledges(1)
@@ -293,7 +293,7 @@ async def test_records_that_were_read_but_never_reach_the_loop_are_noticed(monke
     assert "have not reached" in run.loop.unhealthy()
 
 
-# A batch that hangs: time is moved by setting back what the loop remembers.
+# A batch that hangs: the tests set the loop's last progress back in time.
 
 
 def nothing_happened_for(run, seconds):
@@ -335,7 +335,7 @@ async def test_a_worker_that_hangs_ends_by_itself_where_nobody_asks_for_its_heal
 
 
 async def test_a_batch_that_takes_long_is_healthy_while_its_calls_return():
-    """One text after the other on a slow model server, windows of long texts on a CPU."""
+    """For example one text after the other on a slow model server, or windows of long texts on a CPU."""
     steps: asyncio.Queue[None] = asyncio.Queue()
 
     async def process(chunks):
@@ -357,7 +357,7 @@ async def test_a_batch_that_takes_long_is_healthy_while_its_calls_return():
 
 
 async def test_what_others_are_asked_meanwhile_does_not_make_a_batch_look_alive():
-    """A worker asks its servers every five seconds whether they answer, also while a batch hangs."""
+    """A worker checks its servers every five seconds, also while a batch hangs."""
     run = Run(never, **LIMITS)
     await run.take(run.event(1))
     nothing_happened_for(run, 141)

@@ -13,7 +13,7 @@ HOUR = 3600
 
 
 def passed_on(made_of: Record, output: dict | Tombstone) -> Record:
-    """The output as the next stage gets it, a moment later."""
+    """The output as the next stage gets it, one second later."""
     value, headers = encoded(made_of, output)
     return record(value, headers=headers, timestamp=made_of.timestamp + 1000)
 

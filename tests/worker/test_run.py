@@ -1,4 +1,4 @@
-"""If these fail, settings that are allowed one by one contradict one another in a running worker."""
+"""If these fail, settings that are each allowed contradict each other in a running worker."""
 
 import pytest
 

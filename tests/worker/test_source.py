@@ -1,4 +1,4 @@
-"""If these fail, a worker commits what it has not done, or stops to commit, or takes what was never committed to it."""
+"""If these fail, a worker commits records that are not done, stops committing, or reads aborted records."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def test_what_is_committed_is_the_oldest_record_that_is_not_done():
 
 
 def test_a_position_that_moves_on_without_records_is_committed_only_when_all_before_it_is_done():
-    """Markers and aborted records behind a batch that hangs: a worker that dies then must get the batch again."""
+    """Markers and aborted records follow a batch that hangs: after a crash a worker must get the batch again."""
     progress = OffsetTracker(7)
     (hanging,) = records(7)
     progress.read([hanging], 8)
@@ -70,7 +70,7 @@ def test_a_record_that_faust_has_dropped_is_never_passed():
 
 
 def test_what_an_earlier_assignment_has_read_acknowledges_nothing_of_this_one():
-    """A topic that was made again has other records at the same offsets."""
+    """A recreated topic has other records at the same offsets."""
     (old,) = records(0)
     (new,) = records(0)
     progress = OffsetTracker(0)
@@ -87,7 +87,7 @@ def test_a_message_s_time_is_kept_to_the_millisecond_and_its_headers_with_it(hea
     assert source.as_record(message) == Record("t", 1, 2, b"k", None, 1767225600123, tuple(headers or ()))
 
 
-# What the loop may ask of Faust, which is a stand-in here
+# The source's use of Faust, with a fake Faust
 
 
 class Faust(SimpleNamespace):
@@ -112,7 +112,7 @@ class Faust(SimpleNamespace):
 
 @pytest.fixture
 def faked(monkeypatch):
-    """A source on a stand-in for Faust, and the stand-in."""
+    """A source with a fake Faust, and the fake."""
     app = Faust()
     monkeypatch.setattr(source, "_app", lambda *_: app)
     made = source.Source("embed", Settings(_env_file=None))
@@ -129,7 +129,7 @@ def delivery(offset, generation=1):
 
 
 def test_records_of_a_generation_that_has_passed_are_not_current(faked):
-    """Another worker gets them too."""
+    """Another worker also gets these records."""
     made, _ = faked
     assert [one.record.offset for one in made.current([delivery(1, generation=0), delivery(2)])] == [2]
 
@@ -248,7 +248,7 @@ class Hanging:
 
 @servers
 async def test_markers_behind_a_batch_that_hangs_are_not_committed_before_it(one, topic):
-    """Else kill -9 would lose the batch."""
+    """Otherwise kill -9 loses the batch."""
     hanging = Hanging()
     await send(one, [good(1)])
     async with running(one, hanging) as worker:
@@ -288,21 +288,21 @@ async def test_workers_that_come_and_go_lose_nothing(settings):
 
 @servers
 async def test_what_is_done_while_a_worker_stops_is_committed(one, topic):
-    """Faust throws away what it has fetched by then, and asks for it to be fetched again."""
+    """Faust discards the records that it has fetched by then, and seeks back to fetch them again."""
     hanging = Hanging()
     await send(one, [good(1)])
     async with running(one.model_copy(update={"commit_interval": 60.0}), hanging) as worker:
         await hanging.taken.wait()
         stopping = asyncio.create_task(worker.stop())
         await until(lambda: asyncio.sleep(0, not worker._app.consumer.flow_active))
-        await worker._app.consumer.perform_seek()  # so does `Consumer.getmany`
+        await worker._app.consumer.perform_seek()  # `Consumer.getmany` does the same
         hanging.gate.set()
         await stopping
     assert await committed(one) == 1
 
 
 async def publish_for_a_while(settings: Settings) -> int:
-    """Publishes chunks one hundred at a time, a marker behind each, until some have passed; returns how many."""
+    """Publishes 2,000 chunks, one hundred at a time with a transaction marker after each; returns their number."""
     count = 0
     while count < 2000:
         await send(settings, [good(n) for n in range(count, count + 100)])
@@ -324,7 +324,7 @@ async def test_a_fresh_group_commits_where_nothing_is_left_to_read(one, topic):
 
 @servers
 async def test_a_large_gap_at_once_after_offset_0_is_passed(one, topic):
-    """Faust took the offset 0 for none, and made a list of every offset in a gap."""
+    """Faust itself treats the offset 0 as missing, and makes a list of every offset in a gap."""
     await send(one, [good(0)])
     await abort_many(one, 20_000)
     await send(one, [good(1)])
@@ -385,10 +385,10 @@ async def test_records_that_kafka_deleted_before_they_were_read_are_counted_and_
     async with clients.admin(one) as admin:
         await admin.delete_records({topic: RecordsToDelete(6)})
     async with running(one):
-        await commits(one, 6)  # also when nothing is left, or the lag would stay in other tools
+        await commits(one, 6)  # also without a record left, or other tools would keep showing a lag
         await send(one, [good(6)])
         await commits(one, 7)
-        async with clients.admin(one) as admin:  # what was read does not count
+        async with clients.admin(one) as admin:  # records that were read are not counted
             await admin.delete_records({topic: RecordsToDelete(7)})
         await send(one, [good(7)])
         await commits(one, 8)
@@ -431,6 +431,6 @@ async def test_faust_and_aiokafka_are_as_consumer_py_takes_them(one, topic):
         assert state.has_valid_position
         await send(one, [good(1)])
         await commits(one, 1)
-        assert worker._app.consumer._acked == {}  # Faust's own notes are not kept beside
+        assert worker._app.consumer._acked == {}  # Faust's own bookkeeping stays empty
         assert worker._app.consumer._gap == {}
         assert worker._app.consumer._committed_offset[topic] == 1

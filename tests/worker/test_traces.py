@@ -1,4 +1,4 @@
-"""If these fail, nobody can see where a chunk was and how long, or a log says what it must not."""
+"""If these fail, nobody can see where a chunk was and how long, or a log contains what it must not."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ SECRET = "a text that nobody else needs to see"
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[Span]]]:
-    """Takes OTLP over HTTP, as any collector does; its address, and the spans that it got."""
+    """A collector of OTLP over HTTP: its address, and the spans that it received."""
     spans: list[Span] = []
 
     class Handler(BaseHTTPRequestHandler):
