@@ -198,7 +198,7 @@ class Settings(BaseSettings):
     )
     splade_precision: Literal["float16", "float8"] = Field(
         "float16",
-        description="Precision of products on a GPU; float8 is faster, and refused if it changes the model's terms too much.",
+        description="Precision of GPU products; float8 is faster, but refused if it changes the terms too much.",
     )
     splade_token_budget: int = Field(
         65_536, ge=512, description="Maximum tokens on the GPU at once; halved for a while after it ran out of memory."
