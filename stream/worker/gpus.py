@@ -12,7 +12,7 @@ from stream.config import Settings, StageName
 from stream.errors import GpuRequired, Outage
 from stream.worker.run import WEB_PORTS
 
-PORTS_APART = 100  # web ports of two GPUs' workers; leaves room for the ports of the stages
+PORTS_APART = 100  # between the web ports of two GPUs' workers; the stages' ports fit in between
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 

@@ -44,7 +44,7 @@ class _OneLine(logging.Formatter):
 
 
 def _not_repeated(record: logging.LogRecord) -> bool:
-    """Passes each message of aiokafka once a minute: without a broker aiokafka logs a hundred a second."""
+    """Passes each message of aiokafka once a minute: without a broker aiokafka logs a hundred lines a second."""
     if not record.name.startswith("aiokafka"):
         return True
     message = record.name, str(record.msg)

@@ -305,12 +305,13 @@ class BatchLoop:
             if seconds > LEASE * session:
                 self._fail(
                     Outage(
-                        f"Kafka has not answered a heartbeat for {seconds:.0f} s: the group may have lost this worker"
+                        f"Kafka has not answered a heartbeat for {seconds:.0f} s "
+                        "and may have removed this worker from its group"
                     )
                 )
 
     def _end_if_hung(self) -> None:
-        """Ends a process that hangs, in case no supervisor probes /healthz."""
+        """Ends a process that hangs, unless a probe of /healthz has ended it before."""
         still = time.monotonic() - self._last_progress
         if self._in_flight and still > self._longest_step + PATIENCE:
             self._fail(Outage(f"a batch has made no progress for {still:.0f} s; Kafka delivers it again"))

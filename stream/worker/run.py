@@ -71,7 +71,7 @@ async def _work(name: StageName, settings: Settings) -> None:
                 if not stopping.done():
                     fail(Outage(f"Faust has stopped: {source.crash_reason!r}"))
             log.info("draining")
-            if not (starting.done() and loop.assigned):  # or Faust joins the group before it stops, in minutes
+            if not (starting.done() and loop.assigned):  # Faust would join the group first, which may take minutes
                 await loop.drain()
                 _end(0)
             await source.stop()

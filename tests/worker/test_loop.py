@@ -258,7 +258,7 @@ async def test_outputs_and_letters_that_kafka_has_no_room_for_are_sent_again_in_
 
 
 async def test_a_worker_whose_outputs_kafka_does_not_take_says_so(monkeypatch):
-    monkeypatch.setattr(batch_loop, "SLOW", 0)
+    monkeypatch.setattr(batch_loop, "SLOW_PUBLISH", 0)
     run = Run(everything)
     assert run.loop.unready() is None
     taken = asyncio.Event()
@@ -269,7 +269,7 @@ async def test_a_worker_whose_outputs_kafka_does_not_take_says_so(monkeypatch):
 
     run.producer.send = send
     await run.take(run.event(1))
-    await until(lambda: asyncio.sleep(0, "Kafka has not taken" in (run.loop.unready() or "")), 5, every=0.01)
+    await until(lambda: asyncio.sleep(0, "Kafka has not acknowledged" in (run.loop.unready() or "")), 5, every=0.01)
     taken.set()
     await run.acknowledges(1)
     assert run.loop.unready() is None
