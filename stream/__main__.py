@@ -1,4 +1,4 @@
-"""`stream`, and `python -m stream`: the command line, with its signals handled from the first moment."""
+"""The command line, for `stream` and `python -m stream`. It sets signal handlers before it imports anything slow."""
 
 import signal
 import sys
@@ -10,14 +10,14 @@ from stream import signals
 def main() -> None:
     """Runs the command line and exits.
 
-    A worker ends with 0 at once until it takes records; every other command ends at SIGTERM as it does at Ctrl-C.
+    Until a worker takes records, a signal ends it at once with 0. Every other command handles SIGTERM like Ctrl-C.
     """
     if _command(sys.argv[1:]) == "worker":
         signals.end_at_once(0)
     else:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        from stream.cli import main as run  # noqa: PLC0415 - it takes seconds, which a signal must not wait for
+        from stream.cli import main as run  # noqa: PLC0415 - takes seconds; signals are handled meanwhile
 
         run()
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Cutting a sequence into runs of a bounded size."""
+"""Splits a sequence into parts of a bounded size."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -7,7 +7,7 @@ Item = TypeVar("Item")
 
 
 def split(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:
-    """Runs of items whose sizes add up to at most `limit`; a larger item stands alone."""
+    """Consecutive parts whose sizes add up to at most `limit`; a larger item is a part of its own."""
     part: list[Item] = []
     total = 0
     for item in items:

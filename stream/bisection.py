@@ -1,4 +1,4 @@
-"""What becomes of a batch: one outcome a record, and the search for the one at fault."""
+"""Finds the rejected items of a batch by bisection."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -13,10 +13,10 @@ Result = TypeVar("Result")
 async def isolate(
     items: Sequence[Item], attempt: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], reason: Reason
 ) -> list[Result | Rejected]:
-    """Results of `attempt` for each item; where it raises `Refused`, the culprit is searched by halves.
+    """Returns one result of `attempt` for each item, in order. Bisects the items when `attempt` raises `Refused`.
 
-    What a half gave is kept, and what lies behind the culprit goes out once it is found: one culprit among n items
-    costs at most ⌈log2 n⌉ + 2 further calls, and items keep their order.
+    Keeps successful results and sends the rest after the first rejected item is found. One rejected item among n
+    costs at most ⌈log2 n⌉ + 2 further calls.
     """
     if not items:
         return []
@@ -27,17 +27,17 @@ async def isolate(
             return [Rejected(reason, str(refusal))]
     before: list[Result | Rejected] = []
     end = len(items)
-    while end - len(before) > 1:  # the first culprit is one of items[len(before):end]
+    while end - len(before) > 1:  # the first rejected item is one of items[len(before):end]
         middle = (len(before) + end) // 2
         try:
             before += await attempt(items[len(before) : middle])
         except Refused:
             end = middle
-    culprit = await isolate(items[len(before) : end], attempt, reason)
-    behind = items[end:]
+    rejected = await isolate(items[len(before) : end], attempt, reason)
+    rest = items[end:]
     try:
-        return [*before, *culprit, *(await attempt(behind) if behind else [])]
+        return [*before, *rejected, *(await attempt(rest) if rest else [])]
     except Refused:
-        half = (len(behind) + 1) // 2
-        halves = [await isolate(part, attempt, reason) for part in (behind[:half], behind[half:])]
-        return [*before, *culprit, *halves[0], *halves[1]]
+        half = (len(rest) + 1) // 2
+        halves = [await isolate(part, attempt, reason) for part in (rest[:half], rest[half:])]
+        return [*before, *rejected, *halves[0], *halves[1]]

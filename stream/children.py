@@ -1,4 +1,4 @@
-"""Processes that end with the one that has started them."""
+"""Child processes that end when their parent ends."""
 
 import asyncio
 import ctypes
@@ -21,9 +21,9 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 def worker(
     stage: StageName, assignments: Mapping[str, str], variables: Mapping[str, str], log: IO[bytes] | None = None
 ) -> "subprocess.Popen[bytes]":
-    """A worker with these settings, as `--set` takes them, and these environment variables beside this process's own.
+    """Starts a worker with these settings, as for `--set`, and these variables added to this process's environment.
 
-    It drains when this process dies, by kill -9 too (Linux). What it says goes to `log`, or where ours goes.
+    The worker drains when this process dies, even by kill -9 (Linux). Its output goes to `log`, else to this process's.
     """
     options = [f"--set={name}={value}" for name, value in assignments.items()]
     return subprocess.Popen(  # noqa: S603
@@ -37,9 +37,9 @@ def worker(
 
 @asynccontextmanager
 async def workers(assignments: Mapping[StageName, Mapping[str, str]]) -> AsyncIterator[Callable[[], None]]:
-    """A worker of each stage, with these settings, while the context lasts.
+    """Runs a worker of each stage, with these settings, while the context lasts.
 
-    Yields what raises `Outage`, with the last line that it said, if one of them has ended by itself.
+    Yields a check. If a worker has ended by itself, the check raises `Outage` with the last line of the worker's log.
     """
     running: dict[StageName, subprocess.Popen[bytes]] = {}
     with TemporaryDirectory(prefix="stream-logs-") as folder:
@@ -49,7 +49,7 @@ async def workers(assignments: Mapping[StageName, Mapping[str, str]]) -> AsyncIt
             for stage, process in running.items():
                 if process.poll() is not None:
                     last = logs[stage].read_text(errors="replace").strip().splitlines()[-1:]
-                    raise Outage(f"the {stage} worker ended with {process.returncode}: {' '.join(last)}")
+                    raise Outage(f"the {stage} worker ended with code {process.returncode}: {' '.join(last)}")
 
         try:
             for stage, own in assignments.items():

@@ -1,8 +1,8 @@
-"""Every setting: a typed field with a default and a sentence.
+"""Every setting: a typed field with a default and a description.
 
 The field `kafka_servers` is `STREAM_KAFKA_SERVERS` in the environment, a line of the same name in the file that
-`STREAM_ENV_FILE` names (default `.env`), and `--set kafka_servers=…` on the command line; the later of these wins
-over the earlier in reverse order: command line, environment, file, default. Secrets are never printed.
+`STREAM_ENV_FILE` names (default `.env`), and `--set kafka_servers=…` on the command line. Precedence: command line,
+environment, file, default. Secrets are never printed.
 """
 
 import os
@@ -26,9 +26,9 @@ SearchMode = Literal["lexical", "dense"]
 STAGES: tuple[StageName, ...] = ("embed", "expand", "index")
 
 SERVERS = r"^(\[[^\]]+\]|[^:,\s]+):\d{1,5}(,(\[[^\]]+\]|[^:,\s]+):\d{1,5})*$"
-NAME = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]*$"  # what Kafka allows in a topic, of which "." and ".." are none
+NAME = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]*$"  # what Kafka allows as a topic name; "." and ".." are not allowed
 DATABASE = r"^[a-zA-Z][a-zA-Z0-9.-]{2,62}$"  # what Neo4j allows
-LABEL = r"^[a-zA-Z][a-zA-Z0-9_]*$"  # what Cypher takes without backticks
+LABEL = r"^[a-zA-Z][a-zA-Z0-9_]*$"  # what Cypher accepts without backticks
 IDENTIFIER = r"^[a-z][a-z0-9_-]*$"  # safe as an OpenSearch index and, in backticks, as a Neo4j index
 
 
@@ -41,11 +41,13 @@ def _address(*schemes: str, several: bool = False) -> AfterValidator:
 
     def check(address: str) -> str:
         if "@" in address or "?" in address or "#" in address:
-            raise ValueError("must not hold a user, password or query, which would be shown: a secret has its setting")
+            raise ValueError(
+                "must not contain a user, password or query, because addresses are logged; set secrets separately"
+            )
         try:
             parts = urlsplit(address)
             fits = parts.scheme in schemes and parts.hostname and parts.port != 0
-        except ValueError:  # its own words quote the address
+        except ValueError:  # the error's own message quotes the address
             fits = False
         if not fits:
             raise ValueError(f"must be {schemes[0]}://host:port")
@@ -56,7 +58,7 @@ def _address(*schemes: str, several: bool = False) -> AfterValidator:
 
 def _fits_a_header(secret: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]*", secret.get_secret_value()):
-        raise ValueError("must be ASCII without spaces or line breaks")  # else the client's error would quote it
+        raise ValueError("must be ASCII without spaces or line breaks")  # or the HTTP client's error quotes the secret
     return secret
 
 
@@ -75,36 +77,40 @@ class Settings(BaseSettings):
         "localhost:9092", pattern=SERVERS, description="Bootstrap servers, host:port, separated by commas."
     )
     kafka_security_protocol: SecurityProtocol = Field(
-        "PLAINTEXT", description="How to reach Kafka: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
+        "PLAINTEXT", description="Kafka's security protocol: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
     )
     kafka_sasl_mechanism: SaslMechanism | None = Field(
-        None, description="How to log in with SASL: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."
+        None, description="SASL mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."
     )
-    kafka_user: str | None = Field(None, min_length=1, description="Kafka's user, with SASL.")
-    kafka_password: SecretStr | None = Field(None, min_length=1, description="Kafka's password, with SASL.")
+    kafka_user: str | None = Field(None, min_length=1, description="User for SASL.")
+    kafka_password: SecretStr | None = Field(None, min_length=1, description="Password for SASL.")
     kafka_ca_file: Path | None = Field(
-        None, description="The certificates (PEM) that Kafka's must come from; default those that the system trusts."
+        None, description="CA bundle (PEM) that verifies Kafka's certificate; default: the system's."
     )
-    kafka_cert_file: Path | None = Field(None, description="The certificate (PEM) that this client shows to Kafka.")
-    kafka_key_file: Path | None = Field(None, description="Its key (PEM, without a passphrase).")
+    kafka_cert_file: Path | None = Field(None, description="Client certificate (PEM) for Kafka.")
+    kafka_key_file: Path | None = Field(
+        None, description="Private key of the client certificate (PEM, without a passphrase)."
+    )
     topic: str = Field(
         "chunks",
         pattern=NAME,
         max_length=200,
-        description="The topic of chunks; the names of the others grow from it.",
+        description="The topic of chunks; the names of all other topics start with it.",
     )
-    partitions: int = Field(6, ge=1, description="Partitions of each topic that `topics create` makes.")
+    partitions: int = Field(6, ge=1, description="Partitions of each topic, for `topics create`.")
     replication_factor: int | None = Field(
-        None, ge=1, description="Replicas of each topic that `topics create` makes; default 3, or as many as brokers."
+        None,
+        ge=1,
+        description="Replicas of each topic, for `topics create`; default: 3, or the number of brokers if lower.",
     )
-    dlq_retention_days: float = Field(30, gt=0, description="How long dead letters are kept.")
+    dlq_retention_days: float = Field(30, gt=0, description="Days for which dead letters are kept.")
     dlq_max_attempts: int = Field(
-        5, ge=1, description="A dead letter that was rejected so many times is not redriven any more."
+        5, ge=1, description="A dead letter is not redriven after it was rejected this many times."
     )
     max_message_bytes: int = Field(
         32 * 2**20,
         ge=2**20,
-        description="The largest record that the topics carry, bytes; the broker must allow it too.",
+        description="The largest record that the topics accept, in bytes; the broker must allow it too.",
     )
     max_record_bytes: int = Field(
         2**20,
@@ -113,58 +119,66 @@ class Settings(BaseSettings):
     )
 
     # The batch loop
-    batch_size: int = Field(256, ge=1, le=10_000, description="Records of one batch at most.")
+    batch_size: int = Field(256, ge=1, le=10_000, description="Maximum records of one batch.")
     batch_within: float = Field(0.25, gt=0, description="Seconds to wait for a batch to fill.")
-    batch_bytes: int = Field(16 * 2**20, ge=1, description="Bytes of one batch at most (one record may exceed it).")
-    in_flight: int = Field(2, ge=1, description="Batches in the works at once in a stage that publishes to Kafka.")
+    batch_bytes: int = Field(
+        16 * 2**20, ge=1, description="Maximum bytes of one batch (a single record may exceed it)."
+    )
+    in_flight: int = Field(
+        2, ge=1, description="Maximum batches in progress at once in a stage that publishes to Kafka."
+    )
     outage_bound: float = Field(
         300,
         gt=0,
-        description="Seconds to retry a batch while something outside is down; then the worker exits with 75.",
+        description="Seconds to retry a batch while an external system is down; then the worker exits with code 75.",
     )
-    drain_timeout: float = Field(30, gt=0, description="Seconds to finish what is in flight on SIGTERM or revocation.")
+    drain_timeout: float = Field(
+        30, gt=0, description="Seconds to finish batches in flight after SIGTERM or a revocation."
+    )
     rate_limit: float | None = Field(
-        None, gt=0, description="Records a second that a worker takes on average at most; none is as many as it can."
+        None, gt=0, description="Maximum records a second that a worker takes, on average; unset: no limit."
     )
     commit_interval: float = Field(0.5, gt=0, description="Seconds between commits of acknowledged offsets.")
-    session_timeout: float = Field(30, gt=0, description="Seconds after which Kafka gives up a silent worker.")
+    session_timeout: float = Field(
+        30, gt=0, description="Seconds without a heartbeat after which Kafka removes a worker from its group."
+    )
     instance: str = Field(
         default_factory=lambda: f"{socket.gethostname()}-0",
         pattern=NAME,
-        examples=["the host's name and -0"],
-        description="This worker's name as a static member of its group: stable over restarts, unique in the stage.",
+        examples=["the host name, then -0"],
+        description="This worker's name as a static group member: the same after a restart, unique in the stage.",
     )
 
     # The dense model
     embed_url: HttpAddresses = Field(
         "http://localhost:8000",
-        description="The vLLM server (its OpenAI-compatible API), or several that serve the same, with commas.",
+        description="The vLLM server (its OpenAI-compatible API), or several replicas of it, separated by commas.",
     )
     embed_model: str = Field("Qwen/Qwen3-Embedding-8B", description="The model that the server must serve.")
-    embed_revision: str = Field("main", description="The model's revision, for the provenance of each vector.")
-    embed_dimensions: int = Field(4096, ge=1, le=4096, description="Length of a vector; Neo4j indexes 4096 at most.")
+    embed_revision: str = Field("main", description="The model's revision; the provenance of each vector names it.")
+    embed_dimensions: int = Field(4096, ge=1, le=4096, description="Numbers in a vector; Neo4j indexes at most 4096.")
     embed_api_key: Annotated[SecretStr, AfterValidator(_fits_a_header)] | None = Field(
-        None, description="Bearer token of the server."
+        None, description="Bearer token for the vLLM server."
     )
     embed_ca_file: Path | None = Field(
-        None, description="The certificates (PEM) that the server's must come from, with https."
+        None, description="CA bundle (PEM) that verifies the vLLM server's certificate; needs https."
     )
-    embed_timeout: float = Field(120, gt=0, description="Seconds for one request to answer.")
+    embed_timeout: float = Field(120, gt=0, description="Request timeout of the vLLM server, in seconds.")
     embed_request_tokens: int = Field(
         2**18,
         ge=1,
-        description="Tokens of one request at most, taking three bytes for a token; a longer text goes alone.",
+        description="Maximum tokens of one request, estimated as bytes / 3; a longer text is sent alone.",
     )
     embed_reuse: bool = Field(
-        True, description="Take the vector of an unchanged text from Neo4j, if it is there, instead of embedding again."
+        True, description="Reuse the vector of an unchanged text, if Neo4j has it, instead of embedding the text again."
     )
     embed_long_texts: Literal["reject", "truncate"] = Field(
         "reject",
-        description="A text of more tokens than the model reads: `reject` makes it a dead letter, `truncate` cuts it.",
+        description="For a text of more tokens than the model reads: `reject` makes a dead letter, `truncate` cuts it.",
     )
     embed_instruction: str = Field(
         "Given a web search query, retrieve relevant passages that answer the query",
-        description="What Qwen3-Embedding is told about a query; documents go in bare.",
+        description="Instruction that is sent with each query (Qwen3-Embedding); documents are sent without one.",
     )
 
     # The sparse model
@@ -174,27 +188,28 @@ class Settings(BaseSettings):
         examples=["a commit for splade-v3, else main"],
         description="The model's revision.",
     )
-    splade_threshold: float = Field(0.05, ge=0, description="Weights up to this are dropped (before normalising).")
-    splade_top_k: int = Field(400, ge=1, le=1000, description="The heaviest terms of a chunk that are kept.")
-    splade_normalise: bool = Field(True, description="L2-normalise the weights that are kept; the norm is kept beside.")
-    splade_max_tokens: int = Field(512, ge=8, description="Tokens of one window.")
+    splade_threshold: float = Field(0.05, ge=0, description="Weights up to this value are dropped, before normalising.")
+    splade_top_k: int = Field(400, ge=1, le=1000, description="Maximum terms of a chunk; the heaviest are kept.")
+    splade_normalise: bool = Field(True, description="L2-normalise the kept weights; `splade_norm` keeps their norm.")
+    splade_max_tokens: int = Field(512, ge=8, description="Maximum tokens of one window.")
     splade_long_texts: Literal["windows", "truncate"] = Field(
-        "windows", description="A text of more tokens: `windows` whose terms are pooled, or `truncate` after the first."
+        "windows",
+        description="For a longer text: `windows` pools the terms of several windows, `truncate` uses only the first.",
     )
     splade_precision: Literal["float16", "float8"] = Field(
         "float16",
-        description="What a GPU multiplies; float8 is faster, and refused if it changes the model's terms too much.",
+        description="Precision of GPU products; float8 is faster, but refused if it changes the terms too much.",
     )
     splade_token_budget: int = Field(
-        65_536, ge=512, description="Tokens on the GPU at once; halved for a while when its memory does not suffice."
+        65_536, ge=512, description="Maximum tokens on the GPU at once; halved for a while after it ran out of memory."
     )
 
     # The stores
     neo4j_uri: BoltAddress = Field("bolt://localhost:7687", description="Neo4j's Bolt address.")
     neo4j_user: str = Field("neo4j", description="Neo4j's user.")
-    neo4j_password: SecretStr | None = Field(None, description="Neo4j's password; none if its auth is off.")
+    neo4j_password: SecretStr | None = Field(None, description="Neo4j's password; unset if its authentication is off.")
     neo4j_ca_file: Path | None = Field(
-        None, description="The certificates (PEM) that Neo4j's must come from, with bolt+s or neo4j+s."
+        None, description="CA bundle (PEM) that verifies Neo4j's certificate; needs bolt+s or neo4j+s."
     )
     neo4j_database: str = Field("neo4j", pattern=DATABASE, description="Neo4j's database.")
     neo4j_index: str = Field("chunk_qwen_idx", pattern=IDENTIFIER, description="Neo4j's vector index.")
@@ -202,59 +217,64 @@ class Settings(BaseSettings):
         "Chunk",
         pattern=LABEL,
         max_length=64,
-        description="The label of Neo4j's chunks; deleted ones and the live generations have labels made of it.",
+        description="The label of chunks in Neo4j; the labels of deleted chunks and live generations derive from it.",
     )
     opensearch_url: HttpAddress = Field("http://localhost:9200", description="OpenSearch's address.")
     opensearch_user: str | None = Field(
-        None, pattern=r"^[^:]+$", description="OpenSearch's user; none if its security is off."
+        None, pattern=r"^[^:]+$", description="OpenSearch's user; unset if its security is off."
     )
     opensearch_password: SecretStr | None = Field(None, description="OpenSearch's password.")
     opensearch_ca_file: Path | None = Field(
-        None, description="The certificates (PEM) that OpenSearch's must come from, with https."
+        None, description="CA bundle (PEM) that verifies OpenSearch's certificate; needs https."
     )
     opensearch_alias: str = Field(
         "chunks",
         pattern=IDENTIFIER,
         max_length=200,
-        description="OpenSearch's alias; the first index behind it has -1 at its end.",
+        description="OpenSearch's alias; its first index has the same name with the suffix -1.",
     )
     flow: str = Field(
         "",
         pattern=r"^[a-z0-9]*$",
-        description="A name for topics, groups and a live generation of their own, for another model.",
+        description="Name of a separate flow for another model: it has its own topics, groups and live generation.",
     )
     generation: int | None = Field(
-        None, ge=1, description="The generation of both stores that is read and written; none is the live one."
+        None, ge=1, description="The generation of both stores to read and write; unset: the live one."
     )
-    store_timeout: float = Field(60, gt=0, description="Seconds for one call of a store to answer.")
+    store_timeout: float = Field(60, gt=0, description="Timeout of one call to a store, in seconds.")
 
     # The process
     require_gpu: bool = Field(
         True,
         validation_alias=AliasChoices("require_gpu", "STREAM_REQUIRE_GPU", "REQUIRE_GPU"),
-        description="Refuse to start without a GPU (exit code 99). 0 is the development profile: models on the CPU.",
+        description="Refuse to start without a GPU (exit code 99). 0: development profile, models run on the CPU.",
     )
-    web_host: str = Field("127.0.0.1", description="Where a worker serves /metrics, /healthz and /readyz.")
+    web_host: str = Field("127.0.0.1", description="Address at which a worker serves /metrics, /healthz and /readyz.")
     web_port: int | None = Field(
-        None, ge=0, le=65535, description="Its port; default 9101 for embed, 9102 for expand, 9103 for index."
+        None,
+        ge=0,
+        le=65535,
+        description="Port of a worker's web server; default 9101 for embed, 9102 for expand, 9103 for index.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much a worker logs.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level that a worker logs."
+    )
     log_format: Literal["console", "json"] = Field(
-        "console", description="How: `console`, a line for a person, or `json`, an object for a machine."
+        "console", description="Format of a log line: `console` for people, `json` for machines."
     )
     traces: bool = Field(
         False,
-        description="Whether a worker exports traces by OTLP over HTTP; `OTEL_EXPORTER_OTLP_ENDPOINT` says where to.",
+        description="Export a worker's traces by OTLP over HTTP, to `OTEL_EXPORTER_OTLP_ENDPOINT`.",
     )
 
     @model_validator(mode="after")
     def _user_and_password(self) -> Self:
         if (self.opensearch_user is None) != (self.opensearch_password is None):
-            raise ValueError("opensearch_user and opensearch_password go together")
+            raise ValueError("opensearch_user and opensearch_password must be set together")
         return self
 
     @model_validator(mode="after")
-    def _security_that_makes_sense(self) -> Self:
+    def _complete_security(self) -> Self:
         protocol = self.kafka_security_protocol
         login = (self.kafka_sasl_mechanism, self.kafka_user, self.kafka_password)
         if protocol.startswith("SASL_") and None in login:
@@ -262,15 +282,15 @@ class Settings(BaseSettings):
         if not protocol.startswith("SASL_") and any(login):
             raise ValueError(
                 "kafka_sasl_mechanism, kafka_user and kafka_password need the kafka_security_protocol SASL_SSL "
-                f"or SASL_PLAINTEXT, it is {protocol}"
+                f"or SASL_PLAINTEXT; it is {protocol}"
             )
         if not protocol.endswith("SSL") and any((self.kafka_ca_file, self.kafka_cert_file, self.kafka_key_file)):
             raise ValueError(
                 "kafka_ca_file, kafka_cert_file and kafka_key_file need the kafka_security_protocol SSL "
-                f"or SASL_SSL, it is {protocol}"
+                f"or SASL_SSL; it is {protocol}"
             )
         if (self.kafka_cert_file is None) != (self.kafka_key_file is None):
-            raise ValueError("kafka_cert_file and kafka_key_file go together")
+            raise ValueError("kafka_cert_file and kafka_key_file must be set together")
         if self.neo4j_ca_file and not self.neo4j_uri.startswith(("bolt+s:", "neo4j+s:")):
             raise ValueError("neo4j_ca_file needs a neo4j_uri of bolt+s:// or neo4j+s://")
         if self.opensearch_ca_file and not self.opensearch_url.startswith("https:"):
@@ -291,7 +311,7 @@ class Settings(BaseSettings):
 
 
 def load(**overrides: str) -> Settings:
-    """Reads the settings; raises `ConfigurationError` with one sentence for each value that does not fit."""
+    """Reads the settings; raises `ConfigurationError` with one sentence for each invalid value."""
     unknown = set(overrides) - set(Settings.model_fields)
     if unknown:
         raise ConfigurationError(
@@ -304,10 +324,10 @@ def load(**overrides: str) -> Settings:
         return Settings(_env_file=file or ".env", **overrides)  # type: ignore[call-arg, arg-type]
     except ValidationError as error:
         wrong = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'together'}: {e['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(map(str, e['loc'])) or 'combination'}: {e['msg'].removeprefix('Value error, ')}"
             for e in error.errors(include_input=False)
         )
-        raise ConfigurationError(f"settings that do not fit: {wrong}") from None
+        raise ConfigurationError(f"invalid settings: {wrong}") from None
 
 
 class _Only(Settings):
@@ -324,5 +344,5 @@ class _Only(Settings):
 
 
 def only(variables: Mapping[str, str]) -> Settings:
-    """Settings of these variables and of nothing else: neither the environment nor a file is read."""
+    """Settings from these variables only: neither the environment nor a file is read."""
     return _Only(**{name.removeprefix("STREAM_").lower(): value for name, value in variables.items()})  # type: ignore[arg-type]

@@ -20,17 +20,18 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def chunks() -> Iterator[Chunk]:
-    """One chunk for each docstring, in the order of modules, then lines: the same on every run of one Python.
+    """One chunk for each docstring, ordered by module, then line: the same on every run with the same Python.
 
     `doc_id` is the module; `chunk_id` is the module for its own docstring, else "module:qualified.name", with "#2",
-    "#3" and so on where more docstrings of one name follow. `text` is the docstring as the parser reads it, not
-    cleaned, `table_lines` the decorators and the signature. Raises `ConfigurationError` if this Python has no sources.
+    "#3" and so on for further docstrings of the same name. `text` is the docstring as the parser reads it, not
+    cleaned; `table_lines` are the decorators and the signature. Raises `ConfigurationError` if this Python has no
+    sources.
     """
     library = Path(sysconfig.get_path("stdlib"))
     modules = dict(sorted(_modules(library)))
     if not modules:
         raise ConfigurationError(
-            f"{library} holds no Python sources; run this with a Python that has its library there"
+            f"{library} contains no Python sources; use a Python that has its standard library as source files there"
         )
     for module, file in modules.items():
         yield from _module_chunks(module, ast.parse(file.read_bytes(), file))

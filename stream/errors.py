@@ -1,18 +1,18 @@
-"""Everything that can go wrong, and the exit code that says so.
+"""The exceptions of this package and their exit codes.
 
-    StreamError                      1   a check said no: `verify` found differences, `publish` met bad lines
-    ├── ConfigurationError          78   a setting, a missing program, a taken port: start again after mending it
-    ├── Outage                      75   the outside world is down: nothing in the batch is at fault, start me again
+    StreamError                      1   a check failed: `verify` found differences, `publish` found bad lines
+    ├── ConfigurationError          78   a wrong setting, a missing program, a port in use: fix it, then start again
+    ├── Outage                      75   an external system is down: no record is at fault, start the process again
     ├── GpuRequired                 99   REQUIRE_GPU=1 and no usable GPU or model server
-    └── Refused                      1   a model or a store refused what it was given; splitting finds the culprit
+    └── Refused                      1   a model or a store refused its input; bisecting finds the item at fault
 
-Codes 75 and 78 are EX_TEMPFAIL and EX_CONFIG of sysexits.h; 2 is a wrong command line, 130 is Ctrl-C or SIGTERM. What
-is wrong with one record is not an exception but an outcome: `stream.records.Rejected`.
+Codes 75 and 78 are EX_TEMPFAIL and EX_CONFIG of sysexits.h; 2 is a wrong command line, 130 is Ctrl-C or SIGTERM. A
+fault of one record is an outcome, not an exception: `stream.records.Rejected`.
 """
 
 
 class StreamError(Exception):
-    """The base of the tree: its text is one sentence for a person, with what to do about it."""
+    """The base class. Its message is one sentence for a person and says what to do."""
 
     exit_code = 1
 
@@ -24,10 +24,10 @@ class ConfigurationError(StreamError):
 
 
 class Outage(StreamError):
-    """Something outside is down or overloaded; the same call will succeed later.
+    """An external system is down or overloaded; the same call will succeed later.
 
-    A stage raises it for a whole batch: nothing of the batch is dead-lettered and nothing acknowledged. `cause` says in
-    a word, for `stream_retries_total`, what is down.
+    A stage raises it for a whole batch: no record of the batch is dead-lettered or acknowledged. `cause` is one word
+    for what is down, a label of `stream_retries_total`.
     """
 
     exit_code = 75
@@ -44,4 +44,4 @@ class GpuRequired(StreamError):
 
 
 class Refused(StreamError):
-    """A model or a store will never accept this input: retrying is useless, splitting the batch is not."""
+    """A model or a store will never accept this input: do not retry it, bisect the batch."""

@@ -1,4 +1,4 @@
-"""What a worker counts, for Prometheus. `docs/metrics.md` lists it; the three `embed_…` names that do not follow
+"""A worker's metrics for Prometheus; `docs/metrics.md` lists them. The three `embed_…` names that do not follow
 Prometheus's conventions are part of the project's interface.
 """
 
@@ -12,36 +12,38 @@ BATCH_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 
 AGES = (0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800, 3600, 21_600, 86_400)
 
 records = Counter("stream_records", "Records that left a stage, by outcome: done or rejected.", ["stage", "outcome"])
-record_bytes = Counter("stream_record_bytes", "Bytes of their keys and values, as they came.", ["stage", "outcome"])
+record_bytes = Counter(
+    "stream_record_bytes", "Bytes of keys and values of these records, as received.", ["stage", "outcome"]
+)
 dead_letters = Counter("stream_dead_letters", "Records rejected by a stage, by reason.", ["stage", "reason"])
-batch_size = Histogram("stream_batch_size", "Records of a batch.", ["stage"], buckets=SIZES)
+batch_size = Histogram("stream_batch_size", "Records in a batch.", ["stage"], buckets=SIZES)
 batch_seconds = Histogram(
-    "stream_batch_seconds", "From a batch's start to its acknowledgement.", ["stage"], buckets=BATCH_SECONDS
+    "stream_batch_seconds", "Seconds from a batch's start to its acknowledgement.", ["stage"], buckets=BATCH_SECONDS
 )
 records_expired = Counter(
     "stream_records_expired",
     "Offsets of the stage's topic that Kafka deleted (by retention or on request) before the stage read them.",
     ["stage"],
 )
-in_flight = Gauge("stream_in_flight", "Batches in the works.", ["stage"])
+in_flight = Gauge("stream_in_flight", "Batches in progress.", ["stage"])
 lag = Gauge(
     "stream_lag_records",
-    "Records of the stage's topic that its consumer group has not committed; every worker of the stage says the same, "
-    "NaN if Kafka did not say.",
+    "Records of the stage's topic that its consumer group has not committed. Every worker of the stage reports the "
+    "same; NaN if Kafka did not answer.",
     ["stage"],
 )
 end_to_end_seconds = Histogram(
     "stream_end_to_end_seconds",
-    "From a record's timestamp in the first topic until both stores had it.",
+    "Seconds from a record's timestamp in the first topic until both stores had it.",
     buckets=AGES,
 )
 retries = Counter(
-    "stream_retries", "Batches tried again because something outside was down, by cause.", ["stage", "cause"]
+    "stream_retries", "Retries of a batch because an external system was down, by cause.", ["stage", "cause"]
 )
 outranked = Counter(
-    "stream_outranked", "Writes that a store did not apply, because it holds a higher version of the chunk.", ["store"]
+    "stream_outranked", "Writes that a store ignored because it has a higher version of the chunk.", ["store"]
 )
-outage = Gauge("stream_outage", "1 while a batch waits for something outside to come back.", ["stage"])
+outage = Gauge("stream_outage", "1 while a batch waits for an external system to recover.", ["stage"])
 
 embed_chunks_sec = Gauge("embed_chunks_sec", "Chunks a second in the last embedded batch.")
 embed_latency_ms = Histogram(
@@ -51,21 +53,27 @@ embed_latency_ms = Histogram(
 )
 embed_batch_size = Histogram("embed_batch_size", "Texts of one request to the embedding server.", buckets=SIZES)
 embed_in_flight = Gauge("embed_in_flight", "Requests to the embedding server that have no answer yet.")
-embed_retries = Counter("embed_retries", "Requests to the embedding server made again, by cause.", ["cause"])
-embed_reused = Counter("embed_reused", "Chunks that got the vector which an unchanged text has had before.")
+embed_retries = Counter("embed_retries", "Retries of requests to the embedding server, by cause.", ["cause"])
+embed_reused = Counter("embed_reused", "Chunks whose vector was reused because their text is unchanged.")
 embed_tokens = Counter("embed_tokens", "Tokens that the embedding server has read.")
 embed_server_up = Gauge(
-    "embed_server_up", "Whether an embedding server answered when it was last asked, 1 or 0.", ["server"]
+    "embed_server_up", "1 if an embedding server answered its last request or probe, else 0.", ["server"]
 )
 
 splade_token_budget = Gauge("stream_splade_token_budget", "Tokens that SPLADE runs on the GPU at once.")
-splade_out_of_memory = Counter("stream_splade_out_of_memory", "Times that SPLADE found no GPU memory and tried less.")
-gpu_memory = Gauge("stream_gpu_memory_bytes", "Memory of SPLADE's GPU, by state: used (by anybody) or free.", ["state"])
-gpu_utilization = Gauge("stream_gpu_utilization_ratio", "How much of the last second SPLADE's GPU was at work, 0 to 1.")
+splade_out_of_memory = Counter(
+    "stream_splade_out_of_memory", "Times that SPLADE ran out of GPU memory and retried with fewer tokens."
+)
+gpu_memory = Gauge(
+    "stream_gpu_memory_bytes", "Memory of SPLADE's GPU, by state: used (by any process) or free.", ["state"]
+)
+gpu_utilization = Gauge(
+    "stream_gpu_utilization_ratio", "Fraction of the last second in which SPLADE's GPU was busy, 0 to 1."
+)
 
 
 class Metric(NamedTuple):
-    """How a metric is asked for, and what it says."""
+    """One metric, as `docs/metrics.md` lists it; `name` is the name in Prometheus."""
 
     name: str
     type: str

@@ -1,4 +1,4 @@
-"""A limit on how many a second."""
+"""Limits a rate."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 
 class RateLimiter:
-    """Lets at most `rate` a second through on average; any number if it is None."""
+    """Allows at most `rate` items a second on average; None: no limit."""
 
     def __init__(
         self,
@@ -20,7 +20,7 @@ class RateLimiter:
         self._due = clock()
 
     async def acquire(self, count: int = 1) -> None:
-        """Waits until `count` more may go."""
+        """Waits until `count` more items are allowed."""
         if self._rate:
             now = self._clock()
             due, self._due = self._due, max(self._due, now) + count / self._rate

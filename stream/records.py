@@ -1,7 +1,7 @@
-"""What travels: Kafka's records as bytes, what the contracts make of them, and what a stage says of each.
+"""Kafka's records as bytes, their decoded values, and a stage's outcome for each record.
 
-A chunk's record grows as it goes: `Chunk`, then + vector = `Embedded`, then + terms = `Expanded`. They are plain
-dictionaries, typed here and checked against `schemas/` by `decode`; a record with a null value is a `Tombstone`.
+Each stage adds to a chunk: `Chunk` + vector = `Embedded`, `Embedded` + terms = `Expanded`. These are plain
+dictionaries, typed here and checked against `schemas/` by `decode`. A record with a null value is a `Tombstone`.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ Headers = Sequence[tuple[str, bytes | None]]
 
 VERSION_HEADER = "version"
 PUBLISHED_HEADER = "published"  # a record's timestamp in the first topic, ms: later topics have timestamps of their own
-MAX_VERSION = 2**53 - 1  # the largest integer that every JSON reader keeps
-UNDATED = "has no version, and its timestamp can be none"
+MAX_VERSION = 2**53 - 1  # the largest integer that every JSON reader reads exactly
+NO_VERSION = "has no version, and its timestamp is outside 0…2^53−1 and cannot serve as a version"
 
 
 class Provenance(TypedDict):
-    """What made a vector: `schemas/embedded.json#/$defs/provenance`."""
+    """The model that made a vector: `schemas/embedded.json#/$defs/provenance`."""
 
     model: str
     revision: str
@@ -31,12 +31,12 @@ class Provenance(TypedDict):
 
 
 def embedding_space(provenance: Provenance) -> tuple[Scalar, ...]:
-    """Equal for vectors that may be compared: one model, in one revision, of as many dimensions."""
+    """The model, revision and number of dimensions: only vectors with an equal value may be compared."""
     return provenance["model"], provenance["revision"], provenance["parameters"].get("dimensions")
 
 
 class Chunk(TypedDict):
-    """`schemas/chunk.json`, its version settled by `decode`."""
+    """`schemas/chunk.json`; `decode` sets the version if the record has none."""
 
     chunk_id: str
     doc_id: str
@@ -73,7 +73,7 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as Kafka keeps it; `timestamp` in milliseconds since the epoch."""
+    """One record as Kafka stores it; `timestamp` is in milliseconds since the epoch."""
 
     topic: str
     partition: int
@@ -104,14 +104,17 @@ Reason = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The record went through; `output` goes to the next topic, if the stage has one."""
+    """The stage has processed the record; `output` goes to the next topic, if the stage has one."""
 
     output: dict[str, Any] | Tombstone | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The record can never go through: it alone becomes a dead letter, with a word for scripts and a sentence."""
+    """The stage can never process the record, and only this record becomes a dead letter.
+
+    `reason` is a word for scripts, `detail` a sentence for people.
+    """
 
     reason: Reason
     detail: str
@@ -121,24 +124,24 @@ Outcome = Done | Rejected
 
 
 def sha256(text: str) -> str:
-    """SHA-256 of a string as UTF-8, hexadecimal: tells whether a text has changed, or a vector as it travels."""
+    """SHA-256 of a string as UTF-8, hexadecimal: shows whether a text or an encoded vector has changed."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def header(headers: Headers, name: str) -> bytes | None:
-    """The value of the last header of that name, as Kafka's own `lastHeader` does; None if there is none."""
+    """The value of the last header of that name, as Kafka's `lastHeader`; None if there is none."""
     return next((value for key, value in reversed(headers) if key == name), None)
 
 
 def number(value: bytes | None) -> int | None:
-    """A header's value as an integer from 0 to `MAX_VERSION`, decimal digits only; None if it is none."""
+    """A header's value, in decimal digits, as an integer from 0 to `MAX_VERSION`; None for anything else."""
     if value is None or not value.isdigit() or len(value) > len(str(MAX_VERSION)) or int(value) > MAX_VERSION:
         return None
     return int(value)
 
 
 def decode(record: Record, contract: Contract, max_bytes: int) -> dict[str, Any] | Tombstone | Rejected:
-    """A record's bytes as what the contract says, its version settled; `Rejected` if they break it."""
+    """Decodes a record, checks it against the contract and sets its version; `Rejected` if it breaks the contract."""
     if record.size > max_bytes:
         return Rejected("too-large", f"the record has {record.size:,} bytes, the limit is {max_bytes:,}")
     if record.value is None:
@@ -151,8 +154,8 @@ def decode(record: Record, contract: Contract, max_bytes: int) -> dict[str, Any]
         return Rejected("schema", wrong)
     if record.key != value["chunk_id"].encode():
         return Rejected("key", "the record's key must be its chunk_id, so that a chunk's records stay in order")
-    if "version" not in value and not _dated(record):
-        return Rejected("version", f"the record {UNDATED}")
+    if "version" not in value and not _timestamp_fits(record):
+        return Rejected("version", f"the record {NO_VERSION}")
     value["version"] = int(value.get("version", record.timestamp))
     return value  # type: ignore[no-any-return]
 
@@ -165,8 +168,8 @@ def _tombstone(record: Record) -> Tombstone | Rejected:
     if wrong := problem({"chunk_id": chunk_id, "doc_id": "-", "text": "-"}, "chunk"):
         return Rejected("key", f"the key of a null record must be a chunk_id: {wrong}")
     if all(name != VERSION_HEADER for name, _ in record.headers):
-        if not _dated(record):
-            return Rejected("version", f"the null record {UNDATED}")
+        if not _timestamp_fits(record):
+            return Rejected("version", f"the null record {NO_VERSION}")
         return Tombstone(chunk_id, record.timestamp)
     version = number(header(record.headers, VERSION_HEADER))
     if version is None:
@@ -174,5 +177,5 @@ def _tombstone(record: Record) -> Tombstone | Rejected:
     return Tombstone(chunk_id, version)
 
 
-def _dated(record: Record) -> bool:
+def _timestamp_fits(record: Record) -> bool:
     return 0 <= record.timestamp <= MAX_VERSION

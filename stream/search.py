@@ -1,4 +1,4 @@
-"""Searching both stores: by words and their expansions in OpenSearch, by meaning in Neo4j."""
+"""Searches both stores: by words and SPLADE terms in OpenSearch, by dense vectors in Neo4j."""
 
 import asyncio
 import hashlib
@@ -17,16 +17,15 @@ from stream.stores.base import Hit
 
 log = logging.getLogger(__name__)
 
-MOST_CLAUSES = (
-    1000  # of one search: OpenSearch's indices.query.bool.max_clause_count is 1,024, each word and term is one
-)
-LONGEST_TOKEN = 255  # letters; OpenSearch's standard tokenizer cuts longer words into several
+# Each word and each term is one clause; OpenSearch's indices.query.bool.max_clause_count is 1,024.
+MOST_CLAUSES = 1000
+LONGEST_TOKEN = 255  # letters; OpenSearch's standard tokenizer splits longer words
 CACHED_QUERIES = 10_000
 CACHE_SECONDS = 60.0
 
 
 class Searcher:
-    """Encodes queries as the stages encode documents. An encoded query is kept for a minute under its hash."""
+    """Encodes queries as the stages encode documents. Caches an encoded query for a minute, by its hash."""
 
     def __init__(self, settings: Settings, stores: Stores, embedder: EmbeddingClient) -> None:
         self._settings = settings
@@ -57,9 +56,10 @@ class Searcher:
 
 
 def fitting(query: str, terms: Mapping[str, float]) -> tuple[str, Mapping[str, float]]:
-    """A query and its terms, the heaviest first, as they are if OpenSearch takes so many clauses.
+    """Returns the query and its terms (the heaviest first) unchanged if they need at most `MOST_CLAUSES` clauses.
 
-    Else its first words, each once, and its heaviest terms, with a warning. At least half of the clauses are for words.
+    Otherwise it warns and returns the first distinct words and the heaviest terms. Words get at least half of the
+    clauses.
     """
     tokens = _most_tokens(query)
     if tokens + len(terms) <= MOST_CLAUSES:
@@ -74,14 +74,14 @@ def fitting(query: str, terms: Mapping[str, float]) -> tuple[str, Mapping[str, f
     first = " ".join(words)
     heaviest = dict(list(terms.items())[: MOST_CLAUSES - _most_tokens(first)])
     log.warning(
-        "the query is too long for one search: its first %d different words and its %d heaviest terms are searched for",
+        "the query is too long: only its first %d distinct words and its %d heaviest terms are searched for",
         *(len(words), len(heaviest)),
     )
     return first, heaviest
 
 
 def _most_tokens(text: str) -> int:
-    """How many tokens OpenSearch makes of a text, at most; in other scripts than Latin each character may be one."""
+    """The most tokens that OpenSearch makes of a text; each character that is not ASCII may be one."""
     ascii_words = re.findall(r"[0-9A-Za-z_]+", text)
     others = sum(not character.isascii() for character in text)
     return sum(1 + len(word) // LONGEST_TOKEN for word in ascii_words) + others

@@ -1,11 +1,11 @@
-"""TLS as all connections use it: certificates are always verified, and so is the name of the host."""
+"""TLS for all connections: the certificate and the host name are always verified."""
 
 import ssl
 from pathlib import Path
 
 from stream.errors import ConfigurationError
 
-# What OpenSSL says of a server that starts, stops or is overloaded, or of a connection that was spoiled on its way.
+# OpenSSL's errors for a server that starts, stops or is overloaded, or for data damaged on the network: a retry helps.
 PASSING = {
     "TLSV1_ALERT_INTERNAL_ERROR",
     "APPLICATION_DATA_AFTER_CLOSE_NOTIFY",
@@ -14,48 +14,48 @@ PASSING = {
 
 
 def context(ca_file: Path | None, cert_file: Path | None = None, key_file: Path | None = None) -> ssl.SSLContext:
-    """What a client trusts, and the certificate that it shows; files are PEM, the key has no passphrase.
+    """A client's CA bundle and its certificate; the files are PEM, the key has no passphrase.
 
-    Without `ca_file` it trusts what the system trusts. Raises `ConfigurationError` naming a file that cannot be used.
+    The default CA bundle is the system's. Raises `ConfigurationError`, which names the file, if one cannot be used.
     """
     try:
         trusting = ssl.create_default_context(cafile=ca_file)
     except OSError as error:
-        raise ConfigurationError(f"{ca_file} holds no certificates that can be read: {_reason(error)}") from None
+        raise ConfigurationError(f"no CA certificates (PEM) can be read from {ca_file}: {_reason(error)}") from None
     if cert_file:
         try:
-            trusting.load_cert_chain(cert_file, key_file, password="")  # without one OpenSSL would ask the terminal
+            trusting.load_cert_chain(cert_file, key_file, password="")  # with none OpenSSL prompts on the terminal
         except OSError as error:
             raise ConfigurationError(
-                f"{cert_file} and {key_file} are no certificate with its key: {_reason(error)}"
+                f"{cert_file} and {key_file} must be a certificate and its key (PEM): {_reason(error)}"
             ) from None
     return trusting
 
 
 def unverified() -> ssl.SSLContext:
-    """For a connection that only finds out whether a server speaks TLS: no secret may be sent over it."""
-    trusting_anybody = ssl.create_default_context()
-    trusting_anybody.check_hostname, trusting_anybody.verify_mode = False, ssl.CERT_NONE
-    return trusting_anybody
+    """For a probe whether a server speaks TLS: nothing is verified, so send no secret over it."""
+    unchecked = ssl.create_default_context()
+    unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
+    return unchecked
 
 
 def refusal(error: BaseException | None) -> str | None:
-    """Why TLS refused the connection that failed with this error; None if that was not the cause.
+    """Why TLS refused the connection that failed with this error; None if TLS was not the cause.
 
-    A connection that broke is no refusal. The causes and contexts of the error are looked through.
+    Searches the causes and contexts of the error too. A broken connection is not a refusal.
     """
-    # aiohttp's errors count as OpenSSL's without having their attributes; the real one is their cause.
+    # aiohttp's errors are subclasses of OpenSSL's without their attributes; the original error is their cause.
     if type(error) is ssl.SSLCertVerificationError:
         return f"its certificate is not trusted: {error.verify_message}"
     if type(error) is ssl.SSLError and error.reason not in PASSING:
-        return f"no TLS connection can be made: {_reason(error)}"
+        return f"the TLS connection failed: {_reason(error)}"
     if isinstance(error, BaseExceptionGroup):  # one for each router of Neo4j that was tried
         return next(filter(None, map(refusal, error.exceptions)), None)
     return refusal(error.__cause__ or error.__context__) if error else None
 
 
 def _reason(error: OSError) -> str:
-    """An error's own words, without OpenSSL's file and line."""
+    """An error's message, without OpenSSL's file and line."""
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.replace("_", " ").lower()
     return error.strerror or str(error)

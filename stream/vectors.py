@@ -1,4 +1,4 @@
-"""Dense vectors: as numbers, and as they travel in a record."""
+"""Dense vectors: as arrays, and encoded in a record."""
 
 import base64
 
@@ -11,16 +11,16 @@ Vector = npt.NDArray[np.float32]
 
 
 def unpack(vector: str) -> Vector:
-    """A vector as it travels (base64 of little-endian float32) as numbers; raises `ValueError` if it is none."""
+    """Decodes a vector (base64 of little-endian float32); raises `ValueError` if it is not one."""
     return np.frombuffer(base64.b64decode(vector, validate=True), "<f4")
 
 
 def pack(vector: Vector) -> str:
-    """Numbers as they travel: the reverse of `unpack`."""
+    """Encodes a vector: the reverse of `unpack`."""
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
 def has_unit_norm(vectors: Vector) -> npt.NDArray[np.bool_]:
-    """Which of the vectors (..., d) are finite and of unit norm, as closely as bfloat16 can say it."""
+    """Which of the vectors (..., d) are finite and of unit norm, within the precision of bfloat16."""
     norms: npt.NDArray[np.float64] = np.linalg.norm(vectors.astype(np.float64), axis=-1)
-    return np.abs(norms - 1) < NORM_TOLERANCE  # false of a NaN and of an infinity
+    return np.abs(norms - 1) < NORM_TOLERANCE  # false for NaN and infinity

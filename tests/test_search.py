@@ -129,4 +129,4 @@ def test_of_a_long_query_the_first_words_and_the_heaviest_terms_fit(query, many)
 def test_a_word_that_comes_again_and_again_takes_no_room(caplog):
     words, kept = search.fitting("w " * 5000 + "x", TERMS)
     assert (words, kept) == ("w x", TERMS)
-    assert "2 different words" in caplog.text
+    assert "2 distinct words" in caplog.text

@@ -1,4 +1,4 @@
-"""What a stage is to the batch loop."""
+"""The interface between a stage and the batch loop."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ async def _needs_nothing() -> None: ...
 
 @dataclass(frozen=True)
 class Stage:
-    """What the loop runs: a function of decoded records, without Kafka.
+    """A function of decoded records, without Kafka. The batch loop runs it.
 
-    `process` gets chunks that keep `contract`, and returns one outcome for each, in order. It raises `Outage` when
-    nothing in the batch is at fault. With `writes_stores` its effects are its own: it gets tombstones too, and one
-    batch at a time, because two records of one version must reach the stores in the topic's order. `answer` returns if
-    what the stage needs would answer now, and raises what is wrong with it.
+    `process` gets chunks that satisfy `contract`, and returns one outcome for each, in order. It raises `Outage` when
+    no record of the batch is at fault. A stage with `writes_stores` writes to the stores, not to a topic: it gets
+    tombstones too, and one batch at a time, because two records of one version must reach the stores in the topic's
+    order. `answer` probes the systems that the stage needs: it returns if they answer, and raises an error if not.
     """
 
     name: StageName

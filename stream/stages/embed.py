@@ -1,4 +1,4 @@
-"""embed: chunks to chunks with a dense vector."""
+"""embed: adds a dense vector to each chunk."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -13,9 +13,9 @@ Known = Callable[[Sequence[Chunk]], Awaitable[Sequence[str | None]]]
 async def embed(
     chunks: Sequence[Chunk], *, client: EmbeddingClient, request_tokens: int, known: Known | None = None
 ) -> list[Outcome]:
-    """Embeds the text of each chunk; a text that the server refuses is rejected alone. Raises `Outage`.
+    """Embeds the text of each chunk; rejects only those chunks whose text the server refuses. Raises `Outage`.
 
-    One request carries at most about `request_tokens` tokens. A chunk whose vector is `known` is not embedded.
+    One request carries at most about `request_tokens` tokens. A chunk for which `known` returns a vector gets this one.
     """
     vectors = await known(chunks) if known else [None] * len(chunks)
     new = [chunk["text"] for chunk, vector in zip(chunks, vectors, strict=True) if vector is None]

@@ -1,4 +1,4 @@
-"""expand: embedded chunks to chunks with weighted terms."""
+"""expand: adds weighted terms to each embedded chunk."""
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 async def expand(chunks: Sequence[Embedded], *, encoder: "SparseEncoder") -> list[Outcome]:
-    """Expands text, facets and table lines of each chunk; an empty vector is legal and travels on."""
+    """Expands text, facets and table lines of each chunk; an empty vector is valid and is published."""
     texts = [encoder.join(parts(chunk)) for chunk in chunks]
     vectors = await asyncio.to_thread(encoder.encode, texts)
     return [Done(dict(_expanded(chunk, vector, encoder))) for chunk, vector in zip(chunks, vectors, strict=True)]
 
 
 def parts(chunk: Chunk) -> list[str]:
-    """What is expanded of a chunk: its text, its facets as "key: value" lines with sorted keys, its table lines."""
+    """What is expanded of a chunk: its text, its facets as "key: value" lines sorted by key, its table lines."""
     facets = "\n".join(f"{key}: {value}" for key, value in sorted(_flat(chunk.get("facet_json", {}))))
     return [chunk["text"], facets, "\n".join(chunk.get("table_lines", []))]
 

@@ -1,4 +1,4 @@
-"""index: expanded chunks into both stores, tombstones out of them."""
+"""index: writes expanded chunks to both stores, and deletes the chunks of tombstones."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from stream.vectors import has_unit_norm, unpack
 
 
 async def index(records: Sequence[Expanded | Tombstone], *, stores: Sequence[Store], dimensions: int) -> list[Outcome]:
-    """Writes the newest record of each chunk to all stores at the same time; done when all have it.
+    """Writes the newest record of each chunk to all stores at the same time; it is done when all stores have it.
 
-    A record that one store refuses is rejected, whatever the others said. Raises `Outage` if any store is down; the
-    others keep what they took, which writing again does not change.
+    A record that one store refuses is rejected, even if the others accept it. Raises `Outage` if any store is down;
+    the others keep their writes, and the retry does not change these.
     """
     checked = [record if isinstance(record, Tombstone) else _put(record, dimensions) for record in records]
     outcomes: list[Outcome] = [write if isinstance(write, Rejected) else Done() for write in checked]
@@ -25,13 +25,13 @@ async def index(records: Sequence[Expanded | Tombstone], *, stores: Sequence[Sto
         refused = await _write([waiting[n] for n in newest.values()], stores)
         for chunk_id, rejected in refused.items():
             outcomes[newest[chunk_id]] = rejected
-        # Of a chunk whose newest record was refused the next one counts, as if they had come one by one.
+        # If a chunk's newest record was refused, the next newest is written, as if the records had come one by one.
         waiting = {n: w for n, w in waiting.items() if w.chunk_id in refused and n != newest[w.chunk_id]}
     return outcomes
 
 
 async def _write(writes: Sequence[Put | Tombstone], stores: Sequence[Store]) -> dict[str, Rejected]:
-    # Every store is waited for, also when one fails: a write that goes on behind a retry could overtake it.
+    # Waits for every store, even if one fails: a write that is still in progress could overtake its retry.
     answers = await asyncio.gather(*(store.write(writes) for store in stores), return_exceptions=True)
     refused: dict[str, Rejected] = {}
     for answer in answers:
@@ -47,7 +47,7 @@ def _put(chunk: Expanded, dimensions: int) -> Put | Rejected:
     except ValueError:
         return Rejected("embedding", "embedding_qwen is not base64 of float32 numbers")
     if len(vector) != dimensions:
-        return Rejected("embedding", f"embedding_qwen must be {dimensions} numbers, it has {len(vector)}")
-    if not has_unit_norm(vector):  # Neo4j keeps a zero vector, but never finds it
+        return Rejected("embedding", f"embedding_qwen must have {dimensions} numbers, it has {len(vector)}")
+    if not has_unit_norm(vector):  # Neo4j stores a zero vector, but never finds it
         return Rejected("embedding", "embedding_qwen is not finite or not of unit norm")
     return Put(chunk, vector)

@@ -1,4 +1,4 @@
-"""The three stages. What each does with a batch is a plain function in its module; here it gets its clients."""
+"""Opens the three stages: connects the function of each stage with its clients."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext

@@ -1,8 +1,8 @@
-"""Vectors that were made before: an unchanged text is not embedded again.
+"""Reuses the vectors of unchanged texts.
 
-Neo4j has them under the chunk's name; `docs/decisions/0004-vectors-come-back-from-neo4j.md` says why not Kafka. A
-vector is the same if the text, the model, its revision and its parameters are. Nothing depends on it: while Neo4j does
-not answer, texts are embedded as if they were new.
+Neo4j stores them by chunk_id; `docs/decisions/0004-vectors-come-back-from-neo4j.md` says why not Kafka. A vector is
+reused only if the text, the model, its revision and its parameters are equal. Reuse is optional: while Neo4j does not
+answer, every text is embedded.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from stream.records import Chunk, Provenance, sha256
 from stream.stores.base import NoGeneration
 from stream.stores.neo4j import Neo4jStore
 
-PATIENCE = 5.0  # seconds for Neo4j to answer
-REST = 30.0  # seconds without questions after it has not
+PATIENCE = 5.0  # seconds until a query times out
+PAUSE = 30.0  # seconds without queries after one that failed
 
 log = logging.getLogger(__name__)
 
@@ -31,24 +31,24 @@ class Reuse:
         self._store = store
         self._provenance = provenance
         self._clock = clock
-        self._rests_until = 0.0
+        self._paused_until = 0.0
 
     async def __call__(self, chunks: Sequence[Chunk]) -> list[str | None]:
-        """The vector of each chunk as it travels, None where there is none of this very text.
+        """The encoded vector of each chunk; None where Neo4j has no vector of exactly this text.
 
-        A flow without a live generation has none yet.
+        A flow without a live generation has no vectors yet.
         """
-        if self._clock() < self._rests_until:
+        if self._clock() < self._paused_until:
             return [None] * len(chunks)
         try:
             async with asyncio.timeout(PATIENCE):
                 found = await self._store.vectors([chunk["chunk_id"] for chunk in chunks], self._provenance)
         except NoGeneration:
-            self._rests_until = self._clock() + REST
+            self._paused_until = self._clock() + PAUSE
             return [None] * len(chunks)
         except (Outage, TimeoutError) as error:
-            self._rests_until = self._clock() + REST
-            log.warning("unchanged texts are embedded again for %g s: %s", REST, str(error) or "Neo4j does not answer")
+            self._paused_until = self._clock() + PAUSE
+            log.warning("for %g s unchanged texts are embedded again: %s", PAUSE, str(error) or "Neo4j does not answer")
             return [None] * len(chunks)
         vectors = [_of(chunk, *found.get(chunk["chunk_id"], ("", ""))) for chunk in chunks]
         metrics.embed_reused.inc(len(vectors) - vectors.count(None))
@@ -61,7 +61,7 @@ def _of(chunk: Chunk, digest: str, vector: str) -> str | None:
 
 @asynccontextmanager
 async def open_reuse(settings: Settings, provenance: Provenance) -> AsyncIterator[Reuse]:
-    """Raises `ConfigurationError` if Neo4j does not let us in; that it is down does not matter."""
+    """Raises `ConfigurationError` if Neo4j refuses the credentials. If Neo4j is down, only warns."""
     async with Neo4jStore(settings) as store:
         try:
             await store.examine()

@@ -1,1 +1,1 @@
-"""One process that runs one stage: the batch loop, and Faust beneath it."""
+"""One process that runs one stage: the batch loop, which uses Faust."""

@@ -1,19 +1,19 @@
-"""Faust's consumer, made to commit by position: what goes beyond the public interfaces of Faust and aiokafka.
+"""Faust's consumer, changed to commit by position. Uses private interfaces of Faust and aiokafka.
 
 Faust keeps a list of acknowledged offsets for each partition, looks for gaps in it, and commits the end of the first
-run. Here each partition has an `OffsetTracker` instead: the records that were handed out and are not acknowledged,
-oldest first, and the position after the last one. The committed offset is that of the oldest of these records, or the
-position if there are none. So
+contiguous run. This module uses an `OffsetTracker` for each partition instead. It holds the fetched records that are
+not acknowledged, oldest first, and the position after the last fetched record. The committed offset is the offset of
+the oldest of these records, or the position if there are none. Therefore:
 
-- a commit never passes a record that is not acknowledged, whatever Faust does with the records between a fetch and the
-  batch loop: a record that it drops stays at the head until the partition is assigned anew and the record comes again;
-- the end of a transaction, aborted records and offsets that compaction has left empty count as done once all that lies
-  before them is done, and no lag remains in any tool;
-- a gap costs nothing, whatever its size, and a committed offset may go down when a topic was deleted and made again.
+- A commit never passes a record that is not acknowledged. If Faust drops a record between the fetch and the batch
+  loop, the record stays the oldest one until the partition is assigned again and Kafka delivers the record again.
+- Transaction markers, aborted records and offsets that compaction has removed count as done when all records before
+  them are done. No tool shows a remaining lag for them.
+- A gap of any size costs nothing. A committed offset may decrease when a topic was deleted and created again.
 
-Only committed records are read (`isolation.level=read_committed`, KIP-98). A partition begins at what its group has
-committed, else at its oldest record; when Kafka does not have the next offset any more, it goes on at the oldest record
-that is left, and says so.
+The consumer reads only committed records (`isolation.level=read_committed`, KIP-98). It starts a partition at the
+group's committed offset, or at the oldest record if there is none. If Kafka has deleted the next offset, the consumer
+logs a warning and continues at the oldest record.
 
 The private names used here, by upstream file; `tests/worker/test_upstream.py` fails if one of them changes:
 
@@ -50,9 +50,9 @@ log = logging.getLogger(__name__)
 
 
 class OffsetTracker:
-    """How far a partition was read since it was assigned, and which of its records are not acknowledged.
+    """The position of an assigned partition, and its fetched records that are not acknowledged.
 
-    Records are handed out by Faust's consumer thread and acknowledged by the main thread, in the same order.
+    Faust's consumer thread adds records; the main thread acknowledges them in the same order.
     """
 
     def __init__(self, position: int) -> None:
@@ -61,13 +61,13 @@ class OffsetTracker:
         self._waiting: deque[Any] = deque()
 
     def read(self, records: Iterable[Any], position: int) -> None:
-        """Notes what one fetch has handed out, and the offset at which the next fetch begins."""
+        """Adds the records of one fetch and sets the offset of the next fetch."""
         with self._lock:
             self._waiting.extend(records)
             self._position = position
 
     def acknowledge(self, record: Any) -> None:
-        """Notes that a record is done; any but the oldest is ignored, for instance one of an earlier assignment."""
+        """Removes the oldest record; ignores any other, for instance a record of an earlier assignment."""
         with self._lock:
             if self._waiting and self._waiting[0] is record:
                 self._waiting.popleft()
@@ -80,31 +80,31 @@ class OffsetTracker:
 
 
 class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    """Faust's consumer thread; all but `progress` is touched in that thread only."""
+    """Faust's consumer thread. Other threads use only `progress`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.progress: dict[TopicPartition, OffsetTracker] = {}
-        self._assignment: Any = None  # the one that `progress` is about
+        self._assignment: Any = None  # the assignment that `progress` describes
 
     def _create_worker_consumer(self, transport: "Transport") -> Any:
         consumer = super()._create_worker_consumer(transport)
-        consumer._isolation_level = "read_committed"  # Faust says so only for its own transactions
-        consumer._auto_offset_reset = "none"  # so that no jump of the position goes unseen: see `_move`
+        consumer._isolation_level = "read_committed"  # Faust sets this only for its own transactions
+        consumer._auto_offset_reset = "none"  # an automatic reset would be silent; `_reset` logs it
         return consumer
 
     async def seek_to_committed(self) -> Mapping[TopicPartition, int]:
-        """Has each assigned partition begin where its group has come to, else at its oldest record."""
-        return await self.call_thread(self._begin)  # type: ignore[no-any-return]
+        """Seeks each assigned partition to its committed offset, or to its oldest record if there is none."""
+        return await self.call_thread(self._seek_to_committed)  # type: ignore[no-any-return]
 
-    async def _begin(self) -> Mapping[TopicPartition, int]:
+    async def _seek_to_committed(self) -> Mapping[TopicPartition, int]:
         consumer = self._ensure_consumer()
         assignment = consumer._subscription.subscription.assignment
         committed = {tp: await consumer.committed(tp) for tp in assignment.tps}
         fresh = [tp for tp, offset in committed.items() if offset is None]
         starts = committed | (await consumer.beginning_offsets(fresh) if fresh else {})
         if consumer._subscription.subscription.assignment is not assignment:
-            return {}  # another one has come meanwhile, and Faust will ask for it
+            return {}  # the assignment has changed, and Faust will call this again
         for tp, offset in starts.items():
             consumer.seek(tp, offset)
         self.progress = {tp: OffsetTracker(offset) for tp, offset in starts.items()}
@@ -114,15 +114,15 @@ class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     async def _fetch_records(self, consumer: Any, *args: Any, **kwargs: Any) -> Mapping[TopicPartition, list[Any]]:
         try:
             records: Mapping[TopicPartition, list[Any]] = await super()._fetch_records(consumer, *args, **kwargs)
-        except NoOffsetForPartitionError:  # until `_begin`
+        except NoOffsetForPartitionError:  # before `_seek_to_committed`
             return {}
         except OffsetOutOfRangeError as error:
-            await self._move(consumer, *error.args)
+            await self._reset(consumer, *error.args)
             return {}
         except Exception:
-            self.progress = {}  # records that were fetched may be lost: nothing behind them is committed
+            self.progress = {}  # fetched records may be lost: commit nothing after them
             raise
-        # Nothing has been awaited since the positions moved: a commit sees both the records and the positions, or none.
+        # No await since the positions changed: a commit sees both the new records and the new positions, or neither.
         assignment = consumer._subscription.subscription.assignment
         if assignment is self._assignment:
             for tp, progress in list(self.progress.items()):  # the main thread may remove some
@@ -131,13 +131,13 @@ class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
                     progress.read(records.get(tp, ()), state.position)
         return records
 
-    async def _move(self, consumer: Any, missing: Mapping[TopicPartition, int]) -> None:
-        """Goes on at the oldest record of partitions that do not have the next offset."""
+    async def _reset(self, consumer: Any, missing: Mapping[TopicPartition, int]) -> None:
+        """Continues at the oldest record of partitions whose next offset does not exist."""
         try:
             starts = await consumer.beginning_offsets(list(missing))
         except KafkaError as error:
-            log.warning("Kafka does not say where %s begin: %r", [*missing], error)
-            return  # the next fetch meets the same
+            log.warning("cannot read the first offsets of %s from Kafka: %r", [*missing], error)
+            return  # the next fetch tries again
         assignment = consumer._subscription.subscription.assignment
         for tp, offset in missing.items():
             progress, start = self.progress.get(tp), starts[tp]
@@ -154,16 +154,16 @@ class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
                 progress.read((), start)
             else:
                 log.warning(
-                    "%s/%d ends before offset %d, where this group has come to: the topic was made again, or Kafka has "
-                    "lost records; it is read again from offset %d",
+                    "%s/%d ends before offset %d, the position of this group: the topic was created again, or Kafka "
+                    "has lost records; reading again from offset %d",
                     *(tp.topic, tp.partition, offset, start),
                 )
                 self.progress[tp] = OffsetTracker(start)
-                self.consumer._read_offset[tp] = None  # Faust would drop what lies before it
+                self.consumer._read_offset[tp] = None  # or Faust drops the records before it
 
 
 class Consumer(driver.Consumer):  # type: ignore[misc]
-    """Faust's consumer, which commits what `OffsetTracker` says."""
+    """Faust's consumer, which commits the offset of each `OffsetTracker`."""
 
     _thread: _Thread
     _may_seek = False
@@ -177,7 +177,7 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         return message
 
     def ack(self, message: Any) -> bool:
-        """Marks a message as done; returns whether it was not."""
+        """Marks a message as done; returns False if it was done already."""
         with ack_lock:
             if message.acked:
                 return False
@@ -200,38 +200,38 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         return bool(offset != self._committed_offset[tp])
 
     async def commit_the_beginning(self) -> bool:
-        """Commits offset 0 of all assigned partitions, and nothing after it; returns whether Kafka has taken it."""
+        """Commits offset 0 of all assigned partitions, and nothing later; returns whether Kafka accepted the commit."""
         self._thread.progress = {}
         assigned = self.assignment()
         return bool(assigned) and bool(await self._commit(dict.fromkeys(assigned, 0)))
 
     async def _add_gap(self, tp: TopicPartition, offset_from: int, offset_to: int) -> None:
-        """A gap needs no note."""
+        """`OffsetTracker` needs no gaps."""
 
     async def perform_seek(self) -> None:
-        """Begins each partition of a new assignment.
+        """Seeks each partition of a new assignment.
 
-        Faust also asks for it when it throws away a fetch because partitions are being revoked or the worker stops.
-        Then what is in flight is still to be committed, so the notes about it stay.
+        Faust also calls this when it discards a fetch because partitions are being revoked or the worker stops. Then
+        batches in flight are still to be committed, so their trackers must stay.
         """
         if self._may_seek and not self.app.should_stop:
             await super().perform_seek()
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
-        """Drains the loop, which commits, and forgets the partitions."""
+        """Drains the loop, which commits, then removes the trackers of the partitions."""
         self._may_seek = False
         await super().on_partitions_revoked(revoked)
         for tp in revoked:
             self._thread.progress.pop(tp, None)
 
     async def on_partitions_assigned(self, assigned: Any, generation_id: int = 0) -> None:
-        """Lets the partitions begin."""
+        """Allows the seek of the new partitions."""
         self._may_seek = True
         await super().on_partitions_assigned(assigned, generation_id)
 
 
 class Transport(driver.Transport):  # type: ignore[misc]
-    """Has an app read through this module; `expired` gets the number of offsets deleted before they were read."""
+    """Makes an app use this module's consumer; `expired` gets the number of offsets deleted before they were read."""
 
     Consumer = Consumer
 
@@ -241,9 +241,9 @@ class Transport(driver.Transport):  # type: ignore[misc]
 
 
 class Heartbeats:
-    """When Kafka last counted this worker as alive; a process has one consumer in a group."""
+    """The last acknowledged heartbeat of this process, which has one consumer in a group."""
 
-    answered = 0.0  # time.monotonic() when the newest heartbeat that was answered was sent
+    answered = 0.0  # time.monotonic() at which the newest acknowledged heartbeat was sent
 
 
 _do_heartbeat = GroupCoordinator._do_heartbeat
@@ -257,4 +257,4 @@ async def _note_heartbeat(coordinator: GroupCoordinator) -> bool:
 
 
 GroupCoordinator._do_heartbeat = _note_heartbeat
-_Thread.logger = Consumer.logger = driver.logger  # what these say as Faust's services is said under Faust's name
+_Thread.logger = Consumer.logger = driver.logger  # these classes log under Faust's logger, like its services

@@ -1,4 +1,4 @@
-"""What a worker says on standard error: a line for a person, or a JSON object for a machine. Neither has a payload."""
+"""A worker's log on standard error: one line for people, or one JSON object for machines. Never logs a payload."""
 
 import logging
 import sys
@@ -11,16 +11,16 @@ from stream.config import Settings
 from stream.terminal import printable
 
 CHATTY = ("faust", "mode", "aiokafka", "httpx", "opensearch", "neo4j")
-SELDOM = 60.0  # seconds
+REPEAT_AFTER = 60.0  # seconds
 
-_said: TTLCache[tuple[str, str], bool] = TTLCache(maxsize=1000, ttl=SELDOM)
+_logged: TTLCache[tuple[str, str], bool] = TTLCache(maxsize=1000, ttl=REPEAT_AFTER)
 
 
 def configure(settings: Settings) -> None:
-    """For the whole process."""
+    """Configures logging for the whole process."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_seldom)
-    handler.addFilter(_traced)
+    handler.addFilter(_not_repeated)
+    handler.addFilter(_with_trace_ids)
     if settings.log_format == "json":
         names = {"levelname": "level", "name": "logger"}
         handler.setFormatter(
@@ -33,29 +33,29 @@ def configure(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("opensearch").setLevel(logging.ERROR)  # what it warns of is raised too
+    logging.getLogger("opensearch").setLevel(logging.ERROR)  # it raises what it warns of
 
 
 class _OneLine(logging.Formatter):
-    """What a record holds can neither command a terminal nor begin a line that looks like ours."""
+    """Escapes line feeds and control sequences, so that a record's content cannot forge a log line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         return printable(super().formatMessage(record))
 
 
-def _seldom(record: logging.LogRecord) -> bool:
-    """Lets a complaint of aiokafka's through once a minute: without a broker it makes one a hundred times a second."""
+def _not_repeated(record: logging.LogRecord) -> bool:
+    """Passes each message of aiokafka once a minute: without a broker aiokafka logs a hundred lines a second."""
     if not record.name.startswith("aiokafka"):
         return True
-    what = record.name, str(record.msg)
-    new = what not in _said
+    message = record.name, str(record.msg)
+    new = message not in _logged
     if new:
-        _said[what] = True
+        _logged[message] = True
     return new
 
 
-def _traced(record: logging.LogRecord) -> bool:
-    """Gives the line the ids of the span that it was said in."""
+def _with_trace_ids(record: logging.LogRecord) -> bool:
+    """Adds the ids of the current span to the line."""
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         record.trace_id = trace.format_trace_id(context.trace_id)

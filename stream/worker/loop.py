@@ -1,19 +1,19 @@
-"""The batch loop: where no chunk is lost. Every stage runs on it, and only here is Kafka told that a record is done.
+"""The batch loop, which loses no chunk. It runs every stage, and only the loop acknowledges records.
 
-Faust hands out records and commits what is acknowledged; the loop decides when that is. For each batch:
+Faust delivers records and commits acknowledged offsets; the loop decides when to acknowledge. For each batch:
 
-    1. take up to `batch_size` records, or what came within `batch_within` seconds, at most `batch_bytes`;
-    2. decode them and hand those that keep the contract to the stage, which answers with one outcome a record;
-    3. publish every output and dead letter, and wait until Kafka has them all;
+    1. take up to `batch_size` records, those of `batch_within` seconds at most, and at most `batch_bytes`;
+    2. decode them and pass those that satisfy the contract to the stage, which returns one outcome a record;
+    3. publish every output and dead letter, and wait until Kafka acknowledges all of them;
     4. acknowledge the batch's offsets.
 
-Step 2 runs for up to `in_flight` batches at once; steps 3 and 4 run for one batch at a time, oldest first, so that a
-chunk's records stay in order and an offset is never committed before those ahead of it. The agent only starts
-batches: it never holds the outcome of one, because Faust acknowledges what an agent's body drops.
+Step 2 runs for up to `in_flight` batches at once. Steps 3 and 4 run for one batch at a time, oldest first: a chunk's
+records stay in order, and no offset is committed before an earlier one. The Faust agent only starts batches: it keeps
+no reference to their outcomes, because Faust acknowledges what an agent's body drops.
 
-At-least-once: after a crash the batches that were in flight come again, and every effect is idempotent. Whatever is not
-an outcome ends the process before anything of its batch is acknowledged (`Outage` after `outage_bound` seconds of
-retrying). A batch taken before its partition was revoked and not yet started is dropped: it will be delivered again.
+Delivery is at least once: after a crash Kafka delivers the batches in flight again, and every effect is idempotent. An
+exception ends the process before any record of its batch is acknowledged (`Outage` only after `outage_bound` seconds of
+retries). If a partition is revoked, its batches that were taken but not started are dropped: Kafka delivers them again.
 """
 
 import asyncio
@@ -41,13 +41,14 @@ from stream.worker.source import Batches, Delivery, Source
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 120.0  # seconds without any sign of life, beyond what the settings allow, until a worker counts as hung
-MOST_ASSIGNMENTS = 20  # within a minute; two static members of one name throw each other out at every heartbeat
-LONGEST_PAUSE = 30.0  # seconds between two tries during an outage
-PULSE = 0.5  # seconds
-SLOW = 10.0  # seconds for Kafka to take a batch's outputs; more means that something is wrong with it
-TRIES_TO_FORGET = 10  # a pulse apart: Kafka may be assigning the partitions just now
-LEASE = 0.8  # of the session: how long an answered heartbeat allows to publish
+PATIENCE = 120.0  # seconds without progress, added to what the settings allow, after which a worker is unhealthy
+MOST_ASSIGNMENTS = 20  # within a minute; two static members with one name fence each other at every heartbeat
+LONGEST_PAUSE = 30.0  # seconds between two retries during an outage
+CHECK_INTERVAL = 0.5  # seconds
+SLOW_PUBLISH = 10.0  # seconds until Kafka acknowledges a batch's outputs, after which a worker is not ready
+RESET_ATTEMPTS = 10  # one each `CHECK_INTERVAL`: a rebalance may be in progress
+# Fraction of the session timeout, counted from the last acknowledged heartbeat, during which publishing is safe.
+LEASE = 0.8
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class _Batch:
 
 
 class BatchLoop:
-    """Runs one stage on its source; drains when partitions are revoked and when the worker stops.
+    """Runs one stage on its source. Drains when partitions are revoked and when the worker stops.
 
     `fail` must end the process.
     """
@@ -75,11 +76,11 @@ class BatchLoop:
         self.stage = stage
         self._source = source
         self.settings = settings
-        self._waiting: dict[int, str] = {}  # what is down, by batch that waits for it
+        self._waiting: dict[int, str] = {}  # the outage that each waiting batch waits for
         self._assignments: deque[float] = deque(maxlen=MOST_ASSIGNMENTS)
         self._last_progress = time.monotonic()
-        self._last_beat = time.monotonic()
-        self._publishing: float | None = None  # since when
+        self._last_check = time.monotonic()
+        self._publishing: float | None = None  # start of the publication in progress
         self._outputs = outputs
         self._fail = fail
         self._limiter = RateLimiter(settings.rate_limit)
@@ -92,27 +93,27 @@ class BatchLoop:
         self._ending = False
         source.connect(self._take, self._on_assigned, self.drain, self._on_stopping)
         self._finisher = asyncio.create_task(self._finish())
-        self._pulse = asyncio.create_task(self._beat())
+        self._watchdog = asyncio.create_task(self._watch())
         metrics.outage.labels(self.stage.name).set_function(lambda: self._down() is not None)
         metrics.in_flight.labels(self.stage.name).set(0)
         for outcome in ("done", "rejected"):
             metrics.records.labels(self.stage.name, outcome)
 
     def unhealthy(self) -> str | None:
-        """Why only a restart can help; None while the loop turns.
+        """Why the worker needs a restart; None if it does not.
 
-        A batch in the works may wait for `outage_bound` seconds and for one call after that; it hangs if it has shown
-        no progress for longer. Faust reads ahead of the loop, so records that were read long ago, with no batch in the
-        works, mean that the way from Faust to the loop is broken; only a rate limit may hold them for so long.
+        A batch in progress may wait for `outage_bound` seconds and then for one call; it hangs if it makes no progress
+        for longer. Faust reads ahead of the loop. If records were read long ago and no batch is in progress, then Faust
+        does not pass records to the loop; only a rate limit may delay them that long.
         """
         if self._finisher.done():
             return "the batch loop has ended"
         still = time.monotonic() - self._last_progress
         if self._in_flight:
             if still > self._longest_step:
-                return f"a batch has made no progress for {still:.0f} s, longer than any outage or call may take"
+                return f"a batch has made no progress for {still:.0f} s, the limit is {self._longest_step:g} s"
             return None
-        patience = PATIENCE + self.settings.drain_timeout  # others may drain for so long before Kafka assigns anything
+        patience = PATIENCE + self.settings.drain_timeout  # other workers drain before Kafka assigns partitions
         if self.settings.rate_limit:
             patience += self.settings.batch_size / self.settings.rate_limit
         if still < patience:
@@ -125,17 +126,17 @@ class BatchLoop:
 
     @property
     def _longest_step(self) -> float:
-        """Seconds that a batch which does not hang may be without progress: each call of a stage has a time-out."""
+        """The most seconds between two steps of a batch that does not hang: each call of a stage has a timeout."""
         settings = self.settings
         return settings.outage_bound + max(settings.embed_timeout, settings.store_timeout)
 
     @property
     def assigned(self) -> bool:
-        """Whether Kafka has assigned partitions, or the lack of any, since the start."""
+        """Whether Kafka has sent an assignment since the start, even one without partitions."""
         return bool(self._assignments)
 
     def unready(self) -> str | None:
-        """Why no record is taken just now; None if one would be."""
+        """Why the worker takes no records now; None if it takes records."""
         if not self._assignments:
             return "Kafka has assigned nothing yet"
         if len(self._assignments) == MOST_ASSIGNMENTS and time.monotonic() - self._assignments[0] < 60:
@@ -146,9 +147,9 @@ class BatchLoop:
         return self._down()
 
     def _down(self) -> str | None:
-        """What a batch waits for; None if nothing is down."""
-        if self._publishing and (seconds := time.monotonic() - self._publishing) > SLOW:
-            return f"Kafka has not taken the outputs of a batch for {seconds:.0f} s"
+        """The outage that a batch waits for; None if there is none."""
+        if self._publishing and (seconds := time.monotonic() - self._publishing) > SLOW_PUBLISH:
+            return f"Kafka has not acknowledged the outputs of a batch for {seconds:.0f} s"
         return next(iter(self._waiting.values()), None)
 
     # Step 1: take
@@ -163,7 +164,7 @@ class BatchLoop:
         except Exception as error:
             self._fail(error)
         finally:
-            if not self._ending:  # a stream that nobody takes from any more acknowledges what it still gets
+            if not self._ending:  # Faust acknowledges what it adds to a stream without a reader
                 self._fail(Outage("Faust has ended the stream"))
 
     def _start(self, deliveries: Sequence[Delivery]) -> None:
@@ -194,12 +195,12 @@ class BatchLoop:
                 case decoded:
                     work[i] = decoded
         if work:
-            done = await self._patiently(list(work.values()))
+            done = await self._process_with_retries(list(work.values()))
             outcomes |= dict(zip(work, done, strict=True))
         return [(record, outcomes[i]) for i, record in enumerate(records)]
 
-    async def _patiently(self, items: list[Any]) -> Sequence[Outcome]:
-        """Runs the stage's `process`, again and again while it raises `Outage`, for at most `outage_bound` seconds."""
+    async def _process_with_retries(self, items: list[Any]) -> Sequence[Outcome]:
+        """Runs the stage's `process`; retries it after an `Outage`, for at most `outage_bound` seconds."""
 
         def wait_for(state: RetryCallState) -> None:
             assert state.outcome and state.next_action
@@ -208,7 +209,7 @@ class BatchLoop:
             self._waiting[id(items)] = str(outage)
             self._progressed()
             metrics.retries.labels(self.stage.name, outage.cause).inc()
-            log.warning("%s; trying again in %.1f s", outage, state.next_action.sleep)
+            log.warning("%s; retrying in %.1f s", outage, state.next_action.sleep)
 
         try:
             async for attempt in AsyncRetrying(
@@ -240,24 +241,24 @@ class BatchLoop:
             self._fail(error)
 
     async def _publish(self, outcomes: list[tuple[Record, Outcome]]) -> None:
-        self._end_if_given_up()
+        self._end_if_session_lost()
         self._publishing = time.monotonic()
         self._progressed()
         try:
             async with asyncio.timeout(self.settings.outage_bound):
                 await self._outputs.publish(outcomes)
         except (KafkaError, TimeoutError) as error:
-            raise Outage(f"Kafka did not take the outputs of a batch: {error!r}") from error
+            raise Outage(f"Kafka did not acknowledge the outputs of a batch: {error!r}") from error
         finally:
             self._publishing = None
 
     # Draining
 
     async def drain(self) -> None:
-        """Waits until nothing is in flight, at most `drain_timeout` seconds; then the process ends.
+        """Waits until no batch is in flight; ends the process if that takes longer than `drain_timeout` seconds.
 
-        It must: what a worker publishes after its partition has moved could follow what the new owner publishes, and
-        leave an older record as the newest of a compacted topic.
+        The process must end: if it published after its partition has moved, its record could follow a newer record of
+        the new owner. Then a compacted topic would keep the older record.
         """
         self._taking = False
         try:
@@ -265,50 +266,55 @@ class BatchLoop:
                 await self._idle.wait()
         except TimeoutError:
             seconds = self.settings.drain_timeout
-            self._fail(Outage(f"{self._in_flight} batches were not done within {seconds:g} s; they will come again"))
+            self._fail(
+                Outage(f"{self._in_flight} batches were not done within {seconds:g} s; Kafka delivers them again")
+            )
 
     async def read_again(self) -> None:
-        """Makes the group forget how far this worker has read, because its source was deleted and made again.
+        """Resets the group's offsets of this worker's partitions, because the topic was deleted and created again.
 
-        Kafka forgets that too when a topic is deleted, but a batch that was in the works may have been committed since.
-        Nothing more is acknowledged; the process must end.
+        Kafka removes a group's offsets when a topic is deleted, but a batch in progress may have been committed since.
+        This worker acknowledges nothing more; the process must end.
         """
         self._taking = False
         self._finisher.cancel()
-        for _ in range(TRIES_TO_FORGET):
+        for _ in range(RESET_ATTEMPTS):
             if await self._source.commit_the_beginning():
                 return
-            await asyncio.sleep(PULSE)
+            await asyncio.sleep(CHECK_INTERVAL)
 
-    async def _beat(self) -> None:
+    async def _watch(self) -> None:
         while True:
-            self._end_if_given_up()
+            self._end_if_session_lost()
             self._end_if_hung()
-            self._last_beat = time.monotonic()
-            await asyncio.sleep(PULSE)
+            self._last_check = time.monotonic()
+            await asyncio.sleep(CHECK_INTERVAL)
 
-    def _end_if_given_up(self) -> None:
-        """Ends a process whose partitions Kafka has given to others, or is about to, for want of a sign of life.
+    def _end_if_session_lost(self) -> None:
+        """Ends a process that Kafka has removed from the group, or may soon remove, because heartbeats are missing.
 
-        Like what is published after a drain has failed, what it has on its way could follow what the new owner has
-        published. A frozen process learns of it by its own clock, one that the network cuts off by its heartbeats.
+        Otherwise its outputs could follow newer records of the partitions' new owner, as after a failed drain. A frozen
+        process detects this by its own clock, a process without a network by its unanswered heartbeats.
         """
         now, session = time.monotonic(), self.settings.session_timeout
-        if now - self._last_beat > session:
-            seconds = now - self._last_beat
-            self._fail(Outage(f"this process stood still for {seconds:.0f} s, longer than STREAM_SESSION_TIMEOUT"))
+        if now - self._last_check > session:
+            seconds = now - self._last_check
+            self._fail(Outage(f"this process did not run for {seconds:.0f} s, longer than STREAM_SESSION_TIMEOUT"))
         if self._in_flight:
             seconds = now - max(self._source.heartbeat_answered, self._assignments[-1])
             if seconds > LEASE * session:
                 self._fail(
-                    Outage(f"Kafka has not answered a heartbeat for {seconds:.0f} s and may give this worker up")
+                    Outage(
+                        f"Kafka has not answered a heartbeat for {seconds:.0f} s "
+                        "and may have removed this worker from its group"
+                    )
                 )
 
     def _end_if_hung(self) -> None:
-        """Ends a process that a supervisor with a probe of /healthz would have ended by now."""
+        """Ends a process that hangs, unless a probe of /healthz has ended it before."""
         still = time.monotonic() - self._last_progress
         if self._in_flight and still > self._longest_step + PATIENCE:
-            self._fail(Outage(f"a batch has made no progress for {still:.0f} s; it will come again"))
+            self._fail(Outage(f"a batch has made no progress for {still:.0f} s; Kafka delivers it again"))
 
     def _on_assigned(self, partitions: int) -> None:
         log.info("assigned %d partitions", partitions)
@@ -354,7 +360,7 @@ class BatchLoop:
 
 
 def age(record: Record) -> float:
-    """Seconds since the chunk was published; 0 for a producer whose clock is ahead."""
+    """Seconds since the chunk was published; 0 if the producer's clock is ahead."""
     published = number(header(record.headers, PUBLISHED_HEADER))
     return max(time.time() - (record.timestamp if published is None else published) / 1000, 0)
 

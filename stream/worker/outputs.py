@@ -1,4 +1,4 @@
-"""What a batch leads to, into Kafka: outputs to the next topic, rejected records to the stage's dead letters."""
+"""Publishes a batch's outputs to the next topic and its rejected records to the stage's dead-letter queue."""
 
 import asyncio
 import logging
@@ -33,20 +33,20 @@ log = logging.getLogger(__name__)
 
 
 async def until_taken(send: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-    """Sends again when aiokafka gives up after the time-out of one request; how long is for the caller to bound.
+    """Sends again after each request timeout of aiokafka, without a limit: the caller must set a timeout.
 
-    That changes no order, because an output that found no room was not sent; and a second letter accounts for its
-    record as the first one does.
+    The order stays, because an output that timed out was not yet in aiokafka's buffer. A dead letter may be sent twice;
+    each copy accounts for its record.
     """
-    while True:  # not tenacity, which costs a tenth of a stage's time: this runs for every record
+    while True:  # not tenacity: this runs for every record, and tenacity takes a tenth of a stage's time
         try:
             return await send(*args, **kwargs)
         except KafkaTimeoutError:
-            await asyncio.sleep(0)  # whoever bounds it must get a turn
+            await asyncio.sleep(0)  # gives control to the event loop, for the caller's timeout
 
 
 class Outputs:
-    """Where one stage's outcomes go."""
+    """Publishes the outcomes of one stage."""
 
     def __init__(
         self, stage: StageName, producer: AIOKafkaProducer, letters: AIOKafkaProducer, settings: Settings
@@ -55,11 +55,11 @@ class Outputs:
         self._producer = producer
         self._letters = letters
         self._settings = settings
-        for reason in get_args(Reason):  # Prometheus takes no notice of the first event of a series that begins with it
+        for reason in get_args(Reason):  # so that the first event is an increase from 0
             metrics.dead_letters.labels(stage, reason)
 
     async def publish(self, outcomes: Iterable[tuple[Record, Outcome]]) -> None:
-        """Sends all in order and waits until Kafka has them; raises `KafkaError`."""
+        """Sends all outcomes in order and waits until Kafka acknowledges them; raises `KafkaError`."""
         sent = []
         for record, outcome in outcomes:
             if isinstance(outcome, Rejected):
@@ -96,15 +96,15 @@ class Outputs:
         described = [one for one in headers if one[0].startswith(PREFIX)]
         try:
             await send(record.value, headers)
-        except MessageSizeTooLargeError:  # it came compressed better than we can
+        except MessageSizeTooLargeError:  # the producer's compression was better than ours
             try:
                 await send(None, [*headers, left_out])
-            except MessageSizeTooLargeError:  # and so did its headers
+            except MessageSizeTooLargeError:  # the record's own headers are too large as well
                 await send(None, [*described, left_out])
 
 
 def encoded(record: Record, output: dict[str, Any] | Tombstone) -> tuple[bytes | None, Headers]:
-    """An output's value and headers, as they go to the next topic."""
+    """The value and headers of an output for the next topic."""
     headers = without_letter(record.headers)
     if number(header(headers, PUBLISHED_HEADER)) is None and record.timestamp >= 0:
         headers.append((PUBLISHED_HEADER, str(record.timestamp).encode()))

@@ -1,4 +1,4 @@
-"""One process that runs one stage: the batch loop on its source, with a web server beside it."""
+"""Runs one stage in one process: the batch loop and a web server."""
 
 import asyncio
 import hashlib
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 
 _claims: list[object] = []  # held until the process ends
 WEB_PORTS: dict[StageName, int] = {"embed": 9101, "expand": 9102, "index": 9103}
-PAUSE_BEFORE_RESTART = 5.0  # seconds: a supervisor may start a worker again at once
+PAUSE_BEFORE_RESTART = 5.0  # seconds: a supervisor may restart a worker without a pause
 
 
 def run(stage: StageName, settings: Settings) -> None:
-    """Runs until SIGTERM or SIGINT, then finishes what is in flight; raises `StreamError` if it cannot start.
+    """Runs until SIGTERM or SIGINT, then finishes the batches in flight; raises `StreamError` if it cannot start.
 
-    A signal that comes before the first batch can be taken ends the process at once, with exit code 0.
+    A signal before the worker can take the first batch ends the process at once, with exit code 0.
     """
     signals.end_at_once(0)
     logs.configure(settings)
@@ -71,7 +71,7 @@ async def _work(name: StageName, settings: Settings) -> None:
                 if not stopping.done():
                     fail(Outage(f"Faust has stopped: {source.crash_reason!r}"))
             log.info("draining")
-            if not (starting.done() and loop.assigned):  # to stop, Faust would join first, which may take minutes
+            if not (starting.done() and loop.assigned):  # Faust would join the group first, which may take minutes
                 await loop.drain()
                 _end(0)
             await source.stop()
@@ -79,28 +79,28 @@ async def _work(name: StageName, settings: Settings) -> None:
 
 
 def _signalled() -> "asyncio.Task[bool]":
-    """Is done when SIGTERM or SIGINT has come."""
-    came = asyncio.Event()
+    """A task that is done when the process has received SIGTERM or SIGINT."""
+    received = asyncio.Event()
     for number in signals.SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, came.set)
-    return asyncio.create_task(came.wait())
+        asyncio.get_running_loop().add_signal_handler(number, received.set)
+    return asyncio.create_task(received.wait())
 
 
 def _claim_name(stage: StageName, settings: Settings) -> None:
-    """Kafka lets two static members of one name throw each other out for ever, so one host does not start two."""
+    """Locks the instance name on this host: two static members with one name would fence each other again and again."""
     name = f"{settings.kafka_servers} {topics.group(settings, stage)} {settings.instance}"
     lock = scratch.folder() / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
     try:
         _claims.append(FileLock(lock, timeout=0).acquire())
     except Timeout:
         raise ConfigurationError(
-            f"another {stage} worker runs here under the name {settings.instance}; "
-            "give each its own with STREAM_INSTANCE, and its own STREAM_WEB_PORT"
+            f"another {stage} worker with the name {settings.instance} runs on this host; "
+            "set a different STREAM_INSTANCE and STREAM_WEB_PORT for each"
         ) from None
 
 
 def fail(error: BaseException) -> NoReturn:
-    """Ends the process at once: nothing of an unfinished batch is acknowledged, and a supervisor starts it again."""
+    """Ends the process at once, without acknowledging an unfinished batch; a supervisor starts it again."""
     log.error("%s", error, exc_info=None if isinstance(error, StreamError) else error)
     code = error.exit_code if isinstance(error, StreamError) else Outage.exit_code
     print(f"stream: {error or repr(error)}", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,4 +1,4 @@
-"""Files that need not outlast a reboot."""
+"""Temporary files, which a reboot may delete."""
 
 import os
 import tempfile
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """A folder of this user alone, for locks and for what Faust wants to write."""
+    """A folder that only this user can read, for locks and for Faust's files."""
     made = Path(tempfile.gettempdir()) / f"stream-worker-{os.getuid()}"
     made.mkdir(mode=0o700, exist_ok=True)
     return made

@@ -1,6 +1,6 @@
-"""The topic of a stage as the batch loop sees it: batches come in, acknowledgements go out. Faust runs beneath.
+"""The topic of a stage: gives batches to the batch loop, and takes its acknowledgements. Runs on Faust.
 
-This module and `consumer` are the only ones that know Faust. What is used here, by upstream file;
+Only this module and `consumer` use Faust. The names used here, by upstream file;
 `tests/worker/test_upstream.py` fails if one of these changes:
 
 - faust/streams.py: `Stream.noack_take`, `.ack`
@@ -23,14 +23,14 @@ from stream.records import Record
 from stream.worker import scratch
 from stream.worker.consumer import Heartbeats, Transport
 
-# Seconds without a fetch until a consumer leaves its group. Faust fetches nothing while a batch waits, which may take
-# long in an outage or under a rate limit; the loop itself ends a worker that hangs.
+# Seconds without a fetch after which a consumer leaves its group. Faust does not fetch while a batch waits, which may
+# take long in an outage or under a rate limit. The batch loop itself ends a worker that hangs.
 NEVER = 365 * 86_400.0
-METADATA_AGE_MS = 10_000  # until partitions that were added are read
+METADATA_AGE_MS = 10_000  # until new partitions are read
 
 
 class Delivery(NamedTuple):
-    """A record that was handed out and is not acknowledged yet, as Faust knows it."""
+    """A delivered record that is not acknowledged yet, with Faust's event and stream."""
 
     record: Record
     event: Any
@@ -41,13 +41,13 @@ Batches = AsyncIterator[Sequence[Delivery]]
 
 
 class Source:
-    """The source topic of a stage, read as a member of its consumer group."""
+    """Reads the source topic of a stage as a member of its consumer group."""
 
     def __init__(self, stage: StageName, settings: Settings) -> None:
         self._app = _app(stage, settings)
         self._stage = stage
         self._settings = settings
-        self._taken: dict[Any, int] = {}  # the last offset that was handed out, by partition
+        self._taken: dict[Any, int] = {}  # the last offset that the loop has taken, by partition
 
     def connect(
         self,
@@ -56,10 +56,10 @@ class Source:
         revoked: Callable[[], Awaitable[None]],
         stopping: Callable[[], Awaitable[None]],
     ) -> None:
-        """Says who takes batches, and who hears that partitions are assigned (how many), revoked, or given back.
+        """Sets the callbacks: `take` gets the batches, `assigned` the number of partitions at each assignment.
 
-        Partitions move on, and the process stops, when `revoked` or `stopping` returns; what is acknowledged by then is
-        committed. `take` never holds the outcome of a batch: Faust acknowledges what an agent's body drops.
+        Faust gives partitions back when `revoked` returns, and stops when `stopping` returns; it commits what is
+        acknowledged by then. `take` must not keep a batch's outcome: Faust acknowledges what an agent's body drops.
         """
 
         async def taking(stream: Any) -> None:
@@ -70,7 +70,7 @@ class Source:
             await app.consumer.commit()
 
         async def on_assigned(app: faust.App, partitions: set[Any], **_: Any) -> None:
-            # What was read before comes again or went to another worker.
+            # Records read before this assignment come again, here or at another worker.
             self._taken = dict(app.monitor.tp_read_offsets)
             assigned(len(partitions))
 
@@ -86,26 +86,26 @@ class Source:
         self._app.on_before_shutdown.connect(on_stopping, weak=False)
 
     async def _batches(self, stream: Any) -> Batches:
-        """Up to `batch_size` records, or what came within `batch_within` seconds."""
+        """Yields up to `batch_size` records, or those that arrived within `batch_within` seconds."""
         async for events in stream.noack_take(self._settings.batch_size, within=self._settings.batch_within):
             yield [Delivery(as_record(event.message), event, stream) for event in events]
 
     def current(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        """Those of the assignment that holds now; the others are delivered again, here or to another worker."""
+        """The deliveries of the current assignment; Kafka delivers the others again, here or to another worker."""
         generation = self._app.consumer_generation_id
         return [delivery for delivery in deliveries if delivery.event.message.generation_id == generation]
 
     def note_taken(self, deliveries: Sequence[Delivery]) -> None:
-        """Notes that the loop has begun to work on these."""
+        """Notes that the loop has started to process these."""
         self._taken |= {delivery.event.message.tp: delivery.record.offset for delivery in deliveries}
 
     def read_more_than_taken(self) -> bool:
-        """Whether Faust has read records that the loop has not begun to work on."""
+        """Whether Faust has read records that the loop has not started to process."""
         read = self._app.monitor.tp_read_offsets
         return any(read.get(tp, -1) > self._taken.get(tp, -1) for tp in self._app.consumer.assignment())
 
     async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        """Says that these are done; Faust commits them in the background."""
+        """Marks these as done; Faust commits them in the background."""
         for delivery in deliveries:
             await delivery.stream.ack(delivery.event)
 
@@ -115,11 +115,11 @@ class Source:
 
     @property
     def heartbeat_answered(self) -> float:
-        """`time.monotonic()` when the newest heartbeat was sent that Kafka has answered; 0 before the first."""
+        """`time.monotonic()` at which the newest heartbeat that Kafka has answered was sent; 0 before the first."""
         return Heartbeats.answered
 
     async def start(self) -> None:
-        """Joins the group; returns when Faust runs."""
+        """Joins the group; returns when Faust is running."""
         await self._app.start()
 
     async def ended(self) -> None:
@@ -132,7 +132,7 @@ class Source:
         return self._app.crash_reason  # type: ignore[no-any-return]
 
     async def stop(self) -> None:
-        """Has `stopping` called, commits and leaves the group."""
+        """Calls `stopping`, commits and leaves the group."""
         await self._app.stop()
 
 
@@ -155,7 +155,7 @@ def _app(stage: StageName, settings: Settings) -> faust.App:
         broker_session_timeout=settings.session_timeout,
         broker_heartbeat_interval=settings.session_timeout / 10,
         broker_rebalance_timeout=rebalance,
-        broker_request_timeout=max(90, settings.session_timeout, rebalance) + 10,  # joining takes a whole rebalance
+        broker_request_timeout=max(90, settings.session_timeout, rebalance) + 10,  # joining can take a whole rebalance
         broker_max_poll_interval=NEVER,
         consumer_metadata_max_age_ms=METADATA_AGE_MS,
         broker_commit_interval=settings.commit_interval,
@@ -167,14 +167,14 @@ def _app(stage: StageName, settings: Settings) -> faust.App:
 
 
 def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
-    """The arguments of aiokafka's clients as Faust takes them."""
-    told = security.arguments(settings)
-    context = told.get("ssl_context")
-    if "sasl_mechanism" in told:
+    """The security arguments of aiokafka's clients, as Faust's types."""
+    arguments = security.arguments(settings)
+    context = arguments.get("ssl_context")
+    if "sasl_mechanism" in arguments:
         return faust.SASLCredentials(
-            username=told["sasl_plain_username"],
-            password=told["sasl_plain_password"],
-            mechanism=told["sasl_mechanism"],
+            username=arguments["sasl_plain_username"],
+            password=arguments["sasl_plain_password"],
+            mechanism=arguments["sasl_mechanism"],
             ssl_context=context,
         )
     return faust.SSLCredentials(context) if context else None

@@ -1,11 +1,10 @@
-"""Traces: where a chunk was, and how long.
+"""Traces: which stages a chunk passed, and how long each took.
 
-A producer that sends the header `traceparent` (W3C Trace Context) gets a span of each stage into its trace, beside one
-another under its own span; the header travels with the record as all headers do. Each of these spans is linked to the
-span of the batch in which the record went, since that is what took the time, and the batch's to them.
-(OpenTelemetry's semantic conventions for messaging.)
+A producer may send the header `traceparent` (W3C Trace Context). Every stage passes it on, as it does all headers, and
+adds one span to the producer's trace, as a child of the producer's span. This span and the span of the record's batch
+are linked to each other, because the whole batch takes the time. (OpenTelemetry's semantic conventions for messaging.)
 
-Nothing is measured unless a tracer provider is there: `STREAM_TRACES=1` makes one.
+Without a tracer provider nothing is recorded; `STREAM_TRACES=1` creates one.
 """
 
 import time
@@ -28,9 +27,9 @@ _propagator = TraceContextTextMapPropagator()
 
 @contextmanager
 def exported(settings: Settings, stage: StageName) -> Iterator[None]:
-    """While the context lasts, spans go out by OTLP over HTTP; OTEL_EXPORTER_OTLP_ENDPOINT and its likes say where to.
+    """Exports spans by OTLP over HTTP while the context lasts; the variables OTEL_EXPORTER_OTLP_* say where to.
 
-    Raises `ConfigurationError` if the packages for it are missing. Without `STREAM_TRACES` nothing happens.
+    Raises `ConfigurationError` if the packages for it are missing. Does nothing without `STREAM_TRACES`.
     """
     if not settings.traces:
         yield
@@ -52,13 +51,13 @@ def exported(settings: Settings, stage: StageName) -> Iterator[None]:
 
 
 def begin(stage: str) -> Span:
-    """The span of a batch, which ends with `end`."""
+    """Starts the span of a batch; `end` ends it."""
     return _tracer.start_span(f"{stage} batch", kind=SpanKind.CONSUMER)
 
 
 def end(batch: Span, stage: str, seconds: float, outcomes: Sequence[tuple[Record, Outcome]]) -> None:
-    """Ends the span of a batch that took so many seconds, and makes one for each of its records that is traced."""
-    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # there is none
+    """Ends the span of a batch that took `seconds`, and makes a span for each of its traced records."""
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # no provider is set
         return
     now = time.time_ns()
     batch.set_attribute("messaging.batch.message_count", len(outcomes))

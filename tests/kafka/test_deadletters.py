@@ -20,7 +20,7 @@ from stream.kafka.deadletters import (
 )
 from stream.records import Record, Rejected
 
-WRONG = Rejected("schema", "text: must hold more than white space")
+WRONG = Rejected("schema", "text: must contain more than white space")
 OWN = [("traceparent", b"00-1"), ("version", b"7")]
 
 

@@ -178,7 +178,7 @@ async def test_nothing_is_started_after_a_drain_and_what_is_never_done_ends_the_
 
 
 def stand_still(run):
-    run.loop._last_beat -= 7
+    run.loop._last_check -= 7
 
 
 def be_cut_off(run):
@@ -186,7 +186,7 @@ def be_cut_off(run):
 
 
 @pytest.mark.parametrize(
-    ("happens", "said"), [(stand_still, "stood still for 7 s"), (be_cut_off, "not answered a heartbeat for 5 s")]
+    ("happens", "said"), [(stand_still, "did not run for 7 s"), (be_cut_off, "not answered a heartbeat for 5 s")]
 )
 async def test_a_process_that_kafka_may_have_given_up_publishes_nothing(happens, said):
     """Other workers may own its partitions: an output that it publishes now could follow a newer one."""
@@ -258,7 +258,7 @@ async def test_outputs_and_letters_that_kafka_has_no_room_for_are_sent_again_in_
 
 
 async def test_a_worker_whose_outputs_kafka_does_not_take_says_so(monkeypatch):
-    monkeypatch.setattr(batch_loop, "SLOW", 0)
+    monkeypatch.setattr(batch_loop, "SLOW_PUBLISH", 0)
     run = Run(everything)
     assert run.loop.unready() is None
     taken = asyncio.Event()
@@ -269,7 +269,7 @@ async def test_a_worker_whose_outputs_kafka_does_not_take_says_so(monkeypatch):
 
     run.producer.send = send
     await run.take(run.event(1))
-    await until(lambda: asyncio.sleep(0, "Kafka has not taken" in (run.loop.unready() or "")), 5, every=0.01)
+    await until(lambda: asyncio.sleep(0, "Kafka has not acknowledged" in (run.loop.unready() or "")), 5, every=0.01)
     taken.set()
     await run.acknowledges(1)
     assert run.loop.unready() is None
@@ -329,7 +329,7 @@ async def test_a_worker_that_hangs_ends_by_itself_where_nobody_asks_for_its_heal
     await run.take(run.event(1))
     nothing_happened_for(run, 100 + 40 + batch_loop.PATIENCE + 1)
     with pytest.raises(Ended):
-        await run.loop._pulse
+        await run.loop._watchdog
     assert isinstance(run.failed[0], Outage)
     assert run.acknowledged == []
 
