@@ -12,13 +12,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import IO
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "pytest",
-        "stream.cli",
+        "rich.progress",
+        "rich.table",
+        "typer",
+        "stream.health.doctor",
+        "stream.operate.purge",
+        "stream.operate.redrive",
+        "stream.operate.reindex",
         "stream.worker.run",
         "stream.stages.registry",
         "stream.models.splade",
@@ -31,10 +39,18 @@ class Process:
     """What `subprocess.Popen` would be for `python SCRIPT ARGUMENTS`, or for `stream ARGUMENTS` without a script."""
 
     def __init__(
-        self, arguments: Sequence[str], *, script: str | None = None, environment: Mapping[str, str], log: Path
+        self,
+        arguments: Sequence[str | bytes],
+        *,
+        script: str | None = None,
+        environment: Mapping[str, str],
+        log: Path,
+        errors: Path | None = None,
     ) -> None:
+        """What the process prints is added to `log`; what it prints to standard error to `errors`, if given."""
+        files = (str(log), str(errors or log))
         self._process: ForkServerProcess = CONTEXT.Process(
-            target=_run, args=(list(arguments), script, dict(environment), str(log)), daemon=True
+            target=_run, args=([*map(os.fsdecode, arguments)], script, dict(environment), files), daemon=True
         )
         self._process.start()
 
@@ -74,11 +90,19 @@ def child(
     return Process([*options, "worker", stage], environment=os.environ | variables, log=path)
 
 
-def _run(arguments: list[str], script: str | None, environment: dict[str, str], log: str) -> None:
+def run(*arguments: str | bytes, script: str | None = None, **variables: str) -> SimpleNamespace:
+    """Runs a process to its end: `code`, `out` and `err`."""
+    with TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        code = Process(arguments, script=script, environment=os.environ | variables, log=out, errors=err).wait()
+        return SimpleNamespace(code=code, out=out.read_text(), err=err.read_text())
+
+
+def _run(arguments: list[str], script: str | None, environment: dict[str, str], files: tuple[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    with Path(log).open("ab") as file:
-        for descriptor in (1, 2):
+    for descriptor, name in zip((1, 2), files, strict=True):
+        with Path(name).open("ab") as file:
             os.dup2(file.fileno(), descriptor)
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)

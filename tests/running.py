@@ -37,4 +37,4 @@ async def running(
         finally:
             await source.stop()
             loop._finisher.cancel()
-            loop._pulse.cancel()
+            loop._watchdog.cancel()

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 from click.testing import Result
 from conftest import free_ports
@@ -48,18 +49,11 @@ async def stream(*arguments: str, stdin: bytes = b"") -> Result:
 def process(*arguments: str | bytes, **variables: str) -> SimpleNamespace:
     """The command as a process of its own, where errors become sentences; secrets must not be in what it prints."""
     environment = os.environ | PLANTED | variables
-    ended = subprocess.run(
-        [sys.executable, "-m", "stream", *arguments],
-        env=environment,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    ended = processes.run(*arguments, **PLANTED, **variables)
     for name in SECRETS:
-        assert environment[name] not in ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stderr
-    return SimpleNamespace(code=ended.returncode, out=ended.stdout, err=ended.stderr)
+        assert environment[name] not in ended.out + ended.err
+    assert "Traceback" not in ended.err
+    return ended
 
 
 def lines(*chunks: object) -> bytes:

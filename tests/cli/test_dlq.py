@@ -10,7 +10,9 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
+import processes
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -278,10 +280,10 @@ async def test_purge_asks_who_is_there(rejected, said, left):
 # What is interrupted, done twice, or cannot go
 
 
-async def faulty(fault: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line as a process that meets a fault."""
-    command = [sys.executable, str(Path(__file__).parent / "faulty_dlq.py"), fault, "dlq", *arguments]
-    return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+async def faulty(fault: str, *arguments: str) -> SimpleNamespace:
+    """The command line as a process that meets a fault: its `code`, `out` and `err`."""
+    script = str(Path(__file__).parent / "faulty_dlq.py")
+    return await asyncio.to_thread(processes.run, fault, "dlq", *arguments, script=script)
 
 
 async def copies(settings: Settings, original: Record) -> list[Record]:
@@ -295,7 +297,7 @@ async def copies(settings: Settings, original: Record) -> list[Record]:
 
 async def test_a_redrive_killed_before_a_marker_is_run_again_and_sends_nothing_twice(flow):
     originals = [await reject(flow, key) for key in ("a", "b", "c")]
-    assert (await faulty("killed_before_the_second_marker", "redrive")).returncode == -signal.SIGKILL
+    assert (await faulty("killed_before_the_second_marker", "redrive")).code == -signal.SIGKILL
     assert [len(await copies(flow, original)) for original in originals] == [1, 1, 1]
     assert await keys() == ["b", "c"]
     assert (await stream("redrive")).exit_code == 0
@@ -391,8 +393,8 @@ async def test_two_redrives_at_once_bury_nothing(flow, monkeypatch):
 async def test_a_redrive_that_is_interrupted_says_so_and_goes_on_where_it_was(flow):
     originals = [await reject(flow, key) for key in ("a", "b", "c")]
     ended = await faulty("interrupted_before_the_second_marker", "redrive")
-    assert (ended.returncode, ended.stdout) == (130, "")
-    assert ended.stderr == "stream: interrupted; what was done stays done, run it again for the rest\n"
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err == "stream: interrupted; what was done stays done, run it again for the rest\n"
     assert await keys() == ["c"]
     assert (await stream("redrive")).exit_code == 0
     assert [len(await copies(flow, original)) for original in originals] == [1, 1, 1]
@@ -401,8 +403,8 @@ async def test_a_redrive_that_is_interrupted_says_so_and_goes_on_where_it_was(fl
 
 async def test_a_purge_that_is_interrupted_says_so_and_deletes_all_that_it_named_or_nothing(rejected):
     ended = await faulty("interrupted_while_deleting", "purge", "--stage", "embed", "--yes")
-    assert (ended.returncode, ended.stdout) == (130, "")
-    assert ended.stderr == "stream: interrupted; what was done stays done, run it again for the rest\n"
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err == "stream: interrupted; what was done stays done, run it again for the rest\n"
     assert await keys("--stage", "embed") in (["embed0", "embed1", "embed2"], [])
     assert await keys("--stage", "index") == ["index0"]
     assert (await stream("purge", "--stage", "embed", "--yes")).exit_code == 0

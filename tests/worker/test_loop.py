@@ -81,6 +81,8 @@ class Run:
         outputs = Outputs("embed", self.producer, self.letters, told)
         self.loop = BatchLoop(stage, self.source, outputs, told, self.fail)
         self.loop._assignments.append(time.monotonic())
+        for task in (self.loop._finisher, self.loop._watchdog):
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # `failed` has what matters
 
     @property
     def acknowledged(self):
