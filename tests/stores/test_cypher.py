@@ -1,4 +1,4 @@
-"""If this fails, whoever writes a chunk could write Cypher."""
+"""If this fails, the writer of a chunk can inject Cypher."""
 
 import ast
 from pathlib import Path
@@ -21,10 +21,10 @@ def test_cypher_is_made_of_constants_and_of_names_that_are_checked():
     formatted = {ast.unparse(part.value) for part in parts if isinstance(part, ast.FormattedValue)}
     names = {part.id for part in parts if isinstance(part, ast.Name)}
     assert len(statements()) > 5
-    place = {"index", "vector", "version", "provenance", "count_index", "origin_index"}  # checked names, and a number
-    assert formatted == {"name"} | {f"place.{each}" for each in place}  # `name` is the checked label
+    schema = {"index", "vector", "version", "provenance", "count_index", "origin_index"}  # checked names, and a number
+    assert formatted == {"name"} | {f"schema.{each}" for each in schema}  # `name` is the checked label
     constants = {name for name in names if name.isupper()}
-    assert names - constants == {"place", "name", "statement"}
+    assert names - constants == {"schema", "name", "statement"}
     assert all(isinstance(getattr(neo4j, name), str) for name in constants)
     assert not any(isinstance(part, ast.BinOp | ast.Call) for part in parts)
 

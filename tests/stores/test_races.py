@@ -11,7 +11,7 @@ from races import STATE, apart, put, race
 from support import until
 
 from stream.records import Tombstone
-from stream.stores.neo4j import ADOPT, DELETE, PUT, Neo4jStore, _Place, _row
+from stream.stores.neo4j import ADOPT, DELETE, PUT, Neo4jStore, _row, _Schema
 
 pytestmark = pytest.mark.servers
 
@@ -49,9 +49,9 @@ async def begin(store, write):
     if isinstance(write, Tombstone):
         statement, rows, names = DELETE, [{"chunk_id": write.chunk_id, "version": write.version}], {}
     else:
-        names = _Place(store._settings, store._settings.generation or 1).properties
+        names = _Schema(store._settings, store._settings.generation or 1).properties
         statement, rows = PUT, [_row(write, names)]
-    await (await transaction.run(store._spelled(statement), rows=rows, **names)).consume()
+    await (await transaction.run(store._with_label(statement), rows=rows, **names)).consume()
     return session, transaction
 
 

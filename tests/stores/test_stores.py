@@ -115,7 +115,7 @@ async def test_numbers_that_a_timestamp_outranks_are_told(stores, caplog):
     assert caplog.messages == []
     await stores.opensearch.write([put("c", version=6), put("d", version=4)])
     (message,) = caplog.messages
-    assert "version 6 of 'c' changes nothing" in message
+    assert "version 6 of 'c' is not applied" in message
 
 
 async def test_deleting_what_is_not_there_is_fine(store):
