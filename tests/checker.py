@@ -1,4 +1,4 @@
-"""What must hold of whatever a stage made of generated records; the same for a stage in this process and a worker."""
+"""Checks the outputs of a stage for generated records, whether the stage runs in this process or in a worker."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ def limit(stage: StageName, settings: Settings) -> int:
 
 
 def number_of(record: Record) -> int:
-    """Which case a record comes from."""
+    """The number of the case that a record comes from."""
     return int(header(record.headers, CASE_HEADER) or b"-1")
 
 
@@ -92,7 +92,7 @@ def check_output(stage: StageName, settings: Settings, case: Case, output: Recor
 
 
 def travelling(record: Record) -> Headers:
-    """The headers of what is made of a record: its own without a letter's, and when it was published."""
+    """The headers of a record's output: its own without a dead letter's, and the time of publishing."""
     own = without_letter(record.headers)
     if number(header(own, PUBLISHED_HEADER)) is None and record.timestamp >= 0:
         own.append((PUBLISHED_HEADER, str(record.timestamp).encode()))
@@ -111,9 +111,9 @@ def same(one: Headers, other: Headers) -> bool:
 
 
 async def check_stores(stores: Stores, cases: Sequence[Case], through: Sequence[Case], settings: Settings) -> None:
-    """Of each chunk both stores hold what came through with the highest version, of equal versions the later.
+    """Both stores hold each chunk in its highest version that came through; of equal versions, the later one.
 
-    What one store has refused the other may hold.
+    A record that one store rejected may be in the other.
     """
     newest: dict[str, Tombstone | dict] = {}
     refused: dict[str, list[Stored]] = defaultdict(list)

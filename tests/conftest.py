@@ -1,4 +1,4 @@
-"""The real servers for the whole run, and settings of its own for each test."""
+"""The real servers for the whole run, and separate settings for each test."""
 
 import os
 
@@ -32,7 +32,7 @@ PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "")  # "gw0", "gw1", … with `p
 PORTS = 1000  # of each process, below those that the kernel gives to clients
 FIRST_PORT = 20_000 + PORTS * int(PROCESS.removeprefix("gw") or 9)
 
-# The default repeats itself; `HYPOTHESIS_PROFILE=nightly` looks further, and prints how to repeat what it finds.
+# The default is deterministic. `HYPOTHESIS_PROFILE=nightly` draws new examples and prints how to repeat a failure.
 hypothesis.settings.register_profile("default", derandomize=True, max_examples=90, deadline=None)
 hypothesis.settings.register_profile("nightly", derandomize=False, max_examples=400, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
@@ -105,7 +105,7 @@ def variables(environment: dict[str, str]) -> dict[str, str]:
 
 
 def isolated(environment: dict[str, str]) -> dict[str, str]:
-    """An environment with topics, groups and an index that nobody else has."""
+    """An environment with its own topics, consumer groups and index."""
     name = f"t{uuid.uuid4().hex[:10]}"
     return environment | {
         "STREAM_TOPIC": name,
@@ -119,7 +119,7 @@ def isolated(environment: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture
 def settings(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings of one test; the environment of this process says the same."""
+    """Settings of one test; the environment of this process has the same."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return Settings(_env_file=None)

@@ -1,4 +1,4 @@
-"""Certificates, and servers with TLS and logins in front of the ones that have none."""
+"""Certificates, and proxies that add TLS and authentication to servers without them."""
 
 import asyncio
 import ssl
@@ -16,7 +16,7 @@ def openssl(*arguments: str) -> None:
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A certificate of 127.0.0.1 that vouches for itself, and its key."""
+    """A self-signed certificate of 127.0.0.1, and its key."""
     cert, key = folder / f"{name}.pem", folder / f"{name}.key"
     openssl(
         *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", f"/CN={name}"),
@@ -33,7 +33,7 @@ def serving(cert: Path, key: Path) -> ssl.SSLContext:
 
 @asynccontextmanager
 async def tls_before(address: str, context: ssl.SSLContext) -> AsyncIterator[str]:
-    """Takes TLS off and passes the bytes on to host:port; yields its own. All connections break at the end."""
+    """A proxy that terminates TLS in front of host:port; yields its own host:port. Cuts all connections at the end."""
     host, _, port = address.partition(":")
     writers: list[asyncio.StreamWriter] = []
 
@@ -60,7 +60,7 @@ async def tls_before(address: str, context: ssl.SSLContext) -> AsyncIterator[str
 
 @asynccontextmanager
 async def login_before(url: str, authorization: str, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """Passes requests that carry this header on to the server behind and refuses others; yields its own host:port."""
+    """A proxy that forwards requests with this header and rejects others; yields its own host:port."""
 
     async def let_in(request: web.Request, body: bytes, forward: Forward) -> web.Response | None:
         return None if request.headers.get("authorization") == authorization else web.Response(status=401)

@@ -28,7 +28,7 @@ RETURN chunk_id, gone.version AS deleted, chunk.version AS version, chunk.text A
 
 
 def apart(settings: Settings) -> Settings:
-    """Settings whose chunks have short vectors, and a label and an index of their own: they disturb nobody."""
+    """Settings whose chunks have short vectors, and a label and an index of their own, apart from other tests."""
     return settings.model_copy(
         update={"neo4j_label": "Raced", "neo4j_index": "raced_idx", "embed_dimensions": DIMENSIONS}
     )
@@ -40,7 +40,7 @@ def put(chunk_id: str, version: int, text: str) -> Put:
 
 
 async def race(settings: Settings, rounds: int, rng: random.Random) -> None:
-    """Every writer writes every version of a few chunks, each in an order of its own, and in each round anew.
+    """In each round, every writer writes every version of a few chunks, in its own order.
 
     Raises `AssertionError` unless each chunk ends at its highest version, in the node and in both generations' own
     properties. Leaves nothing behind but constraints and indexes.

@@ -1,4 +1,4 @@
-"""A worker within the test's own process: the product's app and loop, and a stage that the test brings."""
+"""A worker in the test's process: the product's app and loop, with the test's stage."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ from stream.worker.source import Source
 
 
 async def passing(chunks: Sequence[Any]) -> list[Outcome]:
-    """A stage that passes all on as it came."""
+    """A stage that returns its input unchanged."""
     return [Done(dict(chunk)) for chunk in chunks]
 
 
@@ -26,7 +26,7 @@ def _fail(error: BaseException) -> NoReturn:
 async def running(
     settings: Settings, process: Callable[[Sequence[Any]], Awaitable[Sequence[Outcome]]] = passing
 ) -> AsyncIterator[Source]:
-    """An embed worker that runs `process`; stopped, with a drain, at the end."""
+    """An embed worker that runs `process`; drained and stopped at the end."""
     async with clients.producer(settings) as producer, clients.letter_producer(settings) as letters:
         source = Source("embed", settings)
         outputs = Outputs("embed", producer, letters, settings)

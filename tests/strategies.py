@@ -1,9 +1,9 @@
-"""Hypothesis strategies for records of every kind of wrongness, each with what must become of it.
+"""Hypothesis strategies for invalid records of every kind, each with its expected outcomes.
 
     cases = data.draw(batches("embed", settings, prefix="a"))
 
-A kind is a function below: it draws one record, and its decorator says for which reasons a stage may reject it; `None`
-among them means that the record may come through. Another kind needs nothing but another function.
+A kind is a function below. The function draws one record. Its decorator lists the reasons for which a stage may reject
+the record; `None` in the list means that the record may come through. To add a kind, add a function.
 """
 
 import base64
@@ -22,22 +22,22 @@ from support import vector
 from stream.config import STAGES, Settings, StageName
 from stream.records import MAX_VERSION, Reason, Record, sha256
 
-CASE_HEADER = "test.case"  # the number of the case in its batch: it travels with whatever the record leads to
-NOW = int(time.time() * 1000) // 86_400_000 * 86_400_000  # the last midnight: the same all day
+CASE_HEADER = "test.case"  # the number of the case in its batch; outputs and dead letters keep it
+NOW = int(time.time() * 1000) // 86_400_000 * 86_400_000  # the last midnight, so that it is the same all day
 PROVENANCE = {"model": "m", "revision": "r", "parameters": {"n": 1}}
 VECTORS = [vector(seed) for seed in range(4)]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A record, the kind of its wrongness, and every outcome that is right: a reason, or None for coming through."""
+    """A record, its kind, and all correct outcomes: a reason, or None if it comes through."""
 
     kind: str
     record: Record
     outcomes: frozenset[Reason | None]
 
     def __repr__(self) -> str:
-        """Values of megabytes are no help in a failing example."""
+        """Without the value, which may have megabytes."""
         r = self.record
         return f"<{self.kind}: key {r.key!r:.60} value {r.value!r:.200} time {r.timestamp} headers {r.headers!r:.200}>"
 
@@ -47,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Kind:
-    """How to draw a record of one kind, and the stages that may meet it."""
+    """How to draw a record of one kind, and the stages that may receive it."""
 
     draw: Callable[[st.DrawFn, "Good"], Record]
     outcomes: frozenset[Reason | None]
@@ -73,10 +73,10 @@ def kinds_of(stage: StageName) -> list[str]:
 
 @st.composite
 def batches(draw: st.DrawFn, stage: StageName, settings: Settings, prefix: str) -> list[Case]:
-    """12 to 22 records for a stage, right and wrong, numbered in their `CASE_HEADER`.
+    """12 to 22 records for a stage, valid and invalid, numbered in their `CASE_HEADER`.
 
-    Every chunk_id that is right begins with `prefix`. Some records have one key, so that their order counts. Kinds are
-    drawn without repetition, or some would hardly ever come; others, mostly good, lie between.
+    Every valid chunk_id begins with `prefix`. Some records share a key, so that their order matters. Kinds are drawn
+    without repetition, because some would be rare otherwise; other records, mostly valid, are between them.
     """
     kinds = kinds_of(stage)
     wrong = draw(st.lists(st.sampled_from(kinds), min_size=8, max_size=14, unique=True))
@@ -93,7 +93,7 @@ def numbered(case: Case, n: int) -> Case:
     return replace(case, record=replace(case.record, offset=n, headers=(*others, (CASE_HEADER, str(n).encode()))))
 
 
-# What is right
+# Valid records
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
     lambda text: bool(text.replace("\ufeff", " ").strip())
@@ -121,7 +121,7 @@ terms = st.dictionaries(st.sampled_from(["socket", ".", "...", "##er", "a.b", "å
 
 
 class Good:
-    """What a stage takes without complaint, to be spoilt by a kind."""
+    """A valid record of a stage, from which a kind makes an invalid one."""
 
     def __init__(self, stage: StageName, settings: Settings, prefix: str) -> None:
         self.stage = stage
@@ -166,11 +166,11 @@ class Good:
         return Record("generated", 0, 0, key, data, timestamp, tuple(headers))
 
     def spoilt(self, value: dict[str, Any], **fields: Any) -> Record:
-        """The record of a value with some fields replaced; its key stays right."""
+        """The record with some fields of its value replaced; its key stays valid."""
         return self.record(value | fields, value["chunk_id"])
 
     def raw(self, value: dict[str, Any], name: str, literal: str) -> Record:
-        """The record of a value with one more field, whose JSON is given as it is."""
+        """The record with one more field in its value, given as raw JSON."""
         data = orjson.dumps(value)[:-1] + f", {json.dumps(name)}: {literal}}}".encode("utf-8", "surrogatepass")
         return self.record(data, value["chunk_id"])
 
@@ -192,7 +192,7 @@ def tombstone_with_a_version(draw, good):
     return good.record(None, draw(good.ids), headers=[("version", str(version).encode())])
 
 
-# What is no JSON
+# Not JSON
 
 
 @kind("not-json")
@@ -236,7 +236,7 @@ def deep_nesting(draw, good):
     return good.raw(draw(good.values), draw(st.sampled_from(["facet_json", "metadata", "text"])), literal)
 
 
-# JSON, but against the contract
+# JSON that breaks the contract
 
 
 @kind("schema")
@@ -301,7 +301,7 @@ def a_version_beyond_64_bits(draw, good):
     return good.raw(draw(good.values), "version", str(10 ** draw(st.integers(20, 40))))
 
 
-# Odd, but right
+# Unusual, but valid
 
 
 @kind(None)
@@ -385,7 +385,7 @@ def longer_than_the_model_reads(draw, good):
 
 
 def sized(good: Good, value: dict[str, Any], size: int) -> Record:
-    """The value with a text that makes its record as large as said."""
+    """The value with a text that gives its record the wanted size."""
     blank = good.spoilt(value, text="").size
     text = "x" * (size - blank)
     hashed = {} if good.stage == "embed" else {"text_sha256": sha256(text)}

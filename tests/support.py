@@ -1,4 +1,4 @@
-"""What the tests of several modules need: example records, and workers as processes of their own."""
+"""Shared by tests of several modules: example records, and workers in their own processes."""
 
 import asyncio
 import base64
@@ -37,7 +37,7 @@ EAGER = {
     "max.compaction.lag.ms": "1000",
     "file.delete.delay.ms": "1000",
 }
-FORGETFUL = EAGER | {"delete.retention.ms": "0"}  # and tombstones and transaction markers go with it
+FORGETFUL = EAGER | {"delete.retention.ms": "0"}  # compaction also removes tombstones and transaction markers
 
 
 def chunk(chunk_id: str = "c1", text: str = "a text about sockets", version: int = 1, **more: Any) -> Chunk:
@@ -74,14 +74,14 @@ def record(value: Any, key: str | bytes | None = "c1", headers: Headers = (), ti
 
 
 async def send(settings: Settings, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:
-    """Publishes keys and values as they are, whatever they hold."""
+    """Publishes keys and values unchanged and unchecked."""
     async with clients.producer(settings) as producer:
         sent = [await producer.send(settings.topic, key=key, value=value) for key, value in records]
         await asyncio.gather(*sent)
 
 
 async def create_topics(settings: Settings, configs: Mapping[str, str]) -> None:
-    """The topics of the flow as the product makes them, but with these settings for all except dead letters."""
+    """The topics of the flow as the product creates them, but with these settings for all except dead letters."""
     definitions = topics.definitions
 
     def changed(*args: Any) -> list[Any]:
@@ -97,7 +97,7 @@ async def create_topics(settings: Settings, configs: Mapping[str, str]) -> None:
 
 @asynccontextmanager
 async def transactional(settings: Settings, name: str, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
-    """A producer of transactions; Kafka then aborts one that an earlier producer of this name has left open."""
+    """A transactional producer; at its start Kafka aborts an open transaction of an earlier producer of this name."""
     async with AIOKafkaProducer(
         bootstrap_servers=settings.kafka_servers,
         transactional_id=name,
@@ -115,10 +115,10 @@ async def open_transaction(settings: Settings) -> AsyncIterator[AIOKafkaProducer
 
 
 async def compacted(settings: Settings, topic: str) -> None:
-    """Waits until Kafka has left one record of each key and no tombstone; the last key of each partition is excepted.
+    """Waits until compaction has left one record of each key and no tombstone, except the last key of each partition.
 
-    Kafka closes a segment, and so may compact it, only when another record comes. So the last record of each partition
-    is published again until all before it is compacted.
+    Kafka compacts only closed segments, and closes a segment only when another record arrives. So the last record of
+    each partition is published again until all records before it are compacted.
     """
     async with clients.producer(settings) as producer:
 
@@ -136,7 +136,7 @@ async def compacted(settings: Settings, topic: str) -> None:
 
 
 async def until_compacted(settings: Settings, topic: str) -> None:
-    """Waits until Kafka has removed a record that was published since the call, because a newer one of its key came."""
+    """Waits until compaction has removed a record that was published since the call."""
     async with clients.admin(settings) as admin, clients.consumer(settings) as client:
         ends = await client.end_offsets(await clients.partitions(admin, [topic]))
     since = {tp.partition: end for tp, end in ends.items()}
@@ -151,12 +151,12 @@ async def until_compacted(settings: Settings, topic: str) -> None:
 
 
 def names(write: Tombstone | dict) -> tuple[str, int]:
-    """The chunk_id and the version of what `decode` has made of a record."""
+    """The chunk_id and the version of a decoded record."""
     return (write.chunk_id, write.version) if isinstance(write, Tombstone) else (write["chunk_id"], write["version"])
 
 
 async def empty_neo4j(stores: Stores) -> None:
-    """To be called before `set_up`: what an earlier test has made live is forgotten too."""
+    """Call it before `set_up`: it also removes the live generation of an earlier test."""
     await stores.neo4j._run("MATCH (n) WHERE n:Chunk OR n:DeletedChunk OR n:ChunkGeneration DETACH DELETE n")
 
 
@@ -171,7 +171,7 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 120, 
 
 
 class Worker:
-    """A worker as a process of its own. `script` runs it with a fault; the default is the product itself."""
+    """A worker in its own process. `script` runs it with a fault; the default is the product itself."""
 
     def __init__(self, stage: StageName, *script: str, port: int, **variables: str) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ class Worker:
         await until(answers, seconds)
 
     async def in_the_middle(self, seconds: float = 60) -> None:
-        """Waits until it has done some batches and is at work on another."""
+        """Waits until the worker has finished some batches and is processing another."""
 
         async def busy() -> bool:
             metrics = await self.metrics()
@@ -228,7 +228,7 @@ class Worker:
         return sums
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Status and body of what it answers; 0 if it does not."""
+        """Status and body of the response; status 0 without a response."""
 
         def get() -> tuple[int, str]:
             try:

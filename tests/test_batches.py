@@ -1,4 +1,4 @@
-"""If these fail, a batch is larger than it may be, or loses a record."""
+"""If these fail, a batch is larger than its limit, or loses a record."""
 
 import pytest
 

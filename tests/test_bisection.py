@@ -1,4 +1,4 @@
-"""If these fail, one bad record takes its neighbours with it or costs the model too much."""
+"""If these fail, one bad record makes good ones fail or costs too many requests."""
 
 import math
 

@@ -32,7 +32,7 @@ def test_a_field_that_the_specification_does_not_know_is_found():
 
 
 def interpolated(text: str) -> dict:
-    """As docker compose reads it where nothing but the password is set."""
+    """The file as docker compose reads it if only the password is set."""
     told = re.sub(r"\$\{\w+(?::-([^}]*)|:\?[^}]*)\}", lambda found: found[1] if found[1] is not None else "set", text)
     return yaml.safe_load(told)
 
@@ -114,7 +114,7 @@ def test_the_image_has_both_targets_and_runs_without_rights():
 
 
 def test_what_the_image_copies_reaches_the_builder():
-    """All that `pip install .` needs, and nothing that is secret or large."""
+    """Everything that `pip install .` needs, and nothing secret or large."""
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     wanted = ["pyproject.toml", "README.md", "schemas", "stream"]
     assert sorted(allowed) == sorted([*wanted, "compose/requirements*.txt"])
@@ -129,7 +129,7 @@ def test_the_image_gets_the_versions_that_the_tests_ran_with(file):
 
 
 def pins(file: Path) -> dict[str, set[str]]:
-    """Versions by name, of which there are several where they depend on Python's."""
+    """Versions by name; several if they depend on the version of Python."""
     found: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([a-z0-9-]+)==(\S+)", file.read_text(), re.MULTILINE):
         found.setdefault(name, set()).add(version)

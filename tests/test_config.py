@@ -1,4 +1,4 @@
-"""If these fail, a worker runs with other settings than its user wrote down, or shows a secret."""
+"""If these fail, a worker runs with other settings than configured, or shows a secret."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ CONFIGURATION = Path(__file__).parent.parent / "docs" / "configuration.md"
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The settings file of this test, empty; nothing is set elsewhere."""
+    """The empty settings file of this test; no other settings are set."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"STREAM_{name.upper()}", raising=False)
     monkeypatch.delenv("REQUIRE_GPU", raising=False)
@@ -154,7 +154,7 @@ def test_a_secret_is_never_printed(file, name):
     [
         "http://user:hush@host:9200",
         "http://hush@host:9200",
-        "http://user:hush/more@host:9200",  # a password that is not quoted
+        "http://user:hush/more@host:9200",  # a password without percent-encoding
         "http://user:12/hush@host:9200",
         "http://user:hu#hush@host:9200",
         "http://host:9200?key=hush",
@@ -168,7 +168,7 @@ def test_a_secret_is_never_printed(file, name):
 )
 @pytest.mark.parametrize("name", ["neo4j_uri", "opensearch_url", "embed_url"])
 def test_an_address_that_holds_a_secret_or_is_none_is_refused_and_not_shown(file, name, address):
-    """Addresses are in every sentence about a server that is down."""
+    """Errors about a server that is down contain its address."""
     address = address.replace("http:", "bolt:") if name == "neo4j_uri" else address
     with pytest.raises(ConfigurationError, match=f"{name}: must") as error:
         config.load(**{name: address})
@@ -177,7 +177,7 @@ def test_an_address_that_holds_a_secret_or_is_none_is_refused_and_not_shown(file
 
 @pytest.mark.parametrize("key", ["hush\n", "hush ", "hüsh"])
 def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(file, key):
-    """As a file with a line break at its end gives it; the HTTP client's own error would quote it."""
+    """A file may end with a line break; the HTTP client's own error would quote the key."""
     with pytest.raises(ConfigurationError, match="embed_api_key: must") as error:
         config.load(embed_api_key=key)
     assert key.strip() not in str(error.value)
@@ -202,13 +202,13 @@ def test_every_setting_has_a_sentence():
 
 
 def test_the_page_lists_the_settings_as_they_are(file, monkeypatch):
-    monkeypatch.setenv("STREAM_PARTITIONS", "11")  # the page says the defaults
+    monkeypatch.setenv("STREAM_PARTITIONS", "11")  # the page shows the defaults
     printed = CliRunner().invoke(app, ["settings", "--markdown"]).stdout
     assert CONFIGURATION.read_text() == printed
 
 
 def test_the_default_model_is_pinned_and_no_other_is(monkeypatch):
-    """Else the terms of new chunks change when somebody pushes to the model's repository."""
+    """Otherwise a push to the model's repository changes the terms of new chunks."""
     assert len(Settings(_env_file=None).splade_revision) == 40
     assert Settings(_env_file=None, splade_model="a/b").splade_revision == "main"
     assert Settings(_env_file=None, splade_revision="mine").splade_revision == "mine"

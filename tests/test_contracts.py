@@ -1,4 +1,4 @@
-"""If these fail, the files of schemas/ are no longer what the code keeps."""
+"""If these fail, the files of schemas/ differ from the contracts in the code."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""If these fail, `kubectl apply` refuses a file, or what it starts cannot work or is not what docker compose starts."""
+"""If these fail, `kubectl apply` rejects a file, or starts services that cannot work or differ from compose's."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ FOREIGN = ("kustomize.config.k8s.io/", "keda.sh/")  # not in the API of Kubernet
 
 
 def patches() -> set[Path]:
-    """What is no object of its own."""
+    """Files that are patches and not objects."""
     told = yaml.safe_load((K8S / "gpu" / "kustomization.yaml").read_text())
     return {K8S / "gpu" / patch["path"] for patch in told["patches"]}
 
@@ -36,7 +36,7 @@ def one(kind: str, name: str) -> dict:
 
 
 def built(folder: str) -> list[dict]:
-    """What `kubectl apply -k` applies."""
+    """The objects that `kubectl apply -k` applies."""
     kubectl = shutil.which("kubectl")
     if not kubectl:
         pytest.skip("needs kubectl")

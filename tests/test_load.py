@@ -1,4 +1,4 @@
-"""If these fail, the figures of the docs are not what the flow does."""
+"""If these fail, the figures in the docs are wrong."""
 
 import asyncio
 import json

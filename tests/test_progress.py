@@ -1,4 +1,4 @@
-"""If these fail, a worker that works on a slow server or a long text is taken for one that hangs."""
+"""If these fail, a worker with a slow server or a long text counts as hanging."""
 
 import pytest
 

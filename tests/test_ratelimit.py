@@ -1,4 +1,4 @@
-"""If this fails, a replay or a reindex takes the servers from those who need them."""
+"""If this fails, a replay or a reindex overloads the servers for other users."""
 
 import pytest
 

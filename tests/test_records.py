@@ -1,4 +1,4 @@
-"""If these fail, a producer's record is read as something it did not say."""
+"""If these fail, a producer's record is misread."""
 
 import pytest
 from support import chunk, record
@@ -104,7 +104,7 @@ def test_a_tombstone_with_a_version_that_is_none_is_rejected(version):
 
 @pytest.mark.parametrize("timestamp", [-1, 2**53])
 def test_a_timestamp_that_can_be_no_version_is_none(timestamp):
-    """Otherwise the next stage would refuse what this one made of the record."""
+    """Otherwise the next stage rejects the output of this stage."""
     plain = {"chunk_id": "c1", "doc_id": "d1", "text": "t"}
     assert rejected(plain, timestamp=timestamp).reason == "version"
     assert rejected(None, timestamp=timestamp).reason == "version"

@@ -21,7 +21,7 @@ HIT = Hit("a", "d", 1.0, "text")
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The time that the cache sees."""
+    """The clock of the cache."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(search, "TTLCache", partial(TTLCache, timer=lambda: clock.now))
     return clock
@@ -29,7 +29,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The queries that the model was asked for."""
+    """The queries that the model has encoded."""
     queries: list[str] = []
 
     class Encoder:

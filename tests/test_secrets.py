@@ -1,4 +1,4 @@
-"""If this fails, whoever prints an object, by hand or in an error, shows a password."""
+"""If this fails, printing an object, for example in an error, shows a password."""
 
 from contextlib import AsyncExitStack
 
@@ -20,7 +20,7 @@ LOGIN = {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": "PLAIN",
 
 @pytest.fixture
 async def told():
-    """Everything that was told a secret: our own objects, the libraries' clients, and what these keep it in."""
+    """All objects that hold a secret: our own, the libraries' clients, and their parts."""
     settings = config.only(PLANTED | LOGIN | {"opensearch_user": "alice"})
     async with AsyncExitStack() as stack:
         stores = await stack.enter_async_context(open_stores(settings))
@@ -45,5 +45,5 @@ async def told():
 
 async def test_no_object_shows_the_secret_that_it_was_told(told):
     shown = "\n".join(f"{thing!r} {thing} {thing:}" for thing in told)
-    assert "alice" in shown  # what is no secret may be seen, so something is shown
+    assert "alice" in shown  # a user name is no secret: the objects do show their contents
     assert [name for name, secret in PLANTED.items() if secret in shown] == []

@@ -1,4 +1,4 @@
-"""If these fail, an orchestrator that stops a worker while it starts waits in vain and kills it."""
+"""If these fail, a starting worker ignores SIGTERM until its orchestrator kills it."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ NEW_PIDS = [str(UNSHARE), "--user", "--map-root-user", "--pid", "--fork", "--kil
 
 
 class Silent:
-    """A server that takes connections and never says a word."""
+    """A server that accepts connections and never answers."""
 
     async def __aenter__(self) -> "Silent":
         self.asked = asyncio.Event()
@@ -40,7 +40,7 @@ class Silent:
 
 
 class Starting:
-    """A process of ours whose log can be read."""
+    """A process of the product, and its log."""
 
     def __init__(self, *command: str, under: tuple[str, ...] = (), **variables: str) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def no_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_during_the_imports_ends_a_worker(no_file, silent, number):
-    """The handler is there long before anything is imported that could ask a server."""
+    """The handler is installed long before the imports that could connect to a server."""
     async with Starting("worker", "embed", STREAM_EMBED_URL=f"http://{silent.address}") as starting:
         await until(lambda: asyncio.sleep(0, starting.handles(signal.SIGTERM)), every=0.001)
         assert not silent.asked.is_set()
@@ -141,13 +141,13 @@ async def test_a_signal_while_the_stores_are_opened_ends_a_worker(flow, silent):
 
 
 class LikeFaust(RoundRobinPartitionAssignor):
-    """What Kafka takes for the protocol of the workers' group."""
+    """An assignor with the same protocol name as the workers' consumer group."""
 
     name = "faust"
 
 
 class Dawdling(ConsumerRebalanceListener):
-    """Keeps its partitions, and with them the whole group, until it is allowed to let go."""
+    """Blocks the rebalance: keeps its partitions until it may release them."""
 
     def __init__(self) -> None:
         self.assigned, self.asked, self.let_go = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -201,7 +201,7 @@ async def test_a_parent_of_several_workers_ends_while_they_start(no_file, silent
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_every_other_command_ends_at_sigterm_as_it_does_at_ctrl_c(no_file, silent, number):
-    """A supervisor must not take a half-done reindex for a complete one."""
+    """A supervisor must not mistake an incomplete reindex for a complete one."""
     async with Starting("status", STREAM_KAFKA_SERVERS=silent.address) as starting:
         await silent.asked.wait()
         starting.process.send_signal(number)

@@ -1,4 +1,4 @@
-"""If these fail, a link of the docs leads nowhere, or a page is not to be found."""
+"""If these fail, the docs have a broken link, or a page without a menu entry."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ def test_the_site_is_built_and_every_link_in_it_leads_somewhere(tmp_path):
     for page in (ROOT / "docs").rglob("*.md"):
         name = page.relative_to(ROOT / "docs")
         assert (tmp_path / "site" / name.with_suffix("") / "index.html").is_file()
-        assert f"- {name}\n" in (ROOT / "mkdocs.yml").read_text(), "it is not in the menu"
+        assert f"- {name}\n" in (ROOT / "mkdocs.yml").read_text(), "the page is not in the menu"
 
 
 @pytest.mark.parametrize("link", ["nowhere.md", "flow.md#nowhere", "../README.md#nowhere"])

@@ -1,4 +1,4 @@
-"""If these fail, a client talks to a stranger, or does not say which file is at fault."""
+"""If these fail, a client accepts an untrusted server, or does not name the bad file."""
 
 import asyncio
 import ssl
@@ -13,7 +13,7 @@ from stream.models.embeddings import EmbeddingClient
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import OpenSearchStore
 
-SERVERS = {  # by scheme: what makes a client, its call, and how its settings begin
+SERVERS = {  # by scheme: the client, its call, the prefix of its settings, and its address's setting
     "bolt+s": (Neo4jStore, Neo4jStore.count, "neo4j", "neo4j_uri"),
     "neo4j+s": (Neo4jStore, Neo4jStore.count, "neo4j", "neo4j_uri"),
     "https": (OpenSearchStore, OpenSearchStore.count, "opensearch", "opensearch_url"),
@@ -88,7 +88,7 @@ def test_a_key_that_is_another_s_or_has_a_passphrase_is_named_and_nobody_is_aske
     ("reason", "refused"), [*((reason, False) for reason in sorted(tls.PASSING)), ("BAD_SIGNATURE", True)]
 )
 def test_what_a_server_says_while_it_starts_or_stops_is_no_refusal(reason, refused):
-    """Else an outage ends the worker with 78, which says that a person must mend the settings."""
+    """Otherwise an outage ends the worker with exit code 78, which means wrong settings."""
     error = ssl.SSLError(1, reason)
     error.reason = reason
     assert bool(tls.refusal(error)) is refused

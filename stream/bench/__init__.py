@@ -1,1 +1,1 @@
-"""Measurements that a user runs on a machine of their own: `stream bench`."""
+"""Measurements that users run on their own machines: `stream bench`."""

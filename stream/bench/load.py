@@ -1,6 +1,6 @@
-"""The whole flow under load: chunks a second, how old they are when they can be found, and memory.
+"""The whole flow under load: chunks a second, latency from publishing to searchable, and memory.
 
-Publishes to topics of its own, runs one worker of each stage, and asks them at /metrics what they have done.
+Publishes to its own topics, runs one worker of each stage, and reads their progress at /metrics.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ from stream.kafka import clients, topics
 from stream.records import Chunk
 from stream.stores import open_stores
 
-EVERY = 0.5  # seconds between two looks
+EVERY = 0.5  # seconds between two readings
 QUANTILES = (0.5, 0.95, 0.99)
 MIB = 2**20
 
-Progress = Callable[[StageName, int], None]  # a stage has done so many records
+Progress = Callable[[StageName, int], None]  # a stage and the number of its finished records
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the workers said at one moment, in seconds since the first chunk was published."""
+    """The workers' metrics, read `seconds` after publishing began."""
 
     seconds: float
     done: dict[StageName, int]
@@ -46,11 +46,11 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of one run: `chunks_a_second` of the stages between their first tenth and their last, latencies in seconds."""
+    """One run: `chunks_a_second` of each stage without its first and its last tenth, latencies in seconds."""
 
     device: str
     chunks: int
-    published_a_second: float | None  # as it was asked for
+    published_a_second: float | None  # as requested
     seconds: float
     chunks_a_second: dict[str, float]
     latency_seconds: dict[str, float]
@@ -59,26 +59,28 @@ class Result:
 
 
 async def run(settings: Settings, chunks: int, rate: float | None, progress: Progress = lambda *_: None) -> Result:
-    """Publishes so many chunks, all at once or `rate` a second, and returns when both stores have them.
+    """Publishes `chunks` chunks, all at once or `rate` a second, and returns when both stores have them.
 
-    Raises `ConfigurationError` if Neo4j holds chunks, which they would stand among, and `Outage` if a worker ends.
+    Raises `ConfigurationError` if Neo4j already holds chunks, and `Outage` if a worker ends.
     """
     name = f"bench-{uuid.uuid4().hex[:8]}"
     settings = settings.model_copy(update={"topic": name, "opensearch_alias": name})
     async with open_stores(settings) as stores:
         if held := await stores.neo4j.count():
-            raise ConfigurationError(f"Neo4j holds {held:,} chunks, which would be among these: use one that is empty")
+            raise ConfigurationError(
+                f"Neo4j holds {held:,} chunks, the benchmark needs an empty one: set STREAM_NEO4J_URI"
+            )
     await topics.create(settings)
-    async with _workers(settings) as asked:
+    async with _workers(settings) as read:
         looks: list[Look] = []
         begin = time.monotonic()
         publishing = asyncio.create_task(_publish(settings, chunks, rate))
         try:
             while not looks or min(looks[-1].done.values()) < chunks:
                 if publishing.done():
-                    publishing.result()  # raises what went wrong
-                said = await asked()
-                looks.append(_look(time.monotonic() - begin, said))
+                    publishing.result()  # raises if publishing failed
+                samples = await read()
+                looks.append(_look(time.monotonic() - begin, samples))
                 for stage, done in looks[-1].done.items():
                     progress(stage, done)
                 await asyncio.sleep(EVERY)
@@ -90,7 +92,9 @@ async def run(settings: Settings, chunks: int, rate: float | None, progress: Pro
         published_a_second=rate,
         seconds=looks[-1].seconds,
         chunks_a_second={stage: _rate(looks, stage, chunks) for stage in STAGES},
-        latency_seconds={f"{q:.0%}": min(quantile(_buckets(said["index"]), q), looks[-1].seconds) for q in QUANTILES},
+        latency_seconds={
+            f"{q:.0%}": min(quantile(_buckets(samples["index"]), q), looks[-1].seconds) for q in QUANTILES
+        },
         peak_memory_mib={stage: max(look.memory_mib[stage] for look in looks) for stage in STAGES},
         looks=looks,
     )
@@ -106,17 +110,17 @@ async def _publish(settings: Settings, chunks: int, rate: float | None) -> None:
 
 
 def _chunks(count: int) -> Iterator[Chunk]:
-    """The docstrings of the standard library, again and again under other names, no text twice."""
+    """The docstrings of the standard library, repeated under new IDs; a number makes each text unique."""
     for n, chunk in enumerate(islice(cycle(list(corpus.chunks())), count)):
         yield {**chunk, "chunk_id": f"{n}", "text": f"{n}: {chunk['text']}"}
 
 
-Said = Mapping[StageName, list[Sample]]
+Samples = Mapping[StageName, list[Sample]]
 
 
 @asynccontextmanager
-async def _workers(settings: Settings) -> AsyncIterator[Callable[[], Awaitable[Said]]]:
-    """One worker of each stage; yields what asks them all."""
+async def _workers(settings: Settings) -> AsyncIterator[Callable[[], Awaitable[Samples]]]:
+    """One worker of each stage; yields a function that reads the metrics of all."""
     own = {name: getattr(settings, name) for name in ("topic", "opensearch_alias")}
     own |= {"web_host": "127.0.0.1", "instance": f"{settings.instance}-bench-{os.getpid()}"}
     ports = dict(zip(STAGES, _free_ports(len(STAGES)), strict=True))
@@ -126,7 +130,7 @@ async def _workers(settings: Settings) -> AsyncIterator[Callable[[], Awaitable[S
     ):
 
         async def get(stage: StageName, path: str) -> str:
-            """What it answers once it can."""
+            """The response of a stage's worker; retries until it is successful."""
             while True:
                 check()
                 with suppress(httpx.HTTPError):
@@ -134,12 +138,12 @@ async def _workers(settings: Settings) -> AsyncIterator[Callable[[], Awaitable[S
                     return answer.raise_for_status().text
                 await asyncio.sleep(EVERY)
 
-        async def ask() -> Said:
+        async def read() -> Samples:
             pages = await asyncio.gather(*(get(stage, "/metrics") for stage in STAGES))
             return {stage: _samples(page) for stage, page in zip(STAGES, pages, strict=True)}
 
         await asyncio.gather(*(get(stage, "/readyz") for stage in STAGES))
-        yield ask
+        yield read
 
 
 def _samples(page: str) -> list[Sample]:
@@ -160,12 +164,12 @@ def _device() -> str:
     return ", ".join([f"{os.cpu_count()} cores", f"{memory:.0f} GiB", *found])
 
 
-# What the looks say
+# Evaluation
 
 
-def _look(seconds: float, said: Said) -> Look:
+def _look(seconds: float, samples: Samples) -> Look:
     def total(stage: StageName, name: str) -> float:
-        return sum(sample.value for sample in said[stage] if sample.name == name)
+        return sum(sample.value for sample in samples[stage] if sample.name == name)
 
     return Look(
         seconds,
@@ -175,7 +179,7 @@ def _look(seconds: float, said: Said) -> Look:
 
 
 def _rate(looks: list[Look], stage: StageName, chunks: int) -> float:
-    """Without the first tenth and the last, when workers begin and have no more to do."""
+    """Chunks a second without the first and the last tenth, in which workers start and run out of work."""
     first = next(look for look in looks if look.done[stage] >= chunks * 0.1)
     last = next(look for look in looks if look.done[stage] >= chunks * 0.9)
     return (last.done[stage] - first.done[stage]) / (last.seconds - first.seconds) if last is not first else math.nan
@@ -187,7 +191,7 @@ def _buckets(samples: list[Sample]) -> list[tuple[float, float]]:
 
 
 def quantile(buckets: list[tuple[float, float]], q: float) -> float:
-    """Of a cumulative histogram, (upper bound, count) in order: interpolated as Prometheus does it."""
+    """Quantile q of a cumulative histogram of (upper bound, count) in order, interpolated as Prometheus does."""
     rank = q * buckets[-1][1]
     lower, below = 0.0, 0.0
     for upper, count in buckets:
@@ -198,8 +202,8 @@ def quantile(buckets: list[tuple[float, float]], q: float) -> float:
 
 
 def draw(result: Result, path: Path) -> None:
-    """What each stage has done, and its memory, over time."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+    """Plots each stage's finished chunks and memory over time."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an optional dependency
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     done, memory = figure.subplots(2, sharex=True)

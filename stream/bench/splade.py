@@ -1,7 +1,7 @@
-"""How fast this machine encodes with SPLADE, beside the public encoders and beside what its GPU could do at most.
+"""How fast this machine encodes with SPLADE, compared with the public encoders and with its GPU's peak (roofline).
 
-Everything is measured in one run: a rate means something only as a share of the same GPU's peak, since GPUs of one name
-differ by their clocks, their power and their heat.
+One run measures everything: rates are comparable only as shares of the same GPU's peak, because GPUs of one model
+differ in clocks, power limits and temperature.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ from stream.models.windows import Windows
 from stream.records import Embedded, Record, sha256
 from stream.stages.expand import expand
 
-BATCH = 256  # texts, as they come from Kafka
+BATCH = 256  # texts, as in a batch from Kafka
 PEER_TEXTS = 1024  # in one call, so that a peer can sort them
-CALLS = 2  # at a time, as the expand stage has batches in flight: one on the GPU, one being tokenised
-LONG = 4  # times `seconds` for the expand stage
-POSITIVE = 300  # terms of a text, about what splade-v3 has
+CALLS = 2  # concurrent, like the expand stage's batches in flight: one on the GPU, one in the tokenizer
+LONG = 4  # the expand stage runs so many times `seconds`
+POSITIVE = 300  # terms of a text with a positive logit, about as many as splade-v3 has
 FLOAT8 = "float8"
 BATCH_SIZES = (64, 128, 256)
 MEMORY_BUDGETS = (2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
@@ -53,7 +53,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """One encoder's: texts a second, the share of the roofline, and GiB of GPU memory at most."""
+    """One encoder's texts a second, share of the roofline, and peak GPU memory in GiB."""
 
     encoder: str
     setting: str
@@ -64,10 +64,10 @@ class Rate:
 
 @dataclass(slots=True)
 class Comparison:
-    """All encoders on the same texts. `roofline` is texts a second if the GPU ran at its peak all the time.
+    """All encoders on the same texts. `roofline`: texts a second if the GPU ran at its peak all the time.
 
-    `parts` are shares of the GPU's time, the tokeniser's beside it; `busy` is the share of its time that the GPU worked
-    in the expand stage.
+    `parts`: shares of the GPU's time, and the tokenizer's time relative to it. `busy`: the share of the expand stage's
+    time in which the GPU worked.
     """
 
     texts: int
@@ -78,7 +78,7 @@ class Comparison:
     busy: float = 0
 
     def best(self) -> list[Rate]:
-        """The fastest setting of each encoder; float8 is one of its own."""
+        """The fastest setting of each encoder; float8 counts as a separate encoder."""
         fastest: dict[tuple[str, bool], Rate] = {}
         for rate in sorted(self.rates, key=lambda rate: rate.texts_a_second):
             fastest[rate.encoder, rate.setting == FLOAT8] = rate
@@ -87,7 +87,7 @@ class Comparison:
 
 @dataclass(slots=True)
 class Result:
-    """Peaks in TFLOP/s, the first being the roofline's; `agreements` with the float32 model."""
+    """Peaks in TFLOP/s, before (for the roofline) and after the run; `agreements` with the float32 model."""
 
     device: str
     software: str
@@ -99,7 +99,7 @@ class Result:
 
 
 def run(settings: Settings, folder: Path, seconds: float, say: Report) -> Result:
-    """Measures; `folder` takes a model of random weights if the settings name none that can be had here."""
+    """Measures; saves a model of random weights to `folder` if the configured model is not on this machine."""
     settings, model = measurable(settings, folder)
     say(f"model: {model}")
     encoder = SparseEncoder(settings)
@@ -125,13 +125,13 @@ def run(settings: Settings, folder: Path, seconds: float, say: Report) -> Result
     )  # fmt: skip
 
 
-# What is encoded
+# Models and texts
 
 
 def measurable(settings: Settings, folder: Path) -> tuple[Settings, str]:
-    """Settings whose model can be had here, and what it is. Raises `GpuRequired`."""
+    """Settings with a model that is on this machine, and its description. Raises `GpuRequired`."""
     if not torch.cuda.is_available():
-        raise GpuRequired("this measures a GPU, and PyTorch finds none: check nvidia-smi and the driver")
+        raise GpuRequired("the benchmark needs a GPU, and PyTorch finds none: check nvidia-smi and the driver")
     model = settings.splade_model
     if Path(model).exists():
         return settings.model_copy(update={"require_gpu": True}), model
@@ -140,7 +140,7 @@ def measurable(settings: Settings, folder: Path) -> tuple[Settings, str]:
 
 
 def random_model(folder: Path) -> Path:
-    """Saves a model and a tokenizer of BERT-base's shape, so that about `POSITIVE` terms of a text are above zero."""
+    """Saves a random model and a tokenizer of BERT-base's shape; about `POSITIVE` terms of a text are positive."""
     transformers_logging.disable_progress_bar()
     torch.manual_seed(0)
     config = BertConfig()
@@ -160,13 +160,13 @@ def random_model(folder: Path) -> Path:
 
 
 def whole_words(settings: Settings) -> list[str]:
-    """Words that are one token each, so that a text has as many tokens as it should."""
+    """Words of one token each, so that the number of words determines the number of tokens."""
     tokenizer = AutoTokenizer.from_pretrained(settings.splade_model, revision=settings.splade_revision)
     return [word for word in tokenizer.get_vocab() if word.isalpha() and word.islower() and word.isascii()]
 
 
 def flops(settings: Settings, lengths: Sequence[int]) -> float:
-    """Floating-point operations for windows of these lengths: the products, attention's two and the head's."""
+    """Floating-point operations of the matrix products for windows of these lengths, attention and head included."""
     config: Any = AutoConfig.from_pretrained(settings.splade_model)
     hidden, layers, vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size
     inner = getattr(config, "intermediate_size", None) or config.hidden_dim
@@ -174,11 +174,11 @@ def flops(settings: Settings, lengths: Sequence[int]) -> float:
     return float(sum(length * (a_token + layers * 4 * length * hidden) for length in lengths))
 
 
-# What is measured
+# Measurements
 
 
 def matrix_peak(size: int = 8192, seconds: float = 2) -> float:
-    """TFLOP/s of one large bfloat16 product on random numbers, as long as this takes."""
+    """TFLOP/s of one large bfloat16 product of random numbers, repeated for `seconds`."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     (a @ b).sum().item()
     started, rounds = time.perf_counter(), 0
@@ -191,7 +191,7 @@ def matrix_peak(size: int = 8192, seconds: float = 2) -> float:
 
 
 def agreements(encoder: SparseEncoder, settings: Settings, words: list[str]) -> dict[str, Agreement]:
-    """How each precision agrees with float32, over texts of all lengths."""
+    """The agreement of each precision with float32, over texts of all lengths."""
     generator = np.random.default_rng(1)
     texts = [" ".join(generator.choice(words, n)) for n in (1, 12, 100, 126, 127, 200, 254, 300, 510, 511, 1500) * 8]
     models: dict[str, Model] = {"this, float16": encoder._model}
@@ -207,7 +207,7 @@ def agreements(encoder: SparseEncoder, settings: Settings, words: list[str]) -> 
 def measure(
     encoder: SparseEncoder, settings: Settings, texts: list[str], *, peak: float, seconds: float, say: Report
 ) -> Comparison:
-    """Every encoder on the same texts."""
+    """Measures every encoder on the same texts."""
     batches = [texts[n : n + BATCH] for n in range(0, len(texts), BATCH)]
     windows = [encoder.tokenise(batch) for batch in batches]
     lengths = [length for each in windows for length in each.lengths.tolist()]
@@ -228,7 +228,7 @@ def measure(
     in_stage = asyncio.run(rate_of_stage(process, "embedded", records, settings, LONG * seconds))
     note("this, in the expand stage", "float16", in_stage)
     comparison.busy = in_stage * a_text
-    say(f"  there the GPU is busy {comparison.busy:.1%} of the time")
+    say(f"  in the expand stage, the GPU is busy {comparison.busy:.1%} of the time")
     if multiplies_float8(encoder.device):
         small = copy.copy(encoder)
         small._model = Float8Model(_load(settings, torch.float32), encoder.device)
@@ -255,9 +255,9 @@ def measure(
 def rate_of(
     encode: Callable[[Any], Sequence[Any]], batches: Sequence[Any], seconds: float, calls: int = CALLS
 ) -> float:
-    """Texts a second over about so many seconds, again and again through the batches, `calls` at a time."""
+    """Texts a second: repeats the batches for about `seconds`, with `calls` concurrent calls."""
     started = time.perf_counter()
-    for batch in batches:  # every shape once: cuBLAS looks for the way to multiply it, and loads it
+    for batch in batches:  # warm-up: cuBLAS selects and loads a kernel for each shape
         encode(batch)
     rounds = max(round(seconds / (time.perf_counter() - started)), 1)
     torch.cuda.reset_peak_memory_stats()
@@ -274,7 +274,7 @@ def _record(n: int, text: str) -> Record:
 
 
 def embedded(n: int, text: str) -> Embedded:
-    """A chunk as the expand stage gets it, with a random unit vector."""
+    """A chunk as the expand stage receives it, with a random unit vector."""
     vector = np.random.default_rng(n).standard_normal(4096).astype("<f4")
     return {
         "chunk_id": f"chunk-{n}",
@@ -288,7 +288,7 @@ def embedded(n: int, text: str) -> Embedded:
 
 
 def parts(encoder: SparseEncoder, batches: Sequence[list[str]]) -> tuple[dict[str, float], float]:
-    """The share of the GPU's time in each part, the tokeniser's beside it; and the GPU's seconds a text."""
+    """Shares of the GPU's time by part, and the tokenizer's time relative to it; and the GPU's seconds a text."""
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
         with ThreadPoolExecutor(CALLS) as pool:
             texts = sum(map(len, pool.map(encoder.encode, batches)))
@@ -306,7 +306,7 @@ def parts(encoder: SparseEncoder, batches: Sequence[list[str]]) -> tuple[dict[st
     return shares | {"tokeniser, beside the GPU": tokenising / total}, total / texts
 
 
-# The peers
+# Public encoders
 
 
 def _load(settings: Settings, dtype: torch.dtype) -> Any:
@@ -326,7 +326,7 @@ Peer = Iterator[tuple[str, Callable[[Any], Sequence[Any]]]]
 
 
 def transformers(settings: Settings) -> Peer:
-    """SPLADE as the cards of its models have it, on texts sorted by length."""
+    """SPLADE as its model cards compute it, on texts sorted by length."""
     tokenizer = AutoTokenizer.from_pretrained(settings.splade_model, revision=settings.splade_revision)
     for dtype in (torch.float16, torch.bfloat16):
         model = _load(settings, dtype)
@@ -348,7 +348,7 @@ def transformers(settings: Settings) -> Peer:
 
 
 def sentence_transformers(settings: Settings) -> Peer:
-    """Its SparseEncoder; nothing if it is not installed."""
+    """The SparseEncoder of sentence-transformers; yields nothing if it is not installed."""
     try:
         from sentence_transformers import SparseEncoder as Encoder  # noqa: PLC0415
         from sentence_transformers.sparse_encoder.modules import SpladePooling, Transformer  # noqa: PLC0415
@@ -366,11 +366,11 @@ def sentence_transformers(settings: Settings) -> Peer:
         yield f"{str(dtype)[6:]}, batch {size}" + (" (its default)" if (dtype, size) == default else ""), encode
 
 
-# What is shown
+# Tables and plots
 
 
 def memory_table(settings: Settings, folder: Path) -> list[tuple[int, float, float]]:
-    """GiB of GPU memory at most, and milliseconds, of one forward pass, by tokens in flight."""
+    """For one forward pass: tokens in flight, peak GPU memory in GiB, and milliseconds."""
     settings, _ = measurable(settings, folder)
     settings = settings.model_copy(update={"splade_token_budget": MEMORY_BUDGETS[-1]})
     encoder = SparseEncoder(settings)
@@ -380,7 +380,7 @@ def memory_table(settings: Settings, folder: Path) -> list[tuple[int, float, flo
         windows = encoder.tokenise([text] * (tokens // 512))
         torch.cuda.reset_peak_memory_stats()
         took = []
-        for _ in range(6):  # in the first, cuBLAS looks for the way to multiply this shape
+        for _ in range(6):  # the first is the warm-up: cuBLAS selects a kernel for this shape
             started = time.perf_counter()
             encoder.encode_windows(windows)
             took.append(time.perf_counter() - started)
@@ -389,8 +389,8 @@ def memory_table(settings: Settings, folder: Path) -> list[tuple[int, float, flo
 
 
 def draw(result: Result, path: Path) -> None:
-    """The best setting of each encoder as a share of the roofline; the format is that of the file's suffix."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - only who asks for a picture needs it
+    """Plots the best setting of each encoder as a share of the roofline; the suffix determines the format."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an optional dependency
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     for axes, (name, comparison) in zip(

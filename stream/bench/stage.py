@@ -1,4 +1,4 @@
-"""How fast a stage is without Kafka: from records as Kafka has them to records for Kafka."""
+"""How fast a stage is without Kafka: from the bytes of input records to the bytes of output records."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ async def rate_of_stage(
     settings: Settings,
     seconds: float,
 ) -> float:
-    """Records a second, as many batches at a time as a worker has in flight."""
+    """Records a second, with as many concurrent batches as a worker has in flight."""
     started, done = time.perf_counter(), 0
 
     async def one_after_another() -> None:

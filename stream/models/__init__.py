@@ -1,1 +1,1 @@
-"""The two models: a client of the dense one, which vLLM serves, and the sparse one, which runs here."""
+"""The two models: a client of the dense model, which vLLM serves, and the sparse model, which runs in this process."""

@@ -1,4 +1,4 @@
-"""How much of a model's answer is left when it is computed with fewer digits."""
+"""How closely a model in lower precision agrees with the exact model."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of two sets of vectors of the same texts: means over the texts, and the largest difference of a logit."""
+    """Two sets of vectors of the same texts compared: means over the texts, and the largest difference of a logit."""
 
     cosine: float
     overlap: float
@@ -16,7 +16,7 @@ class Agreement:
 
 
 def agreement(found: Tensor, exact: Tensor, *, threshold: float, top_k: int) -> Agreement:
-    """Compares pooled logits (texts, V) ≥ 0: cosine of the weights, and the share of the kept terms that are kept."""
+    """Compares pooled logits (texts, V) ≥ 0: cosine of the weights, share of exact's kept terms that found keeps."""
     ours, theirs = (kept(logits, threshold, top_k) for logits in (found, exact))
     common, expected = (ours & theirs).sum(1), theirs.sum(1)
     overlaps = torch.where(expected > 0, common / expected.clamp(min=1), (ours.sum(1) == 0).float())

@@ -1,8 +1,8 @@
 """A client of vLLM's OpenAI-compatible `/v1/embeddings`.
 
-The wire format is base64 of little-endian float32. Neither `dimensions` nor `normalize` is sent: vLLM refuses the first
-for this model and newer versions the second; vectors come normalised. Unknown fields are ignored silently there, so
-every answer is checked: count, order, length, finite, unit norm.
+The wire format is base64 of little-endian float32. A request has neither `dimensions`, which vLLM rejects for this
+model, nor `normalize`, which newer versions reject: vLLM returns normalised vectors. vLLM ignores unknown fields
+silently, so the client checks every response: count, order, length, finite numbers, unit norm.
 """
 
 import asyncio
@@ -33,26 +33,23 @@ from stream.records import Provenance
 from stream.vectors import Vector, has_unit_norm, unpack
 
 RETRIES = 3
-CAUSES = ("connection", "time-out", "answer", "429", "500", "503")  # of a request made again; others are rare
-LONGEST_PAUSE = 30.0  # seconds that `Retry-After` may ask for
+CAUSES = ("connection", "time-out", "answer", "429", "500", "503")  # the frequent ones, exported as 0 at the start
+MAX_RETRY_AFTER = 30.0  # seconds; a longer `Retry-After` is cut to this
 BYTES_A_TOKEN = 3
-WHOLE = -1  # as many tokens as the model reads: what vLLM cuts a text to when it is asked to
-PROBE = "probe"
+TRUNCATE_TO_CONTEXT = -1  # `truncate_prompt_tokens`: vLLM cuts each text to the model's context length
+PROBE = "probe"  # a text that every healthy server embeds
 
 
-class _Fault(Outage):
-    """One request that failed: why in a word, whether another may do better, and when the server wants it."""
+class _RequestFailed(Outage):
+    """A request failed: its cause in a word, whether to retry it, and the server's `Retry-After` in seconds."""
 
-    def __init__(self, message: str, cause: str, *, again: bool = True, after: float = 0) -> None:
+    def __init__(self, message: str, cause: str, *, retryable: bool = True, retry_after: float = 0) -> None:
         super().__init__(message, cause)
-        self.again, self.after = again, after
+        self.retryable, self.retry_after = retryable, retry_after
 
 
 class EmbeddingClient:
-    """Embeds texts on one server or on several that serve the same; one connection pool.
-
-    Use as an async context manager.
-    """
+    """Embeds texts on one server or on several replicas, with one connection pool. Use as an async context manager."""
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._settings = settings
@@ -62,16 +59,16 @@ class EmbeddingClient:
             timeout=httpx.Timeout(settings.embed_timeout, connect=5),
             limits=httpx.Limits(keepalive_expiry=60),
             verify=tls.context(settings.embed_ca_file),
-            trust_env=False,  # a proxy for the way out is none for the way to a neighbour
+            trust_env=False,  # HTTP_PROXY is ignored: the server is internal
             transport=transport,
         )
         self._replicas = Replicas(settings.embed_urls)
         for cause in CAUSES:
             metrics.embed_retries.labels(cause)
         self._pause = wait_random_exponential(multiplier=0.2, max=5)
-        # Of a server that hangs whoever waits must learn after one time-out, not after four.
+        # One timeout bounds all retries: a server that hangs is an outage after one timeout, not after four.
         self._retrying = AsyncRetrying(
-            retry=retry_if_exception(lambda error: isinstance(error, _Fault) and error.again),
+            retry=retry_if_exception(lambda error: isinstance(error, _RequestFailed) and error.retryable),
             wait=self._wait,
             stop=stop_after_attempt(1 + RETRIES) | stop_after_delay(settings.embed_timeout),
             before_sleep=_count,
@@ -86,7 +83,7 @@ class EmbeddingClient:
 
     @property
     def provenance(self) -> Provenance:
-        """What each vector says of its origin."""
+        """The model, its revision and the parameters, recorded with each vector."""
         settings = self._settings
         return {
             "model": settings.embed_model,
@@ -97,17 +94,17 @@ class EmbeddingClient:
     async def embed(self, texts: Sequence[str]) -> list[str]:
         """Vectors of the texts, in order: base64 of `embed_dimensions` little-endian float32 each, unit norm.
 
-        Raises `Refused` if the server will never embed one of them (nobody says which: split the batch), `Outage` if
-        it does not answer, is overloaded, does not serve the model or answers nonsense, the same to a harmless text
-        too. Three retries come first, within `embed_timeout` seconds.
+        Raises `Refused` if one of the texts cannot be embedded (the server does not say which: split the batch).
+        Raises `Outage` if the server does not answer, is overloaded, does not serve the model, returns an invalid
+        response, or rejects the probe too. Up to three retries come first; they start within `embed_timeout` seconds.
         """
         started = time.monotonic()
         try:
-            vectors = await self._patiently(self._ask_one, list(texts))
+            vectors = await self._with_retries(self._request, list(texts))
         except Refused:
-            if len(texts) > 1:  # whose fault it is will be asked of the one that is left when the batch is split
+            if len(texts) > 1:  # the caller splits the batch; only a single text needs the probe
                 raise
-            vectors = await self._patiently(self._suspect, list(texts))
+            vectors = await self._with_retries(self._request_after_probe, list(texts))
         seconds = time.monotonic() - started
         metrics.embed_latency_ms.observe(seconds * 1000)
         metrics.embed_batch_size.observe(len(texts))
@@ -115,12 +112,12 @@ class EmbeddingClient:
         return vectors
 
     async def embed_query(self, query: str) -> Vector:
-        """The vector (embed_dimensions,) of a query, told apart from a document as Qwen3-Embedding's card says."""
+        """The vector (embed_dimensions,) of a query, with the instruction of Qwen3-Embedding's model card."""
         (vector,) = await self.embed([f"Instruct: {self._settings.embed_instruction}\nQuery:{query}"])
         return unpack(vector)
 
     async def answer(self) -> None:
-        """Returns if one of the servers at least is as it should be; raises what is wrong with the last otherwise."""
+        """Returns if at least one server passes `examine`; otherwise raises the last server's error."""
         found = await asyncio.gather(*map(self.examine, self._settings.embed_urls), return_exceptions=True)
         wrong = [one for one in found if isinstance(one, BaseException)]
         for address, one in zip(self._settings.embed_urls, found, strict=True):
@@ -129,44 +126,48 @@ class EmbeddingClient:
             raise wrong[-1]
 
     async def examine(self, address: str) -> str:
-        """What a server says of itself, in a few words; raises what is wrong with it."""
+        """The model and its context length, in one line. Raises `Outage` or `ConfigurationError` if the check fails."""
         try:
             models = await self._http.get(f"{address}/v1/models", timeout=5)
-            self._let_in(address, models)
+            self._require_authenticated(address, models)
             served = {model["id"]: model.get("max_model_len") for model in models.raise_for_status().json()["data"]}
             health = await self._http.get(f"{address}/health", timeout=5)
         except (httpx.HTTPError, ssl.SSLError) as error:
             raise _unreachable(address, error) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise Outage(f"{address} is no embedding server: {error!r}") from None
+            raise Outage(
+                f"{address}/v1/models does not list models as vLLM does ({error!r}): check STREAM_EMBED_URL"
+            ) from None
         if health.status_code != 200:
-            raise Outage(f"the embedding server at {address} says of its health: {health.status_code}")
+            raise Outage(
+                f"the embedding server at {address} is unhealthy: /health answers {health.status_code}, not 200"
+            )
         wanted = self._settings.embed_model
         if wanted not in served:
             raise Outage(f"the embedding server at {address} serves {', '.join(served) or 'nothing'}, not {wanted}")
         return f"{wanted}, at most {served[wanted]} tokens a text"
 
-    async def _patiently(self, ask: Callable[[list[str]], Awaitable[list[str]]], texts: list[str]) -> list[str]:
+    async def _with_retries(self, request: Callable[[list[str]], Awaitable[list[str]]], texts: list[str]) -> list[str]:
         metrics.embed_in_flight.inc()
         try:
-            return await self._retrying.copy()(ask, texts)
+            return await self._retrying.copy()(request, texts)
         finally:
             metrics.embed_in_flight.dec()
 
-    async def _ask_one(self, texts: list[str]) -> list[str]:
+    async def _request(self, texts: list[str]) -> list[str]:
         with self._replicas.one() as address:
-            return await self._ask(address, texts)
+            return await self._post(address, texts)
 
-    async def _suspect(self, texts: list[str]) -> list[str]:
-        """Whether the text or the server is to blame is found out with a text beyond suspicion, on the same server."""
+    async def _request_after_probe(self, texts: list[str]) -> list[str]:
+        """Sends the probe to the same server first: if the server rejects it too, the texts are not the cause."""
         with self._replicas.one() as address:
             try:
-                await self._ask(address, [PROBE])
+                await self._post(address, [PROBE])
             except Refused as error:
-                raise _Fault(str(error), "probe") from error
-            return await self._ask(address, texts)
+                raise _RequestFailed(str(error), "probe") from error
+            return await self._post(address, texts)
 
-    async def _ask(self, address: str, texts: list[str]) -> list[str]:
+    async def _post(self, address: str, texts: list[str]) -> list[str]:
         body: dict[str, Any] = {
             "model": self._settings.embed_model,
             "input": texts,
@@ -175,34 +176,34 @@ class EmbeddingClient:
             "endianness": "little",
         }
         if self._settings.embed_long_texts == "truncate":
-            body["truncate_prompt_tokens"] = WHOLE
+            body["truncate_prompt_tokens"] = TRUNCATE_TO_CONTEXT
         try:
             response = await self._http.post(
                 f"{address}/v1/embeddings", content=orjson.dumps(body), headers={"Content-Type": "application/json"}
             )
-        except (httpx.TransportError, ssl.SSLError) as error:  # httpx lets some of OpenSSL's through
+        except (httpx.TransportError, ssl.SSLError) as error:  # httpx does not wrap all of OpenSSL's errors
             raise _unreachable(address, error) from error
         finally:
             progress.made()
-        self._let_in(address, response)
+        self._require_authenticated(address, response)
         status = response.status_code
         if status in (400, 413, 422):
-            raise Refused(f"the embedding server refuses it: {_message(response)}")
+            raise Refused(f"the embedding server rejected the input: {_message(response)}")
         if status != 200:
-            said = f"the embedding server at {address} answers {status}: {_message(response)}"
-            raise _Fault(said, str(status), again=status != 404, after=_retry_after(response))
+            message = f"the embedding server at {address} answers {status}: {_message(response)}"
+            raise _RequestFailed(message, str(status), retryable=status != 404, retry_after=_retry_after(response))
         return self._checked(response.content, len(texts))
 
     def _wait(self, state: RetryCallState) -> float:
         fault = state.outcome.exception() if state.outcome else None
-        asked = fault.after if isinstance(fault, _Fault) else 0
-        return max(self._pause(state), min(asked, LONGEST_PAUSE))
+        asked = fault.retry_after if isinstance(fault, _RequestFailed) else 0
+        return max(self._pause(state), min(asked, MAX_RETRY_AFTER))
 
-    def _let_in(self, address: str, response: httpx.Response) -> None:
+    def _require_authenticated(self, address: str, response: httpx.Response) -> None:
         if response.status_code in (401, 403):
             raise ConfigurationError(
-                f"the embedding server at {address} does not let us in "
-                f"({response.status_code}): set STREAM_EMBED_API_KEY"
+                f"the embedding server at {address}: authentication failed ({response.status_code}): "
+                "set STREAM_EMBED_API_KEY"
             )
 
     def _checked(self, content: bytes, count: int) -> list[str]:
@@ -213,28 +214,31 @@ class EmbeddingClient:
             vectors = [item["embedding"] for item in items]
             packed = [base64.b64decode(vector, validate=True) for vector in vectors]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _Fault(f"the embedding server's answer cannot be read: {error!r}", "answer") from error
+            raise _RequestFailed(f"the embedding server's response cannot be parsed: {error!r}", "answer") from error
         dimensions = self._settings.embed_dimensions
         if [item["index"] for item in items] != list(range(count)):
-            said = f"the embedding server gave {len(items)} vectors for {count} texts, or numbered them wrongly"
-            raise _Fault(said, "answer")
+            message = f"the embedding server returned {len(items)} vectors for {count} texts, or wrong indexes"
+            raise _RequestFailed(message, "answer")
         if lengths := {len(vector) / 4 for vector in packed} - {dimensions}:
-            said = f"the embedding server gave a vector of {lengths.pop():g} numbers, not {dimensions}"
-            raise _Fault(said, "answer")
+            message = (
+                f"the embedding server returned a vector of {lengths.pop():g} numbers, not {dimensions}: "
+                "check the served model and STREAM_EMBED_DIMENSIONS"
+            )
+            raise _RequestFailed(message, "answer")
         if not has_unit_norm(np.frombuffer(b"".join(packed), "<f4").reshape(count, dimensions)).all():
-            raise Refused("the embedding server gave a vector that is not finite or not of unit norm")
+            raise Refused("the embedding server returned a vector that is not finite or does not have unit norm")
         metrics.embed_tokens.inc(tokens)
         return vectors
 
 
 def estimated_tokens(text: str) -> int:
-    """More than Qwen's tokenizer makes of ordinary text, and quickly known."""
+    """A fast upper estimate of the tokens that Qwen's tokenizer makes of ordinary text."""
     return len(text.encode()) // BYTES_A_TOKEN + 1
 
 
 def _count(state: RetryCallState) -> None:
     fault = state.outcome.exception() if state.outcome else None
-    assert isinstance(fault, _Fault)
+    assert isinstance(fault, _RequestFailed)
     metrics.embed_retries.labels(fault.cause).inc()
 
 
@@ -244,11 +248,11 @@ def _unreachable(address: str, error: httpx.HTTPError | ssl.SSLError) -> StreamE
             f"the embedding server cannot be reached at {address}, {refusal}: set STREAM_EMBED_CA_FILE"
         )
     cause = "time-out" if isinstance(error, httpx.TimeoutException) else "connection"
-    return _Fault(f"the embedding server at {address} does not answer: {error!r}", cause)
+    return _RequestFailed(f"the embedding server at {address} does not answer: {error!r}", cause)
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds, given as such or as a date (RFC 9110, 10.2.3); 0 if neither."""
+    """`Retry-After` in seconds: the header is a number or a date (RFC 9110, 10.2.3); 0 if it is neither."""
     value = response.headers.get("Retry-After", "")
     try:
         return float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()

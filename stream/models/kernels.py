@@ -1,8 +1,9 @@
-"""Triton kernels for packed tokens: the tokens of many windows lie end to end in one array, without padding.
+"""Triton kernels for packed tokens: the tokens of many windows are concatenated in one array, without padding.
 
-T is the number of tokens, H a model's hidden size, V its vocabulary. `bounds` (windows + 1,) int32 says where each
-window begins and the last one ends. Matrices are row-major float16, or float8 (e4m3) times `SCALE`; sums are float32.
-Tensor descriptors are Hopper's bulk copies (TMA); on older GPUs Triton makes ordinary loads of them.
+T is the number of tokens, H the model's hidden size, V the size of its vocabulary. `bounds` (windows + 1,) int32 holds
+the start of each window and the end of the last one. Matrices are row-major float16, or float8 (e4m3) multiplied by
+`SCALE`; sums are float32. Tensor descriptors use Hopper's bulk copies (TMA); on older GPUs Triton compiles them to
+ordinary loads.
 """
 
 import functools
@@ -12,13 +13,13 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-QUERIES = 64  # tokens of one window that a program of `attention` answers for
+QUERIES = 64  # tokens of one window for which a program of `attention` computes the output
 KEYS = 64
-DEPTH = 128  # bytes of a row that a product takes at a time
-TOKENS = 256  # of any windows, whose logits a program of `max_logits` looks at
-GROUP = 32  # tiles of tokens that stay in the L2 cache while all columns pass by
+DEPTH = 128  # bytes of a row that a product loads in one step
+TOKENS = 256  # of any windows, whose logits a program of `max_logits` computes
+GROUP = 32  # tiles of tokens that stay in the L2 cache while the products with all columns are computed
 FLOAT8 = torch.float8_e4m3fn
-SCALE = 8.0  # of hidden numbers in float8: up to 56 they fit, and down to 0.002 they keep all four digits
+SCALE = 8.0  # of hidden states in float8: numbers up to 56 fit, and down to 0.002 they keep all four bits
 
 
 @functools.cache
@@ -28,7 +29,7 @@ def _processors(device: torch.device) -> int:
 
 @functools.cache
 def _head_tiles(device: torch.device) -> dict[str, int]:
-    """The fastest on an H100, where its operands fit into shared memory; else what fits anywhere."""
+    """The fastest tiles of an H100 where they fit into shared memory; otherwise tiles that fit on any GPU."""
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
         if memory >= 150 * 1024:
@@ -42,7 +43,7 @@ def _scale_of(matrix: torch.Tensor) -> float:
 
 @triton.jit
 def _tile(n, token_tiles, column_tiles, GROUP: tl.constexpr):
-    """The tile of tokens and that of columns which the n-th step of a product computes."""
+    """The tile of tokens and the tile of columns that step n of a product computes."""
     group = n // (GROUP * column_tiles) * GROUP
     inside = n % (GROUP * column_tiles)
     width = tl.minimum(token_tiles - group, GROUP)
@@ -85,7 +86,7 @@ def add_norm(
     rest: torch.Tensor | None = None,
     small: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Layer norm of x (T, H) + bias (H,), + `rest` (T, H) if there is one; the same in float8 to `small` (T, H)."""
+    """Layer norm of x (T, H) + bias (H,) [+ rest (T, H)]; also written in float8 to `small` (T, H) if given."""
     out = torch.empty_like(x)
     tokens, size = x.shape
     block = triton.next_power_of_2(size)
@@ -178,10 +179,10 @@ def attention(
     heads: int,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Each token attends to the tokens of its window; returns (T, H), of the same or of another type.
+    """Each token attends to the tokens of its window; returns (T, H) in `dtype`, by default that of qkv.
 
-    qkv is (T, 3H), the queries multiplied by log2(e) / sqrt(H / heads) already. `window_of` and `start_of` (tiles,)
-    name the window and the first token of every run of up to `QUERIES` tokens.
+    qkv is (T, 3H); its queries are already multiplied by log2(e) / sqrt(H / heads). `window_of` and `start_of` (tiles,)
+    hold the window and the first token of each tile of up to `QUERIES` tokens.
     (FlashAttention: Dao et al. 2022, arXiv 2205.14135.)
     """
     queries, keys, values = qkv.chunk(3, 1)
@@ -221,9 +222,9 @@ def _linear_gelu(
 def linear_gelu(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: float, dtype: torch.dtype
 ) -> torch.Tensor:
-    """GELU (by its tanh) of x (T, K) @ weight (N, K)ᵀ · scale + bias (N,), x and weight float8; T a multiple of 128.
+    """GELU (tanh) of x (T, K) @ weight (N, K)ᵀ · scale + bias (N,), x and weight float8; T a multiple of 128.
 
-    cuBLAS has it too, but PyTorch does not reach that, and a pass of its own costs as much as float8 saves.
+    cuBLAS has this fused product, but PyTorch does not expose it; a separate GELU pass costs as much as float8 saves.
     """
     out = x.new_empty(len(x), len(weight), dtype=dtype)
     programs = _processors(x.device)
@@ -282,9 +283,9 @@ def max_logits(
 ) -> None:
     """Raises out (texts, V) float32 to the largest of hidden (T, H) @ weight (V, H)ᵀ · scale + bias (V,) of each text.
 
-    The logits themselves are nowhere: a program keeps those of `TOKENS` tokens in registers, terms as rows, so that
-    the maximum over tokens stays within a thread. `owners` (windows,) is each window's text; `first_of` and `last_of`
-    (tiles,) are the first and the last window of every `TOKENS` tokens. What is in `out` counts too.
+    The logits are never in memory: a program keeps those of `TOKENS` tokens in registers, terms as rows, so that one
+    thread computes the maximum over tokens. `owners` (windows,) is each window's text; `first_of` and `last_of`
+    (tiles,) are the first and the last window of each tile of `TOKENS` tokens. The old values of `out` count too.
     """
     tokens, size = hidden.shape
     tiles = _head_tiles(hidden.device)

@@ -1,7 +1,7 @@
-"""A BERT-like masked language model on packed tokens, and the largest logit of each term without the logits.
+"""A BERT-like masked language model on packed tokens; it finds each term's largest logit without storing the logits.
 
-BERT (Devlin et al. 2018, arXiv 1810.04805) and DistilBERT (Sanh et al. 2019, arXiv 1910.01108) as `transformers` keeps
-them. The products are PyTorch's; what lies between them is in `kernels`.
+BERT (Devlin et al. 2018, arXiv 1810.04805) and DistilBERT (Sanh et al. 2019, arXiv 1910.01108) with the weights
+as `transformers` stores them. PyTorch computes most matrix products; `kernels` has the rest.
 """
 
 import math
@@ -26,7 +26,7 @@ Product = TypeVar("Product")
 
 
 class Unsupported(Exception):
-    """The model's architecture is another."""
+    """The model's architecture is not supported."""
 
 
 class Linear(NamedTuple):
@@ -46,7 +46,7 @@ class Norm(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layer(Generic[Product]):
-    """One block: attention, then two products, each added to what went in and normed."""
+    """One block: attention, then two products; both halves add their input (residual) and end with a layer norm."""
 
     qkv: Product
     attended: Product
@@ -57,7 +57,7 @@ class Layer(Generic[Product]):
 
 
 class PackedModel:
-    """Runs windows of any lengths without padding, on one device. Raises `Unsupported` if the model is another."""
+    """Runs windows of any lengths without padding, on one device. Raises `Unsupported` for other architectures."""
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float16) -> None:
         config: Any = model.config
@@ -76,7 +76,7 @@ class PackedModel:
         read(self, model)
 
     def pool(self, windows: Windows, out: Tensor) -> None:
-        """Raises out (texts, V) float32 on the device to the largest logits of each text's windows."""
+        """Sets out (texts, V) float32 on the device to the maximum of itself and the logits of each text's windows."""
         ids, places, bounds, owners, window_of, start_of, first_of, last_of = self._moved(windows)
         x = kernels.embed_norm(ids, places, self._words, self._positions, *self._embedded_norm)
         for layer in self._layers:
@@ -89,10 +89,10 @@ class PackedModel:
         kernels.max_logits(x, *self._decoder, out, bounds, owners, first_of, last_of)
 
     def _moved(self, windows: Windows) -> list[Tensor]:
-        """Tokens and tables, on the device after one transfer.
+        """Tokens and index tables, moved to the device in one transfer.
 
-        Tokens are filled up to whole tiles of the products, which compute as much anyway and are faster so. The filling
-        is a window of its own, so that its numbers are finite; the head does not look at it.
+        Tokens are padded once to a whole number of the products' tiles: a partial tile costs as much, and whole tiles
+        are faster. The padding is a separate window, so that its numbers are finite; the head skips it.
         """
         end = windows.bounds[-1]
         filling = np.zeros(-end % ALIGNMENT, np.int32)
@@ -124,12 +124,12 @@ class PackedModel:
         return weight.detach().to(self._device, self._dtype).contiguous()
 
     def _linear(self, *modules: nn.Linear) -> Linear:
-        """One product of several with the same input."""
+        """Several products with the same input, as one."""
         weights, biases = zip(*((module.weight, module.bias) for module in modules), strict=True)
         return Linear(self._keep(torch.cat(weights)), self._keep(torch.cat(biases)))
 
     def _qkv(self, query: nn.Linear, key: nn.Linear, value: nn.Linear) -> Linear:
-        """Queries come out as `kernels.attention` wants them."""
+        """One product for all three; queries are scaled as `kernels.attention` expects."""
         scale = math.log2(math.e) / math.sqrt(query.out_features / self._heads)
         weight = torch.cat([query.weight * scale, key.weight, value.weight])
         return Linear(self._keep(weight), self._keep(torch.cat([query.bias * scale, key.bias, value.bias])))
@@ -186,6 +186,6 @@ ARCHITECTURES: dict[str, Callable[[PackedModel, Any], None]] = {
 
 
 def _gelu_linear(x: Tensor, to: Linear) -> Tensor:
-    # In the product's own epilogue, where cuBLAS knows GELU by its tanh: 5e-4 from the one with erf, which is less
-    # than float16 keeps of a larger number.
+    # The product's epilogue computes GELU: cuBLAS has the tanh approximation. It differs by 5e-4 from GELU with erf,
+    # which is less than float16's rounding error of larger numbers.
     return torch._addmm_activation(to.bias, x, to.weight.t(), use_gelu=True)

@@ -1,8 +1,8 @@
 """A SPLADE encoder: texts to weighted terms of a masked language model's vocabulary.
 
 The weight of a term is the maximum over the text's tokens of log(1 + ReLU(logit)) (SPLADE-max: Formal et al. 2021,
-"SPLADE v2", arXiv 2109.10086). Special tokens count, padding does not. One model serves documents and queries. The
-logarithm keeps order, so it comes last, for the terms that are kept alone.
+"SPLADE v2", arXiv 2109.10086). Special tokens count, padding does not. One model encodes documents and queries.
+The logarithm preserves the order, so it is computed last and only for the kept terms.
 """
 
 import logging
@@ -30,14 +30,14 @@ from stream.records import Provenance
 
 log = logging.getLogger(__name__)
 
-MOST_TEXTS = 1024  # at once: each has a row of the vocabulary's size on the device
-DECIMALS = 6  # of a weight as it is stored
-GOOD_RUNS = 100  # until a token budget that was halved grows again
+MOST_TEXTS = 1024  # in one step: each has a row of the vocabulary's size in GPU memory
+DECIMALS = 6  # of a stored weight
+GOOD_RUNS = 100  # runs without an error after which a halved token budget is doubled
 
 
 @dataclass(frozen=True, slots=True)
 class SparseVector:
-    """Terms (n,) by their number in the vocabulary, the heaviest first, equal ones by number; and the raw L2 norm."""
+    """Terms (n,) as vocabulary ids, the heaviest first, equal weights by id; and the L2 norm before normalising."""
 
     ids: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
@@ -46,20 +46,20 @@ class SparseVector:
 
     @property
     def terms(self) -> dict[str, float]:
-        """Terms by name, the heaviest first, as they are stored: to six decimals, and none that is zero then."""
+        """Terms by name, the heaviest first, as stored: rounded to six decimals, without those that become zero."""
         rounded = self.weights.astype(np.float64).round(DECIMALS)
         kept = int(np.count_nonzero(rounded))
         return dict(zip(self.vocabulary[self.ids[:kept]].tolist(), rounded[:kept].tolist(), strict=True))
 
 
 class SparseEncoder:
-    """The encoder on one device. Synchronous and safe to call from several threads: call it off the event loop.
+    """The encoder on one device. Synchronous and thread-safe: call it in a thread, not in the event loop.
 
-    While one call waits for the device another can tokenise; so two calls at a time keep a GPU busy.
+    Two concurrent calls keep a GPU busy: one tokenises while the other waits for the device.
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Loads the model; raises `ConfigurationError` if it cannot be had."""
+        """Loads the model; raises `ConfigurationError` if it cannot be loaded or is incomplete."""
         self._settings = settings
         self.device = torch.device("cuda" if settings.require_gpu else "cpu")
         transformers_logging.disable_progress_bar()
@@ -76,22 +76,22 @@ class SparseEncoder:
         most = getattr(model.config, "max_position_embeddings", settings.splade_max_tokens)
         if (
             len(self.tokenizer) > model.config.vocab_size
-            or len(self.tokenizer) * 2 < model.config.vocab_size  # transformers makes up a tokenizer of special tokens
+            or len(self.tokenizer) * 2 < model.config.vocab_size  # transformers invents a tokenizer of special tokens
             or settings.splade_max_tokens > most
         ):
             raise ConfigurationError(
                 f"the SPLADE model {name} has {len(self.tokenizer)} terms in its tokenizer, {model.config.vocab_size} "
-                f"in its weights, and reads {most} tokens at most: set STREAM_SPLADE_MODEL to a whole model and "
-                f"STREAM_SPLADE_MAX_TOKENS ({settings.splade_max_tokens}) to what it reads"
+                f"in its weights, and reads at most {most} tokens: set STREAM_SPLADE_MODEL to a complete model and "
+                f"STREAM_SPLADE_MAX_TOKENS ({settings.splade_max_tokens}) to at most {most}"
             )
-        # One of our own: each call of transformers' sets padding and truncation of the one inside it.
+        # A copy: each call of a transformers tokenizer changes padding and truncation of the tokenizer inside it.
         self._tokenizer = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(settings.splade_max_tokens)
         self.vocabulary = np.array(
             self.tokenizer.convert_ids_to_tokens(list(range(model.config.vocab_size))), np.object_
         )
-        # A vocabulary that is padded to a round number has logits without a term.
+        # A model whose vocabulary is padded to a round number has logits that belong to no term.
         nameless = [number for number, term in enumerate(self.vocabulary) if term is None]
         self._nameless = torch.tensor(nameless, dtype=torch.int64, device=self.device)
         self._model = fastest(model.eval(), self.device, settings, self.tokenise)
@@ -99,12 +99,12 @@ class SparseEncoder:
         self._good_runs = 0
         self._submitting = threading.Lock()
         if self.device.type == "cuda":
-            self.encode(["its kernels are compiled now"])
+            self.encode(["warm-up: compiles the kernels"])
             _report(self.device)
 
     @property
     def provenance(self) -> Provenance:
-        """What each expansion says of its origin."""
+        """The model, its revision and the parameters, recorded with each expansion."""
         settings = self._settings
         return {
             "model": settings.splade_model,
@@ -120,13 +120,13 @@ class SparseEncoder:
         }
 
     def join(self, parts: Sequence[str]) -> str:
-        """One text of several parts, the model's separator token between them; empty parts are left out."""
+        """The non-empty parts as one text, joined by the model's separator token."""
         return f" {self.tokenizer.sep_token} ".join(part for part in parts if part.strip())
 
     def encode(self, texts: Sequence[str]) -> list[SparseVector]:
         """The sparse vector of each text. A text of more than `splade_max_tokens` is encoded in windows, max-pooled.
 
-        Raises `Outage` if the device has not even memory for one window.
+        Raises `Outage` if the device lacks memory for one window.
         """
         return [
             vector
@@ -139,7 +139,7 @@ class SparseEncoder:
         return tokenise(self._tokenizer, texts, self._settings.splade_long_texts)
 
     def encode_windows(self, windows: Windows) -> list[SparseVector]:
-        """The sparse vector of each text whose windows these are."""
+        """The sparse vector of each text of these windows."""
         with self._submitting:
             ranked = self._submit(windows)
             done = torch.cuda.Event() if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -150,7 +150,7 @@ class SparseEncoder:
         return self._vectors(ranked.numpy())
 
     def _submit(self, windows: Windows) -> Tensor:
-        """The strongest terms of each text, on their way to the host."""
+        """The heaviest terms of each text; their copy to the host may be in progress."""
         while (ranked := self._attempt(windows)) is None:
             self._shrink()
         self._grow()
@@ -158,7 +158,7 @@ class SparseEncoder:
 
     @torch.inference_mode()
     def _attempt(self, windows: Windows) -> Tensor | None:
-        """None if the device ran out of memory."""
+        """One forward pass; None if the device ran out of memory."""
         try:
             out = torch.zeros(windows.texts, len(self.vocabulary), device=self.device)
             for part in windows.split(self._budget):
@@ -175,7 +175,7 @@ class SparseEncoder:
         metrics.splade_out_of_memory.inc()
         if self._budget <= self._settings.splade_max_tokens:
             raise Outage(
-                "the GPU has no memory left for one window of SPLADE: see who else uses it with nvidia-smi",
+                "the GPU lacks memory for one window of SPLADE: find the other users of its memory with nvidia-smi",
                 "gpu-memory",
             )
         self._budget //= 2
@@ -189,7 +189,7 @@ class SparseEncoder:
         metrics.splade_token_budget.set(self._budget)
 
     def _vectors(self, ranked: npt.NDArray[np.int64]) -> list[SparseVector]:
-        """Threshold on the raw weight, then L2."""
+        """Applies the threshold to the raw weights, then normalises by L2."""
         settings = self._settings
         weights = np.log1p((ranked >> 32).astype(np.int32).view(np.float32))
         ids = (len(self.vocabulary) - 1 - (ranked & 0xFFFF_FFFF)).astype(np.int32)
@@ -205,9 +205,10 @@ class SparseEncoder:
 
 
 def _ranked(logits: Tensor, k: int) -> Tensor:
-    """The largest of logits (texts, V) float32 ≥ 0 as (texts, k) int64: the logit's bits, and below them the term.
+    """The k largest of logits (texts, V) float32 ≥ 0, with their terms, as (texts, k) int64.
 
-    A positive float orders as its bits do; the term counts down, so that equal logits keep the vocabulary's order.
+    The high 32 bits are the logit's: floats ≥ 0 sort as their bits do. The low 32 bits are V - 1 - id, so that equal
+    logits keep the vocabulary's order.
     """
     size = logits.shape[1]
     keys = (logits.view(torch.int32).to(torch.int64) << 32) | torch.arange(size - 1, -1, -1, device=logits.device)
@@ -215,18 +216,18 @@ def _ranked(logits: Tensor, k: int) -> Tensor:
 
 
 def _report(device: torch.device) -> None:
-    """Lets Prometheus see the GPU's memory and, if the GPU says it, how busy it is."""
+    """Exports the GPU's memory and, if NVML reports it, its utilisation."""
     for state in ("used", "free"):
         metrics.gpu_memory.labels(state).set_function(partial(_memory, device, state))
     try:
         torch.cuda.utilization(device)
-    except pynvml.NVMLError as error:  # a part of a GPU (MIG) does not
-        log.info("the GPU does not say how busy it is: %s", error)
+    except pynvml.NVMLError as error:  # a MIG partition does not report it
+        log.info("the GPU does not report its utilisation: %s", error)
     else:
         metrics.gpu_utilization.set_function(lambda: torch.cuda.utilization(device) / 100)
 
 
 def _memory(device: torch.device, state: str) -> int:
-    """Bytes of a GPU, whoever uses them."""
+    """Bytes of GPU memory, all processes included."""
     free, total = torch.cuda.mem_get_info(device)
     return free if state == "free" else total - free

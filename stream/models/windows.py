@@ -1,4 +1,4 @@
-"""Texts as windows of tokens that lie end to end: what a model reads at once, without padding."""
+"""Texts as windows of tokens, concatenated without padding. A window is at most what a model reads at once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Integers = npt.NDArray[np.int32]
 class Windows:
     """`ids` (T,) are the tokens of all windows, special tokens included.
 
-    Window i is `ids[bounds[i]:bounds[i + 1]]` and belongs to text `owners[i]`; `bounds` has one number more than
+    Window i is `ids[bounds[i]:bounds[i + 1]]` and belongs to text `owners[i]`; `bounds` has one element more than
     `owners`.
     """
 
@@ -29,7 +29,7 @@ class Windows:
 
     @property
     def texts(self) -> int:
-        """How many texts they are of."""
+        """The number of texts."""
         return int(self.owners[-1]) + 1
 
     @property
@@ -38,7 +38,7 @@ class Windows:
         return np.diff(self.bounds)
 
     def split(self, budget: int) -> Iterator["Windows"]:
-        """Parts of about the same size, of at most `budget` tokens each; a longer window stands alone."""
+        """Parts of about the same size, of at most `budget` tokens each; a longer window is a part of its own."""
         if not len(self):
             return
         total, longest = int(self.bounds[-1]), int(self.lengths.max())
@@ -53,7 +53,7 @@ class Windows:
 
 
 def tokenise(tokenizer: Tokenizer, texts: Sequence[str], policy: Literal["windows", "truncate"]) -> Windows:
-    """The windows of the texts, in order; the tokenizer's own truncation says how long one may be.
+    """The windows of the texts, in order; the tokenizer's truncation setting is the longest window.
 
     With `truncate` only the first window of a text is kept. Uses all cores and lets other threads run meanwhile.
     """

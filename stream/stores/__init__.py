@@ -20,23 +20,24 @@ class Stores:
 
     @property
     def both(self) -> tuple[Store, Store]:
-        """For what is done to either."""
+        """Both, for what is done to each of them."""
         return self.neo4j, self.opensearch
 
     async def set_up(self) -> None:
-        """Makes what is missing in either."""
+        """Creates what is missing in each."""
         for store in self.both:
             await store.set_up()
 
     async def answer(self) -> None:
-        """Returns if both are there with what the writing needs; raises what is wrong with one of them."""
+        """Returns if both pass `examine`; otherwise raises its error."""
         for store in self.both:
             await store.examine()
 
     async def generations(self) -> list[Generation]:
-        """The generations of all flows by number, and in which store each is live.
+        """The generations of all flows by number, and the stores in which each is live.
 
-        OpenSearch's alias and Neo4j's pointer say what is live. A flow without a pointer has the first in Neo4j.
+        OpenSearch's alias and Neo4j's pointer determine what is live. The flow without a name may have no pointer: then
+        its first generation is live in Neo4j.
         """
         found = {generation.number: generation for generation in await self.opensearch.generations()}
         pointers = {pointer.flow: pointer for pointer in await self.neo4j.pointers()}
@@ -50,7 +51,7 @@ class Stores:
     async def drop(self, number: int) -> None:
         """Deletes a generation; raises `StreamError` if it is live in either store.
 
-        OpenSearch comes last: its index is what says that the number is taken.
+        OpenSearch comes last: its index marks the number as taken.
         """
         for store in self.both:
             if any(generation.live for generation in await self.generations() if generation.number == number):

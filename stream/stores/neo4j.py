@@ -1,19 +1,19 @@
 """Neo4j: a node `:Chunk` for each chunk, and a vector index over them.
 
-A deleted chunk leaves a node `:DeletedChunk` with its version, so that an older record cannot bring it back. A map
+A deleted chunk leaves a node `:DeletedChunk` with its version, so that an older record cannot restore the chunk. A map
 cannot be a property, so `facet_json` and `metadata` are JSON strings.
 
-Two transactions on one chunk follow one another. Each begins with a MERGE of the chunk's node that sets a property on
-it, and so holds until its end the lock of the node or, where there is none, of its entry in the unique index. It reads
-versions only after that (https://neo4j.com/docs/operations-manual/current/database-internals/concurrent-data-access/).
-A delete makes a missing node and deletes it again: nobody sees it. The property never outlives the transaction. A
-transaction takes its chunks in the order of their names, so two of them do not deadlock.
+Transactions on the same chunk run one after another. Each begins with a MERGE of the chunk's node that sets a property
+on it. This takes the lock of the node or, if there is no node, of its entry in the unique index, until the transaction
+ends. The transaction reads versions only with the lock
+(https://neo4j.com/docs/operations-manual/current/database-internals/concurrent-data-access/).
+A delete creates a missing node and deletes it again: no other transaction sees the node. The property never outlives
+the transaction. A transaction locks its chunks in the order of their IDs, so two transactions do not deadlock.
 
-The generations share the nodes, and with them what else a graph knows about a chunk. Each has its own vector, and what
-says where it comes from, in properties of its own, and its own vector index over them. A node `:ChunkGeneration` says
-which one is live.
+The generations share the nodes, and thus everything else that the graph has about a chunk. Each generation has its own
+properties for its vectors and their provenance, and its own vector index. A node `:ChunkGeneration` names the live one.
 
-Statements name the default label, `:Chunk`; `_run` puts the configured one in its schema.
+Statements name the default label, `:Chunk`; `_run` replaces it with the configured one.
 """
 
 import asyncio
@@ -53,25 +53,30 @@ log = logging.getLogger(__name__)
 
 OLDEST = "5.26"
 
-MADE = ("embedded_version", "text_sha256", "embedding_provenance", "embedding_sha256")  # beside a vector
+VECTOR_PROPERTIES = (
+    "embedded_version",
+    "text_sha256",
+    "embedding_provenance",
+    "embedding_sha256",
+)  # stored with a vector
 NODES_AT_ONCE = 1000
 NODES_COMPARED_AT_ONCE = 10_000
 
 LABEL = re.compile(r":(Deleted|)Chunk(Generation|)\b")
 
-# The server's errors that a row can be guilty of; any other error is nobody's fault in the batch.
-BLAMES_INPUT = {
+# The server's errors that a row can cause; the batch is not the cause of any other error.
+INPUT_ERRORS = {
     "Neo.ClientError.Statement.ArgumentError",
     "Neo.ClientError.Statement.TypeError",
     "Neo.ClientError.Procedure.ProcedureCallFailed",
 }
 
-TOO_LARGE = "Property value is too large to index"  # has a code that other errors have too
+TOO_LARGE = "Property value is too large to index"  # its error code is not specific: only the message tells it apart
 
-BLAMES_SETTINGS = ("Neo.ClientError.Security.", "Neo.ClientError.Database.DatabaseNotFound")
+SETTINGS_ERRORS = ("Neo.ClientError.Security.", "Neo.ClientError.Database.DatabaseNotFound")
 
-# What the server says where nodes, constraints or indexes of somebody else have our names.
-BLAMES_LABEL = {
+# The server's errors if another application's nodes, constraints or indexes have the names that we use.
+NAME_CONFLICTS = {
     "Neo.ClientError.Schema.ConstraintCreationFailed",
     "Neo.ClientError.Schema.ConstraintWithNameAlreadyExists",
     "Neo.ClientError.Schema.IndexAlreadyExists",
@@ -89,8 +94,8 @@ SHOW INDEXES YIELD name, labelsOrTypes, properties, options WHERE name = $name
 RETURN labelsOrTypes AS labels, properties, options.indexConfig AS config
 """
 
-# `created` is set, and with it the node locked: true if this transaction has made the node. It stays null where another
-# transaction has deleted the node while this one waited for it; such a row changes nothing and is named in `again`.
+# Setting `created` locks the node; it is true if this transaction has created the node. It stays null if another
+# transaction deleted the node while this one waited for the lock; such a row changes nothing and is named in `again`.
 PUT = """
 UNWIND $rows AS row
 MERGE (chunk:Chunk {chunk_id: row.chunk_id}) ON CREATE SET chunk.created = true ON MATCH SET chunk.created = false
@@ -114,7 +119,7 @@ CALL (row, chunk, gone, created, newest) {
 RETURN sum(applied) AS applied, collect(CASE WHEN created IS NULL THEN row.chunk_id END) AS again
 """
 
-# A node without a version is no chunk of ours: it stays.
+# A node without a version belongs to another application: it stays.
 DELETE = """
 UNWIND $rows AS row
 MERGE (chunk:Chunk {chunk_id: row.chunk_id}) ON CREATE SET chunk.created = true ON MATCH SET chunk.created = false
@@ -172,7 +177,7 @@ RETURN chunks[-1].chunk_id AS last, [chunk IN chunks WHERE chunk[$than] > coales
     [chunk.chunk_id, chunk[$than], chunk[$version]]] AS older
 """
 
-# The next nodes in the order of their names: a node of somebody else without `chunk_id` is never among them.
+# The next nodes in the order of `chunk_id`: another application's nodes without `chunk_id` are never among them.
 ADOPT = """
 MATCH (chunk:Chunk) WHERE chunk.chunk_id > $after
 WITH chunk ORDER BY chunk.chunk_id LIMIT $limit
@@ -201,7 +206,7 @@ RETURN node.chunk_id AS chunk_id, node.doc_id AS doc_id, node.text AS text, scor
 
 @dataclass(frozen=True, slots=True)
 class _Schema:
-    """Where a generation keeps what is its own: the first has the plain names, the others have their number behind."""
+    """Names of a generation's properties and indexes: plain for the first, with its number at the end for others."""
 
     settings: Settings
     generation: int
@@ -236,11 +241,11 @@ class _Schema:
     @property
     def properties(self) -> dict[str, str]:
         """Names of properties, as the parameters of a query."""
-        return {"vector": self.vector} | {name: self._named(name) for name in MADE}
+        return {"vector": self.vector} | {name: self._named(name) for name in VECTOR_PROPERTIES}
 
 
 class Neo4jStore:
-    """The dense side: the generation that the settings name, or the live one. Use as an async context manager."""
+    """The vectors of the configured generation, or of the live one. Use as an async context manager."""
 
     name = "Neo4j"
 
@@ -250,7 +255,7 @@ class Neo4jStore:
         password = settings.neo4j_password
         uri = settings.neo4j_uri
         security: dict[str, Any] = {}
-        if settings.neo4j_ca_file:  # the driver takes a context only with a scheme that does not say +s itself
+        if settings.neo4j_ca_file:  # the driver accepts an SSL context only for a scheme without +s
             uri, security = uri.replace("+s://", "://", 1), {"ssl_context": tls.context(settings.neo4j_ca_file)}
         self._driver = neo4j.AsyncGraphDatabase.driver(
             uri,
@@ -269,7 +274,7 @@ class Neo4jStore:
         await self._driver.close()
 
     async def set_up(self) -> None:
-        """Raises `ConfigurationError` if constraints or indexes of somebody else are in the way."""
+        """Raises `ConfigurationError` if another application's constraints or indexes have the names."""
         settings = self._settings
         label, name = settings.neo4j_label, settings.neo4j_label.lower()
         await self._run(f"CREATE CONSTRAINT {name}_id IF NOT EXISTS FOR (c:Chunk) REQUIRE c.chunk_id IS UNIQUE")
@@ -284,12 +289,12 @@ class Neo4jStore:
         unique = {row["label"] for row in await self._run(UNIQUE)}
         if not unique >= {label, f"Deleted{label}"}:
             raise ConfigurationError(
-                f"Neo4j has not made the constraints {name}_id and deleted_{name}_id, because other constraints have "
-                "these names; name another label with STREAM_NEO4J_LABEL"
+                f"Neo4j cannot create the constraints {name}_id and deleted_{name}_id, because other constraints have "
+                "these names: set STREAM_NEO4J_LABEL to another label"
             )
         schema = await self._schema()
         if schema.generation == FIRST and not await self._run(INDEX, name=schema.count_index):
-            await self._sweep(ADOPT)  # nodes of an earlier version belong to the first
+            await self._sweep(ADOPT)  # nodes of an earlier release belong to the first generation
         await self._run(f"CREATE INDEX {schema.origin_index} IF NOT EXISTS FOR (c:Chunk) ON (c.{schema.provenance})")
         await self._run(f"CREATE INDEX {schema.count_index} IF NOT EXISTS FOR (c:Chunk) ON (c.{schema.version})")
         await self._run(
@@ -299,13 +304,13 @@ class Neo4jStore:
         )
         if await self._dimensions(schema) is None:
             raise ConfigurationError(
-                f"Neo4j has made no vector index {schema.index}, because something else has that name; "
-                "name another with STREAM_NEO4J_INDEX"
+                f"Neo4j cannot create the vector index {schema.index}, because another index or constraint has that "
+                "name: set STREAM_NEO4J_INDEX to another name"
             )
         await self._run("CALL db.awaitIndex($name, $seconds)", name=schema.index, seconds=int(settings.store_timeout))
 
     async def examine(self) -> str:
-        """What is there, in a few words; raises what is wrong with it and makes nothing."""
+        """Version and index, in one line; raises a `StreamError` if one is wrong. Creates nothing."""
         components = await self._run("CALL dbms.components() YIELD name, versions RETURN name, versions[0] AS version")
         version = next(row["version"] for row in components if row["name"] == "Neo4j Kernel")
         require_version("Neo4j", version, OLDEST)
@@ -314,18 +319,18 @@ class Neo4jStore:
         except NoGeneration as error:
             return f"Neo4j {version}, {error}"
         dimensions = await self._dimensions(schema)
-        index = f"with {dimensions} dimensions" if dimensions else "not there yet, the index worker makes it"
+        index = f"with {dimensions} dimensions" if dimensions else "does not exist yet, the index worker creates it"
         return f"Neo4j {version}, vector index {schema.index} {index}"
 
     async def go_live(self, generation: int) -> None:
-        """What reads and writes the live generation has this one from its next query on.
+        """Makes this the live generation: readers and writers of the live one use it from their next query.
 
-        The pointer says that a swap is going on until `swapped` is called.
+        The pointer records an unfinished swap until `swapped` is called.
         """
         await self._run(SWAP, index=self._settings.neo4j_index, flow=self._settings.flow, live=generation)
 
     async def swapped(self, generation: int) -> None:
-        """The swap to this generation has ended; changes nothing if another is live meanwhile."""
+        """Records that the swap to this generation has ended; does nothing if another generation is live by now."""
         await self._run(SWAPPED, index=self._settings.neo4j_index, flow=self._settings.flow, live=generation)
 
     async def pointers(self) -> list[Generation]:
@@ -334,7 +339,7 @@ class Neo4jStore:
         return [Generation(row["live"], row["flow"], frozenset({self.name}), row["swapping"]) for row in rows]
 
     async def older(self, generation: int, than: int) -> Older:
-        """Chunks of which a generation has a vector of a lower version than the generation `than`, or none at all."""
+        """Chunks whose vector a generation lacks, or has in a lower version than the generation `than`."""
         version, compared = (_Schema(self._settings, number).version for number in (generation, than))
         found: Older = {}
         last: str | None = ""
@@ -345,7 +350,7 @@ class Neo4jStore:
         return found
 
     async def drop(self, generation: int) -> None:
-        """Takes the generation's indexes and properties away; the nodes stay. May be interrupted and run again."""
+        """Deletes the generation's indexes and properties; the nodes stay. Idempotent, also after an interruption."""
         schema = _Schema(self._settings, generation)
         await self._run(f"DROP INDEX `{schema.index}` IF EXISTS")
         await self._run(f"DROP INDEX {schema.count_index} IF EXISTS")
@@ -353,7 +358,7 @@ class Neo4jStore:
         await self._sweep(FORGET, nothing=dict.fromkeys(schema.properties.values()))
 
     async def _sweep(self, statement: str, **parameters: Any) -> None:
-        """Runs what changes nodes over all of them once, `NODES_AT_ONCE` a transaction."""
+        """Runs a statement once over all chunk nodes, `NODES_AT_ONCE` a transaction."""
         last = ""
         while last is not None:
             (row,) = await self._run(statement, after=last, limit=NODES_AT_ONCE, **parameters)
@@ -377,19 +382,19 @@ class Neo4jStore:
             return None
         if (rows[0]["labels"], rows[0]["properties"]) != ([settings.neo4j_label], [schema.vector]):
             raise ConfigurationError(
-                f"Neo4j's index {schema.index} is not over the property {schema.vector} of :{settings.neo4j_label}: it "
-                "was not made by this program; name another with STREAM_NEO4J_INDEX"
+                f"Neo4j's index {schema.index} is not over the property {schema.vector} of :{settings.neo4j_label}: "
+                "another application made it, set STREAM_NEO4J_INDEX to another name"
             )
         dimensions: int = rows[0]["config"]["vector.dimensions"]
         if dimensions != settings.embed_dimensions:
             raise ConfigurationError(
                 f"Neo4j's index {schema.index} has {dimensions} dimensions, "
-                f"STREAM_EMBED_DIMENSIONS says {settings.embed_dimensions}; name another index with STREAM_NEO4J_INDEX"
+                f"STREAM_EMBED_DIMENSIONS is {settings.embed_dimensions}: set STREAM_NEO4J_INDEX to another name"
             )
         return dimensions
 
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
-        """Puts and deletes in two transactions; a batch that is refused is split until the culprit is alone."""
+        """Puts and deletes in two transactions; bisects a batch that Neo4j rejects until the rejected item is alone."""
         puts = [write for write in writes if isinstance(write, Put)]
         tombstones = [write for write in writes if isinstance(write, Tombstone)]
         outcomes = [
@@ -400,7 +405,7 @@ class Neo4jStore:
         return {name: outcome for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, Rejected)}
 
     async def count(self) -> int:
-        """Nodes `:Chunk` that the generation has a vector for, counted by an index; none without a generation."""
+        """Nodes `:Chunk` with a vector of the generation, counted by an index; 0 without a generation."""
         try:
             schema = await self._schema()
         except NoGeneration:
@@ -409,7 +414,7 @@ class Neo4jStore:
         return int(row["n"])
 
     async def origins(self) -> dict[str, int]:
-        """Chunks by `embedding_provenance` as JSON, "" for those of earlier versions; none without a generation.
+        """Chunks by `embedding_provenance` as JSON, "" for those of earlier releases; empty without a generation.
 
         An index counts them.
         """
@@ -424,7 +429,7 @@ class Neo4jStore:
         return {row["origin"]: row["n"] for row in rows}
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
-        """`complete` means that the generation's vector was made of the text which the node has, and of its version."""
+        """`complete`: the generation's vector belongs to the node's present text and version."""
         rows = await self._run(STORED, chunk_ids=list(chunk_ids), **(await self._schema()).properties)
         return {row["chunk_id"]: self._stored(row) for row in rows}
 
@@ -436,9 +441,9 @@ class Neo4jStore:
         return Stored(version, text_sha256, own == (version, text_sha256, self._settings.embed_dimensions))
 
     async def vectors(self, chunk_ids: Sequence[str], provenance: Provenance) -> dict[str, tuple[str, str]]:
-        """Vectors of these chunks that were made so, as `text_sha256` and what travels (`embedding_qwen`).
+        """Vectors of these chunks with this provenance, as `text_sha256` and `embedding_qwen` (base64).
 
-        One that is not what was once written is left out, with a warning.
+        A vector that is not what was written is left out, with a warning.
         """
         found = {}
         for row in await self._run(VECTORS, chunk_ids=list(chunk_ids), **(await self._schema()).properties):
@@ -448,13 +453,15 @@ class Neo4jStore:
             if sha256(vector) == row["digest"]:
                 found[row["chunk_id"]] = row["text_sha256"], vector
             else:
-                log.warning("Neo4j's vector of %r is not what was written: it is made anew", row["chunk_id"])
+                log.warning(
+                    "Neo4j's vector of %r is not what was written: the chunk is embedded again", row["chunk_id"]
+                )
         return found
 
     async def nearest(self, vector: Vector, k: int, provenance: Provenance) -> list[Hit]:
         """The k chunks whose vectors (dimensions,) are nearest by cosine, approximately; score is (1 + cosine) / 2.
 
-        What another model made than the vector asked for is left out, with a warning: no cosine compares the two.
+        Chunks of another model than the query's are left out, with a warning: cosines across models mean nothing.
         """
         schema = await self._schema()
         near = vector.astype(np.float64)
@@ -468,8 +475,8 @@ class Neo4jStore:
         same = [row for row in rows if _space(row["provenance"]) == space]
         if len(same) < len(rows):
             log.warning(
-                "%d of the %d nearest chunks are left out, because another model embedded them than the query, or an "
-                "unknown one; `stream status` shows which, docs/operations.md how to reindex",
+                "%d of the %d nearest chunks are left out: their model is unknown or not the query's; `stream status` "
+                "lists the models, docs/operations.md explains how to reindex",
                 *(len(rows) - len(same), len(rows)),
             )
         return [Hit(row["chunk_id"], row["doc_id"], row["score"], row["text"]) for row in same]
@@ -484,7 +491,7 @@ class Neo4jStore:
         return [None] * len(tombstones)
 
     async def _apply(self, statement: str, rows: list[dict[str, Any]], **names: str) -> None:
-        """Writes rows in the order of their names, and counts those that a higher version outranks."""
+        """Writes rows in the order of `chunk_id` and counts those that a higher version outranks."""
         rows.sort(key=itemgetter("chunk_id"))
         while rows:
             (row,) = await self._run(statement, rows=rows, **names)
@@ -493,15 +500,15 @@ class Neo4jStore:
             rows = [each for each in rows if each["chunk_id"] in again]
 
     async def _run(self, query: str, **parameters: Any) -> list[neo4j.Record]:
-        """Raises `Outage` if there is no answer in `STREAM_STORE_TIMEOUT`: the driver itself waits without a bound."""
+        """Raises `Outage` if Neo4j does not answer within `STREAM_STORE_TIMEOUT`: the driver itself has no timeout."""
         where, bound = self._settings.neo4j_uri, self._settings.store_timeout
         try:
             async with asyncio.timeout(bound):
-                if not self._reached:  # a query would be tried for seconds, also where TLS or the login is refused
+                if not self._reached:  # a query retries for seconds, even if TLS or the login fails
                     await self._driver.verify_connectivity()
                     self._reached = True
                 result = await self._driver.execute_query(
-                    neo4j.Query(self._spelled(query), timeout=bound),
+                    neo4j.Query(self._with_label(query), timeout=bound),
                     parameters_=parameters,
                     database_=self._settings.neo4j_database,
                 )
@@ -510,17 +517,17 @@ class Neo4jStore:
         except (DriverError, Neo4jError) as error:
             code = getattr(error, "code", None) or type(error).__name__
             sentence = f"{code}: {str(getattr(error, 'message', None) or error).splitlines()[0]}"
-            if code in BLAMES_INPUT or TOO_LARGE in sentence:
-                raise Refused(f"Neo4j refuses it ({sentence})") from error
-            if code.startswith(BLAMES_SETTINGS):
+            if code in INPUT_ERRORS or TOO_LARGE in sentence:
+                raise Refused(f"Neo4j rejected the query ({sentence})") from error
+            if code.startswith(SETTINGS_ERRORS):
                 raise ConfigurationError(
-                    f"Neo4j at {self._settings.neo4j_uri} does not let us in ({sentence}): "
-                    "set STREAM_NEO4J_USER, STREAM_NEO4J_PASSWORD and STREAM_NEO4J_DATABASE"
+                    f"Neo4j at {self._settings.neo4j_uri}: authentication failed or there is no such database "
+                    f"({sentence}): set STREAM_NEO4J_USER, STREAM_NEO4J_PASSWORD and STREAM_NEO4J_DATABASE"
                 ) from error
-            if code in BLAMES_LABEL:
+            if code in NAME_CONFLICTS:
                 raise ConfigurationError(
-                    f"Neo4j's :{self._settings.neo4j_label} nodes, their constraints or indexes are somebody else's "
-                    f"({sentence}); name another label with STREAM_NEO4J_LABEL"
+                    f"another application has nodes :{self._settings.neo4j_label} in Neo4j, or constraints or indexes "
+                    f"of their names ({sentence}): set STREAM_NEO4J_LABEL to another label"
                 ) from error
             if refusal := tls.refusal(error):
                 raise ConfigurationError(
@@ -531,7 +538,7 @@ class Neo4jStore:
             progress.made()
         return result.records
 
-    def _spelled(self, query: str) -> str:
+    def _with_label(self, query: str) -> str:
         return LABEL.sub(rf":\1{self._settings.neo4j_label}\2", query)
 
 
@@ -562,7 +569,7 @@ def _row(put: Put, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _space(provenance: str | None) -> tuple[object, ...] | None:
-    """None for a node of an earlier version, or of somebody else."""
+    """None for a node of an earlier release or of another application."""
     try:
         return embedding_space(orjson.loads(provenance or ""))
     except (ValueError, KeyError, TypeError, AttributeError):

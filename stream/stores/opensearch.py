@@ -1,7 +1,8 @@
 """OpenSearch: a document for each chunk, its terms as `rank_features`, its text analysed as English.
 
-The guard is OpenSearch's own external versioning. It forgets what it has deleted after `index.gc_deletes`, so a deleted
-chunk leaves a document that has nothing to be found by, with its version: an older record cannot bring it back.
+The guard is OpenSearch's external versioning. OpenSearch forgets the version of a deleted document after
+`index.gc_deletes`. So a deleted chunk leaves a document with its version and no searchable content, and an older record
+cannot restore the chunk.
 """
 
 import asyncio
@@ -28,11 +29,11 @@ from stream.stores.base import FIRST, Generation, Hit, Older, Put, Stored, nothi
 log = logging.getLogger(__name__)
 
 OLDEST = "2.19"
-ID_BYTES = 512  # OpenSearch takes no longer _id
+ID_BYTES = 512  # OpenSearch's limit of an `_id`
 MOST_ORIGINS = 100
-COMPARED_AT_ONCE = 5000  # documents; a search gives 10,000 at most
-MOST_CLAUSES = 1000  # a query may have 1,024
-PROBE_ID = "\x00probe"  # the name of no chunk: it may hold no control character
+COMPARED_AT_ONCE = 5000  # documents; a search returns at most 10,000
+MOST_CLAUSES = 1000  # OpenSearch's limit is 1,024
+PROBE_ID = "\x00probe"  # not a possible chunk_id: those have no control characters
 
 FIELDS: dict[str, Any] = {
     "chunk_id": {"type": "keyword"},
@@ -47,23 +48,23 @@ FIELDS: dict[str, Any] = {
     "splade_norm": {"type": "float"},
     "splade_provenance": {"type": "object", "enabled": False},
 }
-ADDED = {  # what an index of an earlier version gets when a worker starts
+ADDED = {  # added to an index of an earlier release when a worker starts
     "deleted": {"type": "boolean"},
-    "splade_origin": {"type": "keyword"},  # the provenance once more, to be counted
+    "splade_origin": {"type": "keyword"},  # the provenance as a keyword, which can be counted
 }
 INDEX: dict[str, Any] = {
     "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1"}},
     "mappings": {"dynamic": "strict", "properties": FIELDS | ADDED},
 }
-LOADING = {"refresh_interval": "-1", "auto_expand_replicas": False}  # while nobody searches a generation
+LOADING = {"refresh_interval": "-1", "auto_expand_replicas": False}  # until a generation is searched
 ALIVE = {"bool": {"must_not": {"term": {"deleted": True}}}}
 
-# Milliseconds since 1973: no producer counts its versions so far, and every timestamp is beyond.
+# A version from here on is a timestamp: 10^11 ms since 1970 is in 1973, and no producer counts that far.
 FIRST_TIMESTAMP = 10**11
 CONFLICT = 409  # the index has a higher version
 CONFLICTING = re.compile(r"current version \[(\d+)\]")
 
-Write = tuple[int, int]  # the sequence number of a document's last write, and the term in which its primary took it
+Write = tuple[int, int]  # `_seq_no` and `_primary_term` of a document's last write
 
 PROBE_DOCUMENT: Any = {
     "chunk_id": PROBE_ID,
@@ -75,11 +76,14 @@ PROBE_DOCUMENT: Any = {
     "splade_norm": 1.0,
     "splade_provenance": {},
 }
-PROBE = (Put(PROBE_DOCUMENT, np.zeros(0, np.float32)), Tombstone(PROBE_ID, 0))  # what is left counts as deleted
+PROBE = (
+    Put(PROBE_DOCUMENT, np.zeros(0, np.float32)),
+    Tombstone(PROBE_ID, 0),
+)  # the tombstone comes last, so the probe counts as deleted
 
 
 class OpenSearchStore:
-    """The sparse side. Use as an async context manager."""
+    """The terms and texts of the configured generation, or of the live one. Use as an async context manager."""
 
     name = "OpenSearch"
 
@@ -104,24 +108,24 @@ class OpenSearchStore:
         await self._client.close()
 
     async def set_up(self) -> None:
-        """Makes an index if there is none, the first one with its alias, and waits for its primary shard.
+        """Creates the index if there is none, the first one with its alias, and waits for its primary shard.
 
-        Raises `ConfigurationError` if an index is there whose fields are others: it would refuse every document; if
-        it is another flow's; or if the first is there and not live.
+        Raises `ConfigurationError` if the index has other fields (it would reject every document) or belongs to another
+        flow, or if the first index exists and is not live.
         """
         if not await self._exists(self._target):
             await self.claim()
         if not await self._exists(self._target):
             raise ConfigurationError(
-                f"OpenSearch's index {self._prefix}-{FIRST} is there, but {self._alias} does not stand for it: "
-                "`stream reindex status` says whose it is, `stream reindex start` goes on with it or makes another"
+                f"OpenSearch's index {self._prefix}-{FIRST} exists, but the alias {self._alias} does not point to it: "
+                "`stream reindex status` shows its flow, `stream reindex start` continues with it or creates another"
             )
         await self._call("GET", f"/_cluster/health/{self._target}", wait_for_status="yellow")
         await self._indexes()
         await self._call("PUT", f"/{self._target}/_mapping", body={"properties": ADDED})
 
     async def claim(self) -> bool:
-        """Makes the generation's index, which only one can do; False if it was there already."""
+        """Creates the generation's index; False if it exists. Of several concurrent calls only one returns True."""
         try:
             await self._make()
         except Outage:
@@ -141,7 +145,7 @@ class OpenSearchStore:
             await self._call("PUT", f"/{self._target}", body=body)
 
     async def generations(self) -> list[Generation]:
-        """Of all flows, by number."""
+        """The generations of all flows, by number."""
         found = []
         for name, index in (await self._call("GET", f"/{self._prefix}-*", ignore_unavailable="true")).items():
             number = name.removeprefix(f"{self._prefix}-")
@@ -153,7 +157,7 @@ class OpenSearchStore:
         return sorted(found, key=lambda generation: generation.number)
 
     async def settle(self, generation: int) -> None:
-        """Ends what makes loading fast: from now on what is written is found within a second, and has its replica."""
+        """Reverts the settings for fast loading: writes are searchable within a second and replicated from now on."""
         index = f"{self._prefix}-{generation}"
         settled = INDEX["settings"]["index"] | {"refresh_interval": None}
         await self._call("PUT", f"/{index}/_settings", body={"index": {n: settled[n] for n in LOADING}})
@@ -161,7 +165,7 @@ class OpenSearchStore:
         await self._call("GET", f"/_cluster/health/{index}", wait_for_status="yellow")
 
     async def go_live(self, generation: int) -> None:
-        """What reads and writes through the alias has this generation from its next request on."""
+        """Points the alias to this generation: readers and writers use it from their next request."""
         actions = [
             {"remove": {"index": f"{self._prefix}-*", "alias": self._alias, "must_exist": False}},
             {"add": {"index": f"{self._prefix}-{generation}", "alias": self._alias}},
@@ -170,11 +174,11 @@ class OpenSearchStore:
         await self._call("POST", "/_aliases", body={"actions": actions})
 
     async def drop(self, generation: int) -> None:
-        """Deletes the generation's index, if it is there."""
+        """Deletes the generation's index if it exists."""
         await self._call("DELETE", f"/{self._prefix}-{generation}", ignore_unavailable="true")
 
     async def older(self, generation: int, than: int) -> Older:
-        """Chunks of which a generation has a document of a lower version than the generation `than`, or none at all.
+        """Chunks whose document a generation lacks, or has in a lower version than the generation `than`.
 
         The document of a deleted chunk has the version of its tombstone.
         """
@@ -200,16 +204,16 @@ class OpenSearchStore:
         return found
 
     async def examine(self) -> str:
-        """What is there, in a few words; raises what is wrong with it and makes nothing."""
+        """Version and index, in one line; raises a `StreamError` if one is wrong. Creates nothing."""
         version = (await self._call("GET", "/"))["version"]["number"]
         require_version("OpenSearch", version, OLDEST)
-        there = await self._exists(self._target)
-        makes = "`stream reindex start`" if self._settings.flow else "the index worker"
-        indexes = ", ".join(await self._indexes()) if there else f"nothing yet, {makes} makes it"
-        return f"OpenSearch {version}, {self._target} stands for {indexes}"
+        exists = await self._exists(self._target)
+        creator = "`stream reindex start`" if self._settings.flow else "the index worker"
+        indexes = ", ".join(await self._indexes()) if exists else f"nothing yet, {creator} creates it"
+        return f"OpenSearch {version}, {self._target} points to {indexes}"
 
     async def _indexes(self) -> list[str]:
-        """Indexes behind the alias, or that of the generation, all of this flow and with the right fields."""
+        """The alias's indexes, or the generation's; raises `ConfigurationError` for another flow or wrong fields."""
         mappings = await self._call("GET", f"/{self._target}/_mapping")
         for index, found in mappings.items():
             flow = found["mappings"].get("_meta", {}).get("flow", "")
@@ -222,8 +226,8 @@ class OpenSearchStore:
             for name, field in FIELDS.items():
                 if fields.get(name, {}).get("type", "object") != field["type"]:
                     raise ConfigurationError(
-                        f"OpenSearch's index {index} has no field {name} of type {field['type']}: it was not made by "
-                        "this program; name another with STREAM_OPENSEARCH_ALIAS"
+                        f"OpenSearch's index {index} has no field {name} of type {field['type']}: another "
+                        "application made it, set STREAM_OPENSEARCH_ALIAS to another name"
                     )
         return list(mappings)
 
@@ -231,7 +235,7 @@ class OpenSearchStore:
         return bool(await self._call("HEAD", f"/{name}"))
 
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
-        """One `_bulk` request; a document is refused alone, an overloaded or blocked index is an `Outage`."""
+        """One `_bulk` request. A document is rejected alone; an overloaded or blocked index is an `Outage`."""
         outcomes = await isolate(writes, self._bulk, "refused-by-opensearch")
         return {
             write.chunk_id: outcome
@@ -240,12 +244,12 @@ class OpenSearchStore:
         }
 
     async def _bulk(self, writes: Sequence[Put | Tombstone]) -> list[Rejected | None]:
-        """Whether documents or the index are to blame for a refusal is found out with a document beyond suspicion."""
+        """Sends the probe after a rejection: if the index rejects it too, the index is the cause: an `Outage`."""
         outcomes = await self._send(writes)
         refused = [i for i, outcome in enumerate(outcomes) if outcome]
         if refused:
-            if suspicion := next(filter(None, await self._send(PROBE)), None):
-                raise Outage(suspicion.detail, "opensearch")
+            if probe_rejection := next(filter(None, await self._send(PROBE)), None):
+                raise Outage(probe_rejection.detail, "opensearch")
             for i, outcome in zip(refused, await self._send([writes[i] for i in refused]), strict=True):
                 outcomes[i] = outcome
         return outcomes
@@ -260,13 +264,13 @@ class OpenSearchStore:
         return [_rejection(result) for result in results]
 
     async def count(self) -> int:
-        """Chunks that are not deleted, after a refresh; none if there is no index yet."""
+        """Chunks that are not deleted, after a refresh; 0 if there is no index yet."""
         await self._call("POST", f"/{self._target}/_refresh", ignore_unavailable="true")
         body = {"query": ALIVE}
         return int((await self._call("POST", f"/{self._target}/_count", body=body, ignore_unavailable="true"))["count"])
 
     async def origins(self) -> dict[str, int]:
-        """Chunks by `splade_provenance` as JSON; the most frequent ones, and "" for those of earlier versions."""
+        """Chunks by `splade_provenance` as JSON; the 100 most frequent ones; "" for those of earlier releases."""
         terms = {"field": "splade_origin", "missing": "", "size": MOST_ORIGINS}
         body = {"size": 0, "query": ALIVE, "aggs": {"origins": {"terms": terms}}}
         answer = await self._call("POST", f"/{self._target}/_search", body=body, ignore_unavailable="true")
@@ -274,10 +278,10 @@ class OpenSearchStore:
         return {bucket["key"]: bucket["doc_count"] for bucket in buckets}
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
-        """`complete` means that `splade_terms` is there (it may be empty); 10,000 chunks at most.
+        """`complete`: `splade_terms` exists (it may be empty). Takes at most 10,000 chunks.
 
-        Most of it is read from doc values, which costs a fortieth of reading documents. The document is read where a
-        search does not show the last write yet, or where an earlier version of this program wrote no `splade_origin`.
+        Reads doc values, which cost a fortieth of reading documents. Reads the document only if a search does not show
+        its last write yet, or if an earlier release wrote it without `splade_origin`.
         """
         if not chunk_ids:
             return {}
@@ -297,12 +301,12 @@ class OpenSearchStore:
         return found
 
     async def _get(self, ids: Iterable[str], **params: str) -> list[dict[str, Any]]:
-        """The documents of these that are there, all finished writes included."""
+        """Those of these documents that exist, all finished writes included."""
         answer = await self._call("POST", f"/{self._target}/_mget", body={"ids": list(ids)}, **params)
         return [document for document in answer["docs"] if document.get("found")]
 
     async def _doc_values(self, chunk_ids: Sequence[str]) -> dict[str, tuple[Write, dict[str, Any]]]:
-        """By chunk_id the last write that a search sees, and the fields that `stored` looks at."""
+        """By chunk_id: the last write that a search sees, and the fields that `stored` needs."""
         body = {
             "size": len(chunk_ids),
             "query": {"constant_score": {"filter": {"terms": {"chunk_id": list(chunk_ids)}}}},
@@ -341,7 +345,7 @@ class OpenSearchStore:
         return [Hit(source["chunk_id"], source["doc_id"], score, source["text"]) for source, score in hits]
 
     async def _call(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
-        """Raises `Refused` for a request that is too large, `Outage` for what no document is guilty of."""
+        """Raises `Refused` for a request that is too large, `Outage` for an error that no document causes."""
         where = self._settings.opensearch_url
         try:
             return await self._client.transport.perform_request(method, path, params=params, body=body)
@@ -356,16 +360,19 @@ class OpenSearchStore:
         except TransportError as error:
             sentence = f"OpenSearch at {where} answers {error.status_code} {error.error}"
             if error.status_code == 401:
-                raise ConfigurationError(f"{sentence}: set STREAM_OPENSEARCH_USER and _PASSWORD") from error
+                raise ConfigurationError(
+                    f"OpenSearch at {where}: authentication failed (401 {error.error}): set STREAM_OPENSEARCH_USER and "
+                    "STREAM_OPENSEARCH_PASSWORD"
+                ) from error
             if error.status_code == 404 and error.error == "index_not_found_exception":
                 raise Outage(
-                    f"{sentence}: a worker of the index stage makes {self._alias} at its start", "opensearch"
+                    f"{sentence}: start `stream worker index`, which creates {self._alias}", "opensearch"
                 ) from error
             if error.status_code == 413:
                 raise Refused(sentence) from error
             raise Outage(sentence, "opensearch") from error
         except OpenSearchException as error:
-            raise Outage(f"the answer of OpenSearch at {where} cannot be read: {error}", "opensearch") from error
+            raise Outage(f"the response of OpenSearch at {where} cannot be parsed: {error}", "opensearch") from error
         finally:
             progress.made()
 
@@ -384,25 +391,25 @@ def _authorization(settings: Settings) -> dict[str, str]:
 
 
 def _rejection(result: Mapping[str, Any]) -> Rejected | None:
-    """What the answer to one line of a bulk request means; raises `Outage` if the line is not at fault."""
+    """The rejection of one line of a bulk request, if any; raises `Outage` if the line is not the cause."""
     status, error = result["status"], result.get("error")
     if error is None or status == CONFLICT:
         return None
     cause = error.get("caused_by", {}).get("reason", "")
     sentence = f"{error['type']}: {error['reason']} {cause}".strip()
     if status != 400:
-        raise Outage(f"OpenSearch does not take writes now ({status} {sentence})", "opensearch")
-    return Rejected("refused-by-opensearch", f"OpenSearch refuses it: {sentence}")
+        raise Outage(f"OpenSearch does not accept writes now ({status} {sentence})", "opensearch")
+    return Rejected("refused-by-opensearch", f"OpenSearch rejected the document: {sentence}")
 
 
 def _warn_of_two_schemes(writes: Sequence[Put | Tombstone], results: Sequence[Mapping[str, Any]]) -> None:
-    """Says so where a number came too late because its chunk has a timestamp for a version: every number will."""
+    """Warns if a timestamp outranks a counted version: the chunk will not accept a counted version again."""
     for write, result in zip(writes, results, strict=True):
         conflict = CONFLICTING.search(result["error"]["reason"]) if result["status"] == CONFLICT else None
         if conflict and write.version < FIRST_TIMESTAMP <= int(conflict[1]):
             log.warning(
-                "version %d of %r changes nothing, because its chunk has version %s, which is a timestamp: number its "
-                "tombstones too, or none of its records (docs/producers.md)",
+                "version %d of %r is not applied: the chunk has version %s, which is a timestamp; set versions in "
+                "its tombstones too, or in none of its records (docs/producers.md)",
                 *(write.version, write.chunk_id, conflict[1]),
             )
 
@@ -418,12 +425,12 @@ def _stored(fields: Mapping[str, Any]) -> Stored:
 
 
 def escape(term: str) -> str:
-    """A term as a feature's name: a dot would be taken for a path and never be found, so U+2024 stands for it."""
+    """A term as a feature's name: U+2024 replaces each dot, because OpenSearch reads a dot as a path."""
     return term.replace(".", "\u2024")
 
 
 def document_id(chunk_id: str) -> str:
-    """The `_id` of a chunk: its own name, or a digest of it where the name is too long."""
+    """The `_id` of a chunk: its chunk_id, or a digest of it if it is too long."""
     encoded = chunk_id.encode()
     return chunk_id if len(encoded) <= ID_BYTES else f"sha256-{hashlib.sha256(encoded).hexdigest()}"
 

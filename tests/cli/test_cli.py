@@ -276,7 +276,7 @@ async def test_a_query_needs_words(settings, mode):
 @pytest.mark.parametrize(("mode", "setting"), [("lexical", "STREAM_OPENSEARCH_ALIAS"), ("dense", "STREAM_NEO4J_INDEX")])
 def test_a_search_before_there_is_an_index_says_what_makes_it(settings, mode, setting):
     ended = process("search", "words", "--mode", mode, **{setting: "made_by_nobody"})
-    assert_one_sentence(ended, 78, "`stream worker index` makes it")
+    assert_one_sentence(ended, 78, "`stream worker index`, which creates it")
     assert setting in ended.err
 
 
@@ -543,7 +543,7 @@ async def test_the_doctor_looks_at_everything_and_changes_nothing(flow):
     found = [line.split(": ")[0].split(maxsplit=1) for line in ended.stdout.splitlines()]
     assert found == [["ok", name] for name in (f"embedding server {flow.embed_url}", "Kafka", "Neo4j", "OpenSearch")]
     assert f"vector index {flow.neo4j_index}" in ended.stdout
-    assert f"{flow.opensearch_alias} stands for nothing yet" in ended.stdout
+    assert f"{flow.opensearch_alias} points to nothing yet" in ended.stdout
 
 
 @pytest.mark.parametrize(

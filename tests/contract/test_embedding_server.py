@@ -1,7 +1,7 @@
-"""What the embed stage relies on, asked of a real vLLM and of the development embedder.
+"""The behaviour that the embed stage needs, tested on a real vLLM and on the development embedder.
 
-If these fail for vLLM, the stage loses chunks or stops; for the embedder, what was tried on it says nothing
-about vLLM. STREAM_TEST_VLLM_URL names a vLLM to be asked instead of the one on the CPU that is started here.
+If these fail for vLLM, the stage loses chunks or stops. If they fail for the embedder, tests with the embedder prove
+nothing about vLLM. STREAM_TEST_VLLM_URL names a vLLM to test; otherwise the tests start one on the CPU.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ KEY = "of-this-run"
 LIMIT = 32_768
 TEXTS = [f"Text {n} says what nothing else says: {'again ' * n}" for n in range(64)]
 TOO_LONG = "x y " * LIMIT
-BUSY = 40  # texts of which no two begin alike: vLLM would know the others' beginnings
+BUSY = 40  # texts with different beginnings, because vLLM caches beginnings
 
 
 def much_work(run: str) -> list[str]:
-    """Seconds of it, for a vLLM on a CPU."""
+    """Texts that keep a vLLM on a CPU busy for seconds."""
     return [f"{run} {n} {'many words ' * 250}" for n in range(BUSY)]
 
 
@@ -160,7 +160,7 @@ async def test_a_text_is_cut_to_as_many_tokens_as_asked_for(http):
 
 
 async def at_work(http: httpx.AsyncClient) -> list[float]:
-    """Texts that run and texts that wait."""
+    """The numbers of running and of waiting texts."""
     families = text_string_to_metric_families((await http.get("/metrics")).text)
     gauges = {family.name: family.samples for family in families}
     samples = [*gauges["vllm:num_requests_running"], *gauges["vllm:num_requests_waiting"]]
@@ -169,7 +169,7 @@ async def at_work(http: httpx.AsyncClient) -> list[float]:
 
 
 async def test_each_text_of_a_batch_counts_as_one_that_runs_or_waits(http):
-    """An autoscaler's target is a number of these."""
+    """An autoscaler's target is this number of texts."""
     batch = asyncio.create_task(asked(http, input=much_work("counted"), encoding_format="base64"))
     most = 0.0
     while not batch.done():
@@ -186,7 +186,7 @@ async def test_the_client_takes_it_for_what_it_needs(address):
 
 
 async def test_vectors_belong_to_their_texts(address):
-    """A vector is the same in any company, up to what bfloat16 rounds, and nearer to its text than to any other."""
+    """A vector does not depend on its batch, up to bfloat16's rounding, and is nearest to its own text's vector."""
     async with EmbeddingClient(with_(address)) as client:
         together = np.array([unpack(vector) for vector in await client.embed(TEXTS)])
         alone = np.array([unpack(vector) for text in TEXTS[::9] for vector in await client.embed([text])])
@@ -238,12 +238,12 @@ async def test_a_wrong_key_is_a_matter_of_settings(ours):
 
 
 async def test_a_vllm_that_dies_in_the_middle_of_a_batch_is_an_outage(ours):
-    """Were it a refusal, good chunks would become dead letters. The last test: there is no vLLM after it."""
+    """As a `Refused` it would turn good chunks into dead letters. This test is the last one: it kills vLLM."""
     async with EmbeddingClient(with_(ours.address)) as client:
         batch = asyncio.create_task(client.embed(much_work("interrupted")))
         async with httpx.AsyncClient(base_url=ours.address, trust_env=False) as http:
             while not sum(await at_work(http)):
-                assert not batch.done(), "it was faster than the question whether it is at work"
+                assert not batch.done(), "the batch ended before vLLM was seen at work"
         ours.kill_engine()
         with pytest.raises(Outage):
             await batch

@@ -1,4 +1,4 @@
-"""A real vLLM on a CPU, in an environment of its own, with a random Qwen3 of one layer: not for its speed."""
+"""A real vLLM on a CPU, in its own environment, with a random Qwen3 of one layer; not for measuring speed."""
 
 import os
 import signal
@@ -17,18 +17,18 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 HOME = Path(__file__).parents[2] / ".local" / "vllm"
 LOG = HOME / "log"
 END = "<|endoftext|>"
-PATIENCE = 600  # seconds until it answers, of which it takes 50 on two idle cores
+PATIENCE = 600  # seconds until vLLM answers; on two idle cores it takes 50
 
 
 @dataclass(frozen=True)
 class Server:
-    """One that answers at this address; `process` is none of ours if it is None."""
+    """A server at this address; `process` is None if the tests have not started it."""
 
     address: str
     process: subprocess.Popen[bytes] | None = None
 
     def kill_engine(self) -> None:
-        """What computes dies; what speaks HTTP lives on for a moment."""
+        """Kills the engine processes; the HTTP server survives for a moment."""
         assert self.process
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         for child in (int(pid) for task in tasks for pid in task.read_text().split()):
@@ -36,7 +36,7 @@ class Server:
 
 
 def random_model(folder: Path) -> Path:
-    """Qwen3-Embedding-8B's interface: 4096 numbers, 32,768 tokens, an end token behind each text. A byte is a token."""
+    """Qwen3-Embedding-8B's interface: 4096 numbers, 32,768 tokens, an end token after each text. A byte is a token."""
     vocabulary = {byte: n for n, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocabulary[END] = end = len(vocabulary)
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -62,7 +62,7 @@ def random_model(folder: Path) -> Path:
 
 @contextmanager
 def vllm(model: Path, name: str, key: str, port: int) -> Iterator[Server]:
-    """Serves the model under this name to who has the key."""
+    """Serves the model under this name; requests need the key."""
     python = HOME / "bin" / "python"
     if not python.exists():
         raise FileNotFoundError(f"{python} is missing: run `make vllm`, or name a server with STREAM_TEST_VLLM_URL")

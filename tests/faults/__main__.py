@@ -1,4 +1,4 @@
-"""All faults, again and again with other seeds, until the time is up: `make faults SEED=… MINUTES=…`."""
+"""Repeats all faults with increasing seeds until the time is up: `make faults SEED=… MINUTES=…`."""
 
 import argparse
 import asyncio
@@ -38,7 +38,7 @@ checked after each fault; all that was ever published, by `stream verify` too, a
 async def one_round(
     profile: Profile, seed: int, faults: list[Fault], found: dict[Fault, list[Result]], deadline: float
 ) -> Counter[int]:
-    """Every fault once, in an order of its own, until one breaks the pipeline; how the workers ended, by exit code."""
+    """Every fault once, in the seed's order, until one breaks the pipeline; counts the workers' exit codes."""
     order = random.Random(seed).sample(faults, len(faults))
     result = Result()
     async with pipeline(profile, isolated(profile.environment()), seed) as flow:
@@ -104,7 +104,7 @@ def main() -> None:
     faults = [fault for fault in FAULTS if options.only in str(fault)]
     if not faults:
         parser.error(f"no fault is called {options.only!r}; they are: {'; '.join(map(str, FAULTS))}")
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that a broker is away is meant
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # unreachable brokers are part of the test
     found: dict[Fault, list[Result]] = {}
     ends: Counter[int] = Counter()
     seed = options.seed

@@ -1,8 +1,8 @@
 """`stream worker STAGE` that kills itself at a point of a batch once the file that ORDER names holds the point's name.
 
-Where nothing of a batch may be acknowledged yet it gives Faust the time to commit before it dies, so that what was
-acknowledged too early is lost. At the point "cut off" it lives on, and all that it sends to Kafka stands still. At the
-point "hang" it lives on too, and the stage never returns.
+Before the batch is acknowledged, it waits long enough for Faust to commit and then dies: a record that was acknowledged
+too early is then lost. At the point "cut off" it does not die: nothing that it sends reaches Kafka for a while. At the
+point "hang" it does not die: its stage never returns.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ POINTS = {
     "published": "when Kafka or the stores have a whole batch and Faust has no acknowledgement",
     "acknowledged": "when a batch is acknowledged and not committed",
 }
-SESSIONS_CUT_OFF = 4  # for so many session time-outs nothing reaches Kafka
+SESSIONS_CUT_OFF = 4  # session timeouts during which nothing reaches Kafka
 
 
 def ordered(point: str) -> bool:
     order = Path(os.environ["ORDER"])
     if not order.exists() or order.read_text() != point:
         return False
-    order.unlink()  # else its successor would die of it too
+    order.unlink()  # otherwise the restarted worker dies too
     return True
 
 
@@ -81,9 +81,9 @@ class DyingLoop(BatchLoop):
 
 
 class Network:
-    """Every connection to Kafka, also those of Faust's thread."""
+    """All connections to Kafka, those of Faust's thread included."""
 
-    back = 0.0  # time.monotonic() until which nothing is sent
+    back = 0.0  # nothing is sent before this time.monotonic()
     send = AIOKafkaConnection.send
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The faults. Each is done to a pipeline while a history is being published, and says how often it struck."""
+"""The faults. Each runs against a pipeline while a history is published, and returns how often it struck."""
 
 import asyncio
 import base64
@@ -39,7 +39,7 @@ RACES = 40  # batches of a second writer
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, to which part, and how."""
+    """A fault: the part, what happens to it, and the function that does it."""
 
     part: str
     what: str
@@ -77,7 +77,7 @@ async def reindex_killed(pipeline: Pipeline, rng: random.Random) -> int:
 
 
 async def reindex(*command: str, seconds: float = SECONDS_TO_RECOVER) -> tuple[int, str]:
-    """`stream reindex`, killed after so many seconds; its exit code and what it said."""
+    """Runs `stream reindex`, kills it after `seconds`; returns its exit code and output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "stream", "reindex", *command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -148,7 +148,7 @@ async def cut_off(pipeline: Pipeline, rng: random.Random) -> int:
     async with Kept(worker.stage, "heir") as heir:
         await heir.until_ready()
         network_back = SESSIONS_CUT_OFF * pipeline.settings.session_timeout
-        async with asyncio.timeout(network_back):  # then what the worker held would go out
+        async with asyncio.timeout(network_back):  # afterwards the held requests are sent
             code = await worker.ended_by("cut off")
         assert code == Outage.exit_code, f"{worker.stage} ended with {code}"
         await heir.until_working()
@@ -322,7 +322,7 @@ FAULTS.append(Fault("Neo4j", "kill -9", partial(store_killed, store="neo4j")))
 
 @fault("Neo4j", "deadlocks with a concurrent writer")
 async def deadlocks(pipeline: Pipeline, rng: random.Random) -> int:
-    """Worker and writer lock the same nodes in other orders; Neo4j chooses who loses. Counted is a worker's loss."""
+    """Worker and writer lock the same nodes in other orders; Neo4j aborts one. Counts the aborts of the worker."""
     settings, worker = pipeline.settings, pipeline.workers["index"]
     assert settings.neo4j_password
     auth = (settings.neo4j_user, settings.neo4j_password.get_secret_value())
@@ -341,7 +341,7 @@ async def deadlocks(pipeline: Pipeline, rng: random.Random) -> int:
 
 @fault("both stores", "a second writer of the same chunks, newer and older records in any order")
 async def racing(pipeline: Pipeline, rng: random.Random) -> int:
-    """What a worker does that Kafka has given up and that does not know it: it has records that are long outdated."""
+    """A zombie: a worker that was fenced without noticing writes outdated records."""
     settings = pipeline.settings
     source = topics.source(settings, "index")
     writes: list[Any] = []

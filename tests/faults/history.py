@@ -1,4 +1,4 @@
-"""What is published while faults happen, and what must be true of it at the end."""
+"""Publishes records while faults happen, and checks the topics and stores at the end."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ PUBLISHED_A_SECOND = 60
 PUBLISHED_SLOWLY = 10  # a second
 TRANSACTIONS_A_SECOND = 2
 ABORTED = 0.4  # the share of transactions
-OPEN = 0.1  # seconds that a transaction stays open, and everything behind it waits
+OPEN = 0.1  # seconds that a transaction stays open and blocks later records
 KAFKA_AWAY = 30.0  # seconds that a transaction may take
 PAGE = 500  # chunks asked of a store at once
 WORDS = ["lock", "queue", "socket", "stream", "thread", "await", "commit", "offset", "vector", "shard", "broker", "lag"]
@@ -48,27 +48,27 @@ class Last(NamedTuple):
 
 @dataclass
 class Seen:
-    """What was read of a topic so far: where to read on, by partition, and the last record of each chunk."""
+    """The state of reading a topic: the next offset of each partition, and the last record of each chunk."""
 
     since: dict[int, int] = field(default_factory=dict)
     last: dict[str, Last] = field(default_factory=dict)
 
 
 def same(one: Last | None, other: Last | None) -> bool:
-    """Whether both are the same, or one is a tombstone that the other place has forgotten."""
+    """Whether both are equal, or one is a tombstone that compaction has removed from the other topic."""
     return one == other or (
         None in (one, other) and all(last is None or last.text_sha256 is None for last in (one, other))
     )
 
 
 class History:
-    """Publishes new chunks, newer versions of chunks and tombstones, drawn from a seed; a share of it in transactions.
+    """Publishes new chunks, newer versions of chunks and tombstones, drawn from a seed; some of them in transactions.
 
-    No two records have one version. A chunk that is published in transactions is published in no other way, so that
-    the versions of each chunk grow with its offsets. Records of a transaction that is aborted may concern any chunk.
+    Each record has its own version. A chunk is published either always or never in committed transactions, so that its
+    versions grow with its offsets. An aborted transaction may have records of any chunk.
 
-    `acknowledged` is the newest version of each chunk that Kafka has said it has; a send or a commit that failed may
-    have happened or not. `aborted` are the versions that must never take effect.
+    `acknowledged`: the newest version of each chunk that Kafka has acknowledged; a send or a commit that failed may
+    have happened or not. `aborted`: the versions that must never take effect.
     """
 
     def __init__(self, settings: Settings, seed: int) -> None:
@@ -80,12 +80,12 @@ class History:
         self._random = random.Random(seed)
         self._version = 0
         self._rate = PUBLISHED_A_SECOND
-        self._chunks: Counter[str] = Counter()  # by the first letter of their names
+        self._chunks: Counter[str] = Counter()  # by the first letter of chunk_id
         self._on_their_way: set[asyncio.Task[None]] = set()
         self._plain, self._transactional = asyncio.Lock(), asyncio.Lock()  # each held during one step
         self._seen: dict[str, Seen] = {}
         self._effective: set[str] = set()  # sentences about aborted records
-        self._unchecked: set[str] = set()  # chunks of which something was read since the stores had them all right
+        self._unchecked: set[str] = set()  # chunks with new records since the stores were last found correct
 
     @asynccontextmanager
     async def publishing(self) -> AsyncIterator[None]:
@@ -107,14 +107,14 @@ class History:
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Publishes nothing meanwhile; what was sent before is acknowledged, and no transaction is open."""
+        """Pauses publishing; earlier records are acknowledged and no transaction is open."""
         async with self._plain, self._transactional:
             await asyncio.gather(*self._on_their_way)
             yield
 
     @contextmanager
     def slowly(self) -> Iterator[None]:
-        """Publishes so little that a stage can catch up, also on a busy machine."""
+        """Publishes slowly enough for a stage to catch up, also on a busy machine."""
         self._rate = PUBLISHED_SLOWLY
         try:
             yield
@@ -134,7 +134,7 @@ class History:
         if not commit:
             await producer.abort_transaction()
             return
-        self.aborted -= versions  # Kafka may have it, whatever it answers
+        self.aborted -= versions  # Kafka may have committed, even if the commit fails
         self._note_deletions(changes)
         await producer.commit_transaction()
         for change in changes:
@@ -152,7 +152,7 @@ class History:
 
     async def _publish_in_transactions(self) -> None:
         while True:
-            with suppress(KafkaError, TimeoutError):  # the next producer ends what this one has left open
+            with suppress(KafkaError, TimeoutError):  # the next producer aborts the open transaction
                 async with transactional(self._settings, self._settings.topic) as producer:
                     while True:
                         async with self._transactional, asyncio.timeout(KAFKA_AWAY):
@@ -192,13 +192,13 @@ class History:
         self._deleted |= {change.chunk_id: change.version for change in changes if change.value is None}
 
     async def differences(self, *, everything: bool = False) -> list[str]:
-        """What is wrong in the topics.
+        """What is wrong in the topics, one sentence each.
 
-        An acknowledged version that is not there, nor a newer one; a chunk whose last record in a later topic is not
-        that in the first; an aborted record. A topic may have forgotten a tombstone and everything before it.
+        Wrong are: an acknowledged version that is missing without a newer one; a chunk whose last records in the first
+        and in a later topic differ; an aborted record. Compaction may have removed a tombstone and everything before.
 
-        Reads what is new since the last call. With `everything`, and before it says that something is wrong, it reads
-        from the beginning: a tombstone may have come and gone between two calls.
+        Reads the records since the last call. Reads from the beginning with `everything`, and before it reports an
+        error: a tombstone may have been written and removed between two calls.
         """
         if not everything:
             await self._read_on()
@@ -229,7 +229,7 @@ class History:
         for chunk_id, version in self.acknowledged.items():
             last = first.get(chunk_id)
             if last is None and self._deleted.get(chunk_id, 0) >= version:
-                continue  # Kafka has forgotten the tombstone
+                continue  # compaction has removed the tombstone
             if last is None or last.version < version:
                 found.append(f"{chunk_id}: version {version} was acknowledged, the first topic has {last}")
         for stage, lasts in zip(STAGES[1:], later, strict=True):
@@ -240,7 +240,7 @@ class History:
         return found
 
     async def unlike(self, stores: Stores) -> list[str]:
-        """What the stores hold otherwise than the topic: of chunks that were read since they agreed, and in number."""
+        """Differences of the stores from the topic, for chunks read since both agreed, and for the number of chunks."""
         chunks = self._seen[self._settings.topic].last
         unchecked = sorted(self._unchecked)
         found = []

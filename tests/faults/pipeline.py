@@ -23,12 +23,12 @@ from stream.stores import Stores, open_stores
 
 DYING = str(Path(__file__).parent / "dying_worker.py")
 SECONDS_TO_RECOVER = 240
-# No stage may be behind for longer than a tombstone is kept, or it does not see it.
+# A stage that lags for longer than a tombstone is kept does not see the tombstone.
 COMPACTED = EAGER | {"delete.retention.ms": str(SECONDS_TO_RECOVER * 1000)}
 
 
 class Kept:
-    """A worker that is started again whenever it ends, as a supervisor does it; its exit codes are noted."""
+    """A worker that is restarted whenever it ends, as by a supervisor; records its exit codes."""
 
     def __init__(self, stage: StageName, instance: str = "first") -> None:
         self.stage = stage
@@ -57,7 +57,7 @@ class Kept:
         self.worker.process.send_signal(number)
 
     async def ended_by(self, end: Signals | str) -> int:
-        """Sends a signal, or has it do at the next batch what `dying_worker` does at that point; its exit code then."""
+        """Sends a signal, or orders a point of `dying_worker` for the next batch; returns the exit code."""
         before = len(self.exits)
         if isinstance(end, str):
             self.order(end)
@@ -72,7 +72,7 @@ class Kept:
 
     @asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
-        """Kills it, and does not start it again before the end."""
+        """Kills the worker and restarts it at the end of the block."""
         self._may_start.clear()
         try:
             await self.ended_by(SIGKILL)
@@ -82,7 +82,7 @@ class Kept:
 
     @asynccontextmanager
     async def having(self, **variables: str) -> AsyncIterator[None]:
-        """Starts it again with these variables; the next start after the end is without them."""
+        """Restarts the worker with these variables; the first restart after the block is without them."""
         self._variables = variables
         try:
             await self.ended_by(SIGKILL)
@@ -100,11 +100,11 @@ class Kept:
         await until(unhealthy, SECONDS_TO_RECOVER)
 
     def order(self, point: str) -> None:
-        """Has it do at the next batch what `dying_worker` does at that point."""
+        """Orders a point of `dying_worker` for the next batch."""
         self._order.write_text(point)
 
     async def until_obeyed(self) -> None:
-        """Waits until it has come to the point that it was ordered to."""
+        """Waits until the worker reaches the ordered point."""
 
         async def obeyed() -> bool:
             return not self._order.exists()
@@ -112,7 +112,7 @@ class Kept:
         await until(obeyed, 120, every=0.05)
 
     async def until_ready(self, ready: bool = True) -> None:
-        """Waits until it takes records, or says that it does not."""
+        """Waits until /readyz answers 200, or 503 without `ready`."""
 
         async def answers() -> bool:
             return (await self.worker.get("/readyz"))[0] == (200 if ready else 503)
@@ -120,7 +120,7 @@ class Kept:
         await until(answers, SECONDS_TO_RECOVER)
 
     async def until_working(self) -> None:
-        """Waits until it has finished another batch."""
+        """Waits until the worker has finished another batch."""
 
         async def done() -> float:
             return (await self.worker.metrics()).get("stream_batch_size_count", 0)
@@ -133,7 +133,7 @@ class Kept:
         await until(more, SECONDS_TO_RECOVER)
 
     def logged(self, what: str) -> int:
-        """How often its log says this."""
+        """How often the worker's log has this text."""
         return self.worker.log.read_text().count(what)
 
     def _start(self) -> None:
@@ -194,7 +194,7 @@ class Pipeline:
             await caught_up(self.settings)
 
     async def wrong(self, *, everything: bool = False) -> list[str]:
-        """What is lost or wrong of what is new since the last call; if anything is, or if told to, of everything."""
+        """What is lost or wrong since the last call; of everything if anything is wrong, or with `everything`."""
         found = await self.history.differences(everything=everything)
         found += await self.history.unlike(self.stores)
         if found and not everything:
@@ -210,9 +210,9 @@ class Pipeline:
 
 @asynccontextmanager
 async def pipeline(profile: Profile, variables: dict[str, str], seed: int) -> AsyncIterator[Pipeline]:
-    """A pipeline on an index and topics of its own, which are compacted all the time, and a history from that seed.
+    """A pipeline with its own index and constantly compacted topics, and a history from that seed.
 
-    Its settings are this process's environment meanwhile.
+    In the block, this process's environment has the pipeline's settings.
     """
     async with AsyncExitStack() as stack:
         embedder = await stack.enter_async_context(Proxy(variables["STREAM_EMBED_URL"], "/v1/embeddings"))

@@ -1,4 +1,4 @@
-"""An HTTP server between a worker and a real server, which can spoil what passes."""
+"""An HTTP proxy between a worker and a real server that can spoil responses."""
 
 import asyncio
 import ssl
@@ -26,7 +26,7 @@ Spoil = Callable[[web.Request, bytes, Forward], Awaitable[web.StreamResponse | N
 
 
 class Proxy:
-    """Passes requests on, unless `spoiling` holds a way to answer those to `path` otherwise."""
+    """Forwards requests; while `spoiling` is set, it answers requests to `path` instead."""
 
     def __init__(self, upstream: str, path: str, context: ssl.SSLContext | None = None) -> None:
         self.spoiled = 0
@@ -64,7 +64,7 @@ class Proxy:
 
     @asynccontextmanager
     async def refusing(self) -> AsyncIterator[None]:
-        """Nobody listens, and the connections that were open are cut."""
+        """Closes the port and cuts the open connections."""
         await self._site.stop()
         for connection in list(self._runner.server.connections):
             connection.force_close()
@@ -76,7 +76,7 @@ class Proxy:
             await self._listen()
 
     async def until_spoiled(self, times: int) -> None:
-        """Waits until so many more requests were spoiled."""
+        """Waits until this many more requests were spoiled."""
         goal = self.spoiled + times
 
         async def reached() -> bool:
@@ -104,7 +104,7 @@ class Proxy:
                 if answer := await self._spoil(request, body, forward):
                     return answer
             except Exception as error:
-                if not isinstance(error, OSError):  # else somebody has hung up, which is a fault as any other
+                if not isinstance(error, OSError):  # an OSError is a closed connection, which a fault may cause
                     self._mistake = error
                 raise
         try:
@@ -115,7 +115,7 @@ class Proxy:
 
 
 def cut(request: web.Request) -> web.Response:
-    """Cuts the connection; the answer goes nowhere."""
+    """Cuts the connection without an answer."""
     if request.transport:
         request.transport.abort()
     return web.Response(status=502)

@@ -10,7 +10,7 @@ from faults.pipeline import Pipeline
 
 @dataclass
 class Result:
-    """`wrong` names what was lost or is wrong; `recovery` is seconds from the end of the fault until all is well."""
+    """`wrong` names what was lost or is wrong; `recovery` is seconds from the end of the fault to full recovery."""
 
     seed: int = 0
     records: int = 0

@@ -1,4 +1,4 @@
-"""If one of these fails, an accident that will happen in production loses a chunk or leaves a wrong one behind."""
+"""If one of these fails, a fault that happens in production loses a chunk or leaves a wrong one."""
 
 import os
 import random

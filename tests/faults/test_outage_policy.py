@@ -50,7 +50,7 @@ async def test_a_worker_without_work_says_who_is_down_until_they_are_back(flow, 
 
 
 async def unready(worker: Worker) -> str:
-    """What /readyz says once it is no longer 200."""
+    """The answer of /readyz once its status is no longer 200."""
     said: list[str] = []
 
     async def refuses() -> bool:

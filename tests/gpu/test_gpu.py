@@ -1,4 +1,4 @@
-"""If these fail, a chunk's terms on a GPU are not those of its model, or a full GPU loses a batch: `make test-gpu`."""
+"""If these fail, a GPU computes wrong terms, or a GPU without free memory loses a batch. Run by `make test-gpu`."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +62,7 @@ def pooled(model, encoder, texts):
 
 
 def alike(found, expected):
-    """The same terms but for those next to the threshold, with about the same weights."""
+    """Asserts the same terms, except those near the threshold, with about the same weights."""
     for one, other in zip(found, expected, strict=True):
         left, right = one.terms, other.terms
         heavy = {term for term, weight in right.items() if weight * other.norm > 0.07}
@@ -126,7 +126,7 @@ def test_float8_is_as_close_as_float8_can_be(encoder, folder, exact, texts_of):
 
 
 def in_float8(model):
-    """The model whose products take numbers that float8 knows."""
+    """The model with the inputs and weights of its products rounded to float8."""
     for module in model.eval().modules():
         if isinstance(module, torch.nn.Linear):
             scale = module.weight.data.abs().max() / LARGEST
@@ -139,7 +139,7 @@ def test_float8_that_would_do_is_used(encoder, folder, texts_of, monkeypatch):
     monkeypatch.setattr(fastest, "LEAST_COSINE", 0.9)
     monkeypatch.setattr(fastest, "LEAST_OVERLAP", 0.5)
     small = SparseEncoder(Settings(_env_file=None, splade_model=str(folder), splade_precision="float8"))
-    texts = texts_of([127, 128, 129, 512, 513, 2000] * 8)  # a shorter one has too few terms to tell
+    texts = texts_of([127, 128, 129, 512, 513, 2000] * 8)  # shorter texts have too few terms for a cosine
     for vector, exact in zip(small.encode(texts), encoder.encode(texts), strict=True):
         assert cosine(vector.terms, exact.terms) > 0.95
     assert len(small.encode(texts_of([0, 1] * 50))) == 100

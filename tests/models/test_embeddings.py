@@ -1,4 +1,4 @@
-"""If these fail, a wrong or missing vector travels on, or a good one is lost to a passing fault."""
+"""If these fail, a wrong or missing vector reaches the stores, or a temporary fault loses a good one."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ SETTINGS = Settings(_env_file=None, embed_dimensions=8)
 
 
 def answering(*answers: httpx.Response | Exception) -> tuple[EmbeddingClient, list[dict]]:
-    """A client whose server gives these answers in turn, the last again and again; and the bodies that it got."""
+    """A client whose server returns these answers in turn and then repeats the last; and the request bodies."""
     bodies: list[dict] = []
 
     def handle(request: httpx.Request) -> httpx.Response:
@@ -128,14 +128,14 @@ async def test_vectors_of_other_lengths_are_an_outage_even_if_their_total_is_rig
 
 @pytest.mark.parametrize("numbers", [(0, 0), (0, 2), (1, 2), (-1, 0), (0, "1"), (0, None)])
 async def test_vectors_that_are_numbered_wrongly_are_an_outage(numbers):
-    """Else a chunk gets the vector of another."""
+    """Otherwise a chunk gets the vector of another."""
     client, _ = answering(numbered(*numbers))
     with pytest.raises(Outage):
         await client.embed(["a", "b"])
 
 
 async def test_a_server_that_hangs_is_told_after_one_time_out():
-    """Who waits for it would else learn of it after four."""
+    """Without the bound, the outage is reported after four timeouts."""
     requests = []
 
     async def hang(request: httpx.Request) -> httpx.Response:
@@ -277,7 +277,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("said", "wrong"), [(said, answer) for said, each in WRONG.items() for answer in each])
 async def test_a_text_is_refused_only_if_the_server_still_embeds_another(said, wrong):
-    """Else a server that refuses everything makes dead letters of the whole corpus."""
+    """Otherwise a server that rejects everything turns the whole corpus into dead letters."""
     client, _ = answering(wrong)
     with pytest.raises(Outage, match=said):
         await client.embed(["a"])
@@ -300,7 +300,7 @@ async def test_a_batch_that_is_refused_is_split_at_once():
 
 @pytest.mark.parametrize("status", [401, 403])
 async def test_a_key_that_is_refused_is_a_matter_of_settings_and_not_retried(status):
-    """The server's own words are left out: some quote the key."""
+    """The error omits the server's message: some servers quote the key."""
     said = httpx.Response(status, json={"error": {"message": "hush is no key"}})
     for call in (lambda client: client.embed(["a"]), lambda client: client.examine(SETTINGS.embed_url)):
         client, bodies = answering(said)
@@ -325,7 +325,7 @@ async def test_the_key_is_sent_as_a_bearer_token_and_never_shown():
 
 @pytest.mark.parametrize("poisoned", [0, 100, 255])
 async def test_a_text_that_yields_no_vector_costs_its_batch_few_requests(poisoned):
-    """⌈log2 256⌉ to find it, one for what lies behind it, and three or six to make sure that it is the text's fault."""
+    """⌈log2 256⌉ to find the text, one for the texts after it, and three or six for the probe."""
     requests = []
 
     def handle(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""If these fail, float8 finds other terms than the model has, or is used where it does."""
+"""If these fail, float8 finds other terms than the exact model, or is used although it does."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_the_largest_logits_are_nearly_those_of_transformers():
     model = bert(initializer_range=0.1)
     expected = pooled(PaddedModel(model, CPU), of)
     found = pooled(Float8Model(model, CPU), of)
-    # A GPU comes closer: in Triton's interpreter what rounds up to a power of two becomes half of it.
+    # A GPU is more exact: Triton's interpreter halves a number that rounds up to a power of two.
     assert agreement(found, expected, threshold=0.05, top_k=400).cosine > 0.99
 
 

@@ -1,4 +1,4 @@
-"""If these fail, the fast way finds other terms than the model has. The kernels run in Triton's interpreter here."""
+"""If these fail, `PackedModel` finds other terms than the model. The kernels run in Triton's interpreter here."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def distilbert(**more):
 
 
 def randomised(model):
-    """Biases and norms that do something."""
+    """Random biases and norms, so that an error in them changes the result."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim == 1:
@@ -63,7 +63,7 @@ def pooled(model, of):
     ("lengths", "owners"),
     [
         ([1], None),
-        ([300], None),  # the last tile of tokens is not full, and all of it is one window's
+        ([300], None),  # the last tile of tokens is partial and belongs to one window
         ([1, 3, 63, 64, 65, 2, 127, 128, 129], None),
         ([40, 40, 9, 70], [0, 0, 1, 1]),
     ],
@@ -90,7 +90,7 @@ def test_logits_below_zero_leave_nothing_and_what_was_found_before_stays():
 
 
 def test_no_term_s_largest_logit_is_its_bias_where_no_token_reaches_it():
-    """Rows beyond the last token are zero, and their logit would be the bias alone."""
+    """Rows after the last token are zero; if they counted, their logit would be the bias."""
     model = bert()
     model.cls.predictions.decoder.bias.data.fill_(1)
     of = windows([300])

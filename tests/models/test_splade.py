@@ -1,4 +1,4 @@
-"""If these fail, a chunk's terms are not those of its model: it is found by the wrong words or not at all."""
+"""If these fail, a chunk has wrong terms: searches find it by the wrong words or not at all."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(path: Path, logits: int) -> Path:
-    """A model with so many logits; those without a word are the largest."""
+    """A model with this many logits; those without a word are the largest."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=logits,
@@ -63,7 +63,7 @@ def encoder_of(folder: Path) -> MakeEncoder:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> Callable[[str], dict[str, float]]:
-    """SPLADE-max as its paper has it, one text at a time, so without padding."""
+    """SPLADE-max as in its paper, one text at a time, so without padding."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForMaskedLM.from_pretrained(folder)
 
@@ -180,7 +180,7 @@ def test_logits_of_a_padded_vocabulary_are_no_terms_and_take_no_place(tmp_path, 
     )
     encoder = SparseEncoder(settings)
     if packed:
-        model = deepcopy(encoder._model._model)  # in memory of its own: Triton's interpreter wants it aligned
+        model = deepcopy(encoder._model._model)  # a copy: Triton's interpreter needs aligned memory
         encoder._model = PackedModel(model, torch.device("cpu"), torch.float32)
     for vector in encoder.encode(TEXTS):
         assert len(vector.terms) == 3
@@ -262,7 +262,7 @@ def test_windows_longer_than_the_model_can_read_are_refused_at_the_start(encoder
 
 
 class Full:
-    """A model on a GPU that has memory for so many tokens at once."""
+    """A model on a GPU with memory for `tokens` tokens at once."""
 
     def __init__(self, model, tokens):
         self.model, self.tokens, self.asked = model, tokens, []

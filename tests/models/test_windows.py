@@ -1,4 +1,4 @@
-"""If these fail, a text's tokens are lost, or another text gets them."""
+"""If these fail, tokens of a text are lost or counted for another text."""
 
 import numpy as np
 import pytest

@@ -46,7 +46,7 @@ def generated() -> list[Step]:
     """A long history: many short ones, one after the other."""
     history: list[Step] = []
 
-    @hypothesis.settings(derandomize=True, max_examples=30)  # what fails later than in here could not be repeated
+    @hypothesis.settings(derandomize=True, max_examples=30)  # Hypothesis could not repeat a later failure
     @given(st.lists(steps, min_size=5, max_size=15))
     def collect(some: list[Step]) -> None:
         history.extend(some)
@@ -57,7 +57,7 @@ def generated() -> list[Step]:
 
 
 async def publish(settings: Settings, topic: str, numbered: Iterable[tuple[int, Step]]) -> None:
-    """Neighbours of one way go together in a transaction. The version is the number."""
+    """Consecutive steps of the same kind form one transaction. The version is the step's number."""
     make = chunk if topic == settings.topic else expanded
     async with clients.producer(settings) as plain, transactional(settings, topic) as producer:
 

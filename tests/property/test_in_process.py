@@ -31,7 +31,7 @@ GZIP = 1
 
 
 class Wire:
-    """Stands for a producer and its broker: notes records as they come off the wire, and refuses what is too large."""
+    """A fake producer and broker: records what would be sent, and rejects what is too large."""
 
     def __init__(self, most: int, compression: int = 0) -> None:
         self.records: list[Record] = []
@@ -66,7 +66,7 @@ class Wire:
 
 
 class Driven:
-    """One stage on its loop, as the product opens it."""
+    """One stage and its batch loop, opened as in production."""
 
     def __init__(self, name: StageName, settings: Settings) -> None:
         self._name, self._settings = name, settings
@@ -90,7 +90,7 @@ class Driven:
         return self.run(self._open.enter_async_context(context))
 
     def check(self, batch: list[Case]) -> list[Case]:
-        """Hands a batch to the loop and checks what it leads to; returns the cases that came through."""
+        """Passes a batch to the loop and checks the outcomes; returns the cases that came through."""
         outputs = Wire(self._settings.max_message_bytes)
         letters = Wire(self._settings.max_letter_bytes, GZIP)
         loop = BatchLoop(self.stage, outputs, letters, self._settings, fail)  # type: ignore[arg-type]

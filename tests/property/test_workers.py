@@ -1,8 +1,8 @@
-"""Generated records through the real broker and the three workers: if this fails, one record can stop or bend the flow.
+"""Generated records through the real broker and the three workers: if this fails, one record can break the flow.
 
-The topics are as somebody else may have made them: not compacted, so that a record may lack its key, and open to any
-timestamp. Records come compressed, so that some are larger than the topics carry. Half of them come in transactions,
-between others that are aborted.
+The topics are as another operator may have made them: not compacted, so that a record may lack its key, and open to any
+timestamp. Records are compressed, so that some are larger than the topics' limit once unpacked. Half of the records are
+in transactions, between aborted ones.
 """
 
 import signal
@@ -42,7 +42,7 @@ def variables(variables: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture
 async def flow(settings: Settings) -> Settings:
-    """Settings whose topics exist and take whatever comes."""
+    """Settings whose topics exist and accept any record."""
     async with clients.admin(settings) as admin:
         wanted = list(topics.definitions(settings, 1))
         for topic in wanted:
@@ -61,11 +61,11 @@ async def workers(flow: Settings, stores: object) -> AsyncIterator[list[Worker]]
 
 
 def generated(stage: StageName, settings: Settings) -> list[Case]:
-    """At least a thousand records, chunks of their own in each batch."""
+    """At least a thousand records; each batch has its own chunks."""
     cases: list[Case] = []
     prefixes = (f"{stage}{n}" for n in count())
 
-    @hypothesis.settings(derandomize=True)  # what fails later than in here could not be repeated
+    @hypothesis.settings(derandomize=True)  # Hypothesis could not repeat a later failure
     @given(st.data())
     def collect(data: st.DataObject) -> None:
         cases.extend(data.draw(batches(stage, settings, next(prefixes))))
@@ -79,7 +79,7 @@ def generated(stage: StageName, settings: Settings) -> list[Case]:
 async def send(settings: Settings, topic: str, records: Sequence[Record]) -> None:
     """Publishes records as they are, one after the other; every other group of them in a transaction.
 
-    Before it comes a transaction of the same records that is aborted: whoever sees it has a record twice.
+    An aborted transaction with the same records comes first: a reader of aborted records sees each record twice.
     """
     compressed = {"compression_type": "gzip", "max_request_size": 2**31 - 1}
     async with clients.letter_producer(settings) as plain, transactional(settings, topic, **compressed) as producer:
@@ -92,7 +92,7 @@ async def send(settings: Settings, topic: str, records: Sequence[Record]) -> Non
 
 
 async def append(producer: AIOKafkaProducer, topic: str, records: Sequence[Record]) -> None:
-    """Those of one key go to one partition."""
+    """Records of one key go to one partition."""
     count = len(await producer.partitions_for(topic))
     for record in records:
         batch = producer.create_batch()
@@ -102,7 +102,7 @@ async def append(producer: AIOKafkaProducer, topic: str, records: Sequence[Recor
 
 
 class Flow:
-    """What the stages have made since one last looked."""
+    """The outputs of the stages since the last call."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -117,9 +117,9 @@ class Flow:
         return [record for record in records if record.offset >= before.get(record.partition, 0)]
 
     async def through(self, stage: StageName, cases: list[Case]) -> list[Case]:
-        """Hands cases to a stage, waits for all stages, and checks what this one made of them; returns what came on."""
+        """Sends cases to a stage, waits for all stages and checks its outputs; returns the cases that came through."""
         settings = self._settings
-        await self.new(topics.target(settings, stage))  # cases of the next stage may lie there
+        await self.new(topics.target(settings, stage))  # discards the cases that were sent to the next stage directly
         await send(settings, topics.source(settings, stage), [case.record for case in cases])
         await caught_up(settings)
         outputs = await self.new(topics.target(settings, stage))
@@ -128,7 +128,7 @@ class Flow:
 
 
 def as_chunk(case: Case, settings: Settings) -> Case:
-    """What a producer would have published to lead to a record of a later stage; a deletion if that is too large."""
+    """The chunk that leads to a record of a later stage; a deletion if the chunk is too large."""
     record = case.record
     value, headers = record.value, record.headers
     if record.size > settings.max_record_bytes:
@@ -139,14 +139,14 @@ def as_chunk(case: Case, settings: Settings) -> Case:
 
 
 async def test_every_record_leads_to_one_outcome_and_verify_is_clean(flow, stores, workers):
-    """From the last stage to the first, so that what a stage makes goes through the next ones by itself."""
+    """From the last stage to the first, so that a stage's outputs pass the next stages without help."""
     made = Flow(flow)
     indexed, expanded = generated("index", flow), generated("expand", flow)
     await check_stores(stores, indexed, await made.through("index", indexed), flow)
     await made.through("expand", expanded)
     assert await made.new(topics.dead_letters(flow, "index")) == []
 
-    # For `verify` the first topic is the truth, so it gets those chunks too that were put behind it.
+    # `verify` compares with the first topic, so the chunks that were sent to later topics are added there.
     behind = [as_chunk(case, flow) for case in indexed + expanded if None in case.outcomes]
     chunks = [numbered(case, n) for n, case in enumerate(generated("embed", flow) + behind)]
     await made.through("embed", chunks)

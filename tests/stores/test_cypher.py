@@ -1,4 +1,4 @@
-"""If this fails, whoever writes a chunk could write Cypher."""
+"""If this fails, the writer of a chunk can inject Cypher."""
 
 import ast
 from pathlib import Path

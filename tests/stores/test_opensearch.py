@@ -1,4 +1,4 @@
-"""If these fail, `stream verify` believes what OpenSearch no longer or not yet has."""
+"""If these fail, `stream verify` compares with outdated contents of OpenSearch."""
 
 import pytest
 from prometheus_client import REGISTRY
@@ -23,7 +23,7 @@ def stored(write: Put) -> Stored:
 
 @pytest.fixture
 async def store(stores, settings) -> OpenSearchStore:
-    """Its index shows a search nothing new until it is told to."""
+    """A store whose index shows new writes to searches only after a refresh."""
     await stores.opensearch._call(
         "PUT", f"/{settings.opensearch_alias}/_settings", body={"index": {"refresh_interval": "-1"}}
     )
@@ -72,7 +72,7 @@ async def test_a_delete_is_remembered_with_its_version(store):
 
 
 async def test_no_document_is_read_for_what_a_search_shows(store, fetched):
-    """Their terms are most of them: reading them makes `stream verify` 40 times slower."""
+    """A document is mostly terms: reading documents makes `stream verify` 40 times slower."""
     await store.write([put("a"), put("字" * 512), put("empty", splade_terms={}), Tombstone("deleted", 1)])
     await store.count()
     await store.write([put("new")])
@@ -96,7 +96,7 @@ async def test_documents_of_an_earlier_version_are_complete_and_those_without_te
 
 
 async def test_writes_that_a_higher_version_outranks_are_counted(store):
-    """They tell that a producer's versions fall, before compaction makes it a difference."""
+    """The counter shows that a producer's versions decrease, before compaction turns this into a difference."""
 
     def outranked() -> float:
         return REGISTRY.get_sample_value("stream_outranked_total", {"store": "OpenSearch"}) or 0

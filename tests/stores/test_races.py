@@ -1,4 +1,4 @@
-"""If these fail, of two writers of one chunk the older one wins: a chunk is lost, or a deleted one comes back."""
+"""If these fail, the older of two concurrent writes wins: a chunk is lost, or a deleted chunk comes back."""
 
 import asyncio
 import itertools
@@ -43,7 +43,7 @@ def write(kind, chunk_id, version, text=""):
 
 
 async def begin(store, write):
-    """A transaction that has done the write and is still open, and its session."""
+    """A session, and its open transaction in which the write is done."""
     session = store._driver.session()
     transaction = await session.begin_transaction()
     if isinstance(write, Tombstone):
@@ -51,7 +51,7 @@ async def begin(store, write):
     else:
         names = _Schema(store._settings, store._settings.generation or 1).properties
         statement, rows = PUT, [_row(write, names)]
-    await (await transaction.run(store._spelled(statement), rows=rows, **names)).consume()
+    await (await transaction.run(store._with_label(statement), rows=rows, **names)).consume()
     return session, transaction
 
 
@@ -67,7 +67,7 @@ async def waits(store, task):
 
 
 class Model:
-    """One chunk under one writer after the other."""
+    """The expected state of a chunk whose writers run one after another."""
 
     def __init__(self):
         self.version = self.text = self.deleted = None
@@ -162,7 +162,7 @@ async def test_a_chunk_of_an_earlier_version_that_is_written_while_it_is_adopted
 
 
 async def test_writers_with_the_same_chunks_in_other_orders_do_not_deadlock(generations, monkeypatch):
-    """Each row waits for the one of the same name only."""
+    """A row waits only for a row of the same chunk_id."""
     store, _ = generations
     retried = []
     monkeypatch.setattr(neo4j.exceptions.TransientError, "is_retryable", lambda self: retried.append(self) or True)

@@ -37,7 +37,7 @@ def stored(write: Put) -> Stored:
 
 
 async def shown(store, *chunk_ids) -> dict[str, Stored]:
-    """What the store shows to searchers of these chunks."""
+    """What the store shows of these chunks to searchers."""
     return {name: found for name, found in (await store.stored(chunk_ids)).items() if found.text_sha256}
 
 
@@ -86,7 +86,7 @@ async def test_of_equal_versions_the_later_wins(store):
 
 
 async def test_a_delete_holds_after_opensearch_has_forgotten_its_deleted_documents(stores, settings):
-    """Else a record that is replayed a day later brings a deleted chunk back."""
+    """Otherwise a record that is replayed a day later restores a deleted chunk."""
     index = f"/{settings.opensearch_alias}-1"
     await stores.opensearch._call("PUT", f"{index}/_settings", body={"index": {"gc_deletes": "0ms"}})
     for write in [put("c", version=2), Tombstone("c", 3), Tombstone("never seen", 3)]:
@@ -109,13 +109,13 @@ async def test_an_index_of_an_earlier_version_learns_to_remember_deletes(setting
 
 
 async def test_numbers_that_a_timestamp_outranks_are_told(stores, caplog):
-    """Its producer thinks that it has replaced the chunk."""
+    """Without the warning the producer assumes that it has replaced the chunk."""
     await stores.opensearch.write([Tombstone("c", 1_795_000_000_000)])
     await stores.opensearch.write([put("d", version=5)])
     assert caplog.messages == []
     await stores.opensearch.write([put("c", version=6), put("d", version=4)])
     (message,) = caplog.messages
-    assert "version 6 of 'c' changes nothing" in message
+    assert "version 6 of 'c' is not applied" in message
 
 
 async def test_deleting_what_is_not_there_is_fine(store):
@@ -132,12 +132,12 @@ async def test_any_legal_name_works(store, chunk_id):
 
 
 async def test_chunks_are_counted_by_what_made_their_vectors(stores):
-    """A mixed index is seen, and not guessed from bad hits."""
+    """An operator sees a mixed index here, and not only by bad hits."""
     other = {"model": "other", "revision": "r", "parameters": {"k": 1}}
     mixed = [put("a"), put("b"), put("c", embedding_provenance=other, splade_provenance=other), Tombstone("d", 1)]
     for store in stores.both:
         await store.write(mixed)
-        await store.count()  # OpenSearch counts what it has refreshed
+        await store.count()  # refreshes: OpenSearch counts only refreshed documents
         assert {json.loads(origin)["model"]: n for origin, n in (await store.origins()).items()} == {"m": 2, "other": 1}
 
 
@@ -156,7 +156,7 @@ async def test_generations_do_not_see_each_other(stores, settings):
 
 
 async def test_what_neo4j_shows_is_said_of_a_chunk_and_whether_the_generation_s_vector_is_of_it(stores, settings):
-    """The generations share a node's text: searchers of one see what the worker of another wrote."""
+    """The generations share a node's text: searches in one generation show what another generation's worker wrote."""
     old, second = stores.neo4j, settings.model_copy(update={"generation": 2})
     async with Neo4jStore(second) as new:
         await new.set_up()
@@ -197,7 +197,7 @@ async def test_a_node_of_which_no_model_is_known_is_not_compared_with_a_vector(s
 
 
 async def test_a_delete_that_neo4j_refuses_is_refused_alone(stores):
-    too_long = "x" * 10_000  # for an index
+    too_long = "x" * 10_000  # longer than a key of Neo4j's indexes
     await stores.neo4j.write([put("a"), put("b")])
     refused = await stores.neo4j.write([Tombstone("a", 2), Tombstone(too_long, 2), Tombstone("b", 2)])
     assert list(refused) == [too_long]
@@ -213,7 +213,7 @@ async def test_a_provenance_that_is_too_long_for_neo4j_s_index_is_refused_alone(
 
 
 async def plan(store, statement: str) -> set[str]:
-    """The operators that Neo4j runs it with."""
+    """The operators of Neo4j's query plan."""
     answer = await store._driver.execute_query(f"EXPLAIN {statement}", after="", limit=1, nothing={})
     plans, found = [answer.summary.plan], set()
     while plans:
@@ -272,7 +272,7 @@ async def test_sweeping_over_all_chunks_reads_each_once(stores, settings, monkey
 
 
 async def test_chunks_of_an_earlier_version_belong_to_the_first_generation(stores):
-    """Those versions wrote neither `embedded_version` nor, before that, the vector's provenance."""
+    """Earlier releases wrote no `embedded_version`; still earlier ones wrote no provenance either."""
     await stores.neo4j.write([put("a", version=3), put("b")])
     await stores.neo4j._run("MATCH (c:Chunk) REMOVE c.embedded_version, c.embedding_provenance")
     await stores.neo4j._run("CREATE (:Chunk {embedding_qwen: [1.0], version: 1, mine: true})")
@@ -315,12 +315,12 @@ async def test_a_label_or_an_index_of_somebody_else_is_a_matter_of_settings(stor
         with pytest.raises(ConfigurationError, match="STREAM_NEO4J_LABEL"):
             await store.set_up()
     async with Neo4jStore(settings.model_copy(update={"neo4j_label": "Other"})) as store:
-        with pytest.raises(ConfigurationError, match="STREAM_NEO4J_INDEX"):  # it is over :Chunk
+        with pytest.raises(ConfigurationError, match="STREAM_NEO4J_INDEX"):  # the index is over :Chunk
             await store.set_up()
 
 
 async def test_a_constraint_of_somebody_else_with_our_name_is_a_matter_of_settings(stores, settings):
-    """Neo4j makes none of that name and says nothing; without it two writers could make two nodes of one chunk."""
+    """Neo4j then skips ours without an error; without it two writers could create two nodes of one chunk."""
     await stores.neo4j._run("CREATE CONSTRAINT taken_id IF NOT EXISTS FOR (n:Stranger) REQUIRE n.number IS UNIQUE")
     async with Neo4jStore(settings.model_copy(update={"neo4j_label": "Taken"})) as store:
         with pytest.raises(ConfigurationError, match="STREAM_NEO4J_LABEL"):
@@ -328,7 +328,7 @@ async def test_a_constraint_of_somebody_else_with_our_name_is_a_matter_of_settin
 
 
 class Freezing:
-    """A server in front of Neo4j that can stop to answer, as one that is stopped with SIGSTOP: connections stay."""
+    """A proxy of Neo4j that can stop answering with open connections, like a server after SIGSTOP."""
 
     def __init__(self, uri: str) -> None:
         self._host, port = uri.removeprefix("bolt://").split(":")
@@ -376,7 +376,7 @@ CALLS: dict[str, Callable[[Neo4jStore], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_a_neo4j_that_hangs_is_an_outage(stores, settings, call):
-    """The driver waits for an answer without a bound."""
+    """The driver waits for an answer without a timeout."""
     async with Freezing(settings.neo4j_uri) as server:
         mine = settings.model_copy(update={"neo4j_uri": server.uri, "store_timeout": 2})
         async with Neo4jStore(mine) as store, Neo4jStore(mine) as fresh:
@@ -477,7 +477,7 @@ async def test_an_index_with_other_fields_is_noticed_at_the_start_and_not_by_dea
 
 @pytest.mark.parametrize("password", [SecretStr("wrong"), None])
 async def test_a_wrong_password_is_a_matter_of_settings_and_none_is_wrong_too(settings, password):
-    """The local profile's Neo4j lets nobody in without one."""
+    """The local profile's Neo4j requires a password."""
     async with Neo4jStore(settings.model_copy(update={"neo4j_password": password})) as store:
         with pytest.raises(ConfigurationError, match="STREAM_NEO4J_PASSWORD") as error:
             await store.count()
@@ -485,7 +485,7 @@ async def test_a_wrong_password_is_a_matter_of_settings_and_none_is_wrong_too(se
 
 
 async def test_what_a_record_says_is_never_part_of_a_query(stores, monkeypatch):
-    """Else whoever writes a chunk could write Cypher."""
+    """Otherwise the writer of a chunk can inject Cypher."""
     evil = "'\"`}) DETACH DELETE (n) //"
     queries = []
     run = stores.neo4j._run
@@ -516,7 +516,7 @@ async def test_a_store_that_is_down_is_an_outage(settings):
 
 @pytest.mark.parametrize("writes", [[put("a")], [Tombstone("a", 1)]], ids=["put", "tombstone"])
 async def test_a_closed_index_is_an_outage_and_nobody_s_fault(stores, settings, writes):
-    """OpenSearch answers 400 for each document, as it does for one that is wrong."""
+    """OpenSearch answers 400 for each document, the same as for a bad document."""
     path = f"/{settings.opensearch_alias}-1"
     await stores.opensearch._call("POST", f"{path}/_close")
     with pytest.raises(Outage, match="closed"):
@@ -543,7 +543,7 @@ async def test_an_index_that_was_changed_under_the_worker_is_an_outage_and_nobod
 
 @pytest.mark.parametrize("writes", [[put("a")], [Tombstone("a", 1)]], ids=["put", "tombstone"])
 async def test_an_index_that_is_gone_is_an_outage_and_opensearch_makes_no_other(stores, settings, writes):
-    """OpenSearch would make one whose fields are guessed, in which no term would ever be found."""
+    """OpenSearch would create one with guessed field types, in which no search finds a term."""
     await stores.opensearch._call("DELETE", f"/{settings.opensearch_alias}-1")
     with pytest.raises(Outage, match="index_not_found"):
         await stores.opensearch.write(writes)
