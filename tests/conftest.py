@@ -15,6 +15,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from dotenv import dotenv_values
+from filelock import FileLock
 from support import empty_neo4j
 
 from stream import corpus
@@ -28,6 +29,7 @@ from stream.local.supervisor import down, status, up
 from stream.stores import Stores, open_stores
 
 ROOT = Path(__file__).parent.parent
+MODELS = ROOT / ".local" / "test-models"  # the demo's, which is built once
 PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "")  # "gw0", "gw1", … with `pytest -n`, else nothing
 PORTS = 1000  # of each process, below those that the kernel gives to clients
 FIRST_PORT = 20_000 + PORTS * int(PROCESS.removeprefix("gw") or 9)
@@ -55,8 +57,11 @@ def own_servers() -> Iterator[Profile]:
     profile.home.mkdir(parents=True, mode=0o700)
     try:
         install(profile, print)
-        model = Path(profile.environment()["STREAM_SPLADE_MODEL"])
-        splade_model.build((chunk["text"] for chunk in corpus.chunks()), model)
+        (profile.home / "models").symlink_to(MODELS)
+        MODELS.mkdir(exist_ok=True)
+        with FileLock(MODELS / "lock"):
+            model = Path(profile.environment()["STREAM_SPLADE_MODEL"])
+            splade_model.build((chunk["text"] for chunk in corpus.chunks()), model)
         up(profile, [*servers(profile), embedder(profile)], print)
         yield profile
     finally:
