@@ -3,25 +3,17 @@
 The checks change nothing. `stream doctor` runs all checks; a worker runs those of its stage before it starts.
 """
 
-import asyncio
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
 from stream.config import STAGES, Settings
-from stream.errors import GpuRequired, Outage, StreamError
+from stream.errors import StreamError
+from stream.health.probes import cuda, embedding_server, nvidia_smi, remedy
 from stream.kafka import topics
-from stream.models.embeddings import PROBE, EmbeddingClient
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import OpenSearchStore
 
-QUERY = ("--query-gpu=name,driver_version,memory.free,memory.total", "--format=csv,noheader")
-INSTALL_DRIVER = "install NVIDIA's driver (docs/gpu.md), or set REQUIRE_GPU=0 for development on a CPU"
-NVIDIA_SMI_TIMEOUT = 20.0  # seconds
-
-START_VLLM = "start it, or set STREAM_EMBED_URL and STREAM_EMBED_MODEL"
 START_NEO4J = "start it, or set STREAM_NEO4J_URI"
 START_OPENSEARCH = "start it, or set STREAM_OPENSEARCH_URL"
 
@@ -60,54 +52,6 @@ async def _found(name: str, check: Check, settings: Settings) -> Finding:
         return Finding(name, False, str(error))
 
 
-async def nvidia_smi(_: Settings) -> str:
-    """GPUs, their driver and their memory, as `nvidia-smi` lists them."""
-    program = shutil.which("nvidia-smi")
-    if not program:
-        raise GpuRequired(f"there is no nvidia-smi: {INSTALL_DRIVER}")
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(program, *QUERY, stdout=pipe, stderr=pipe)
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), NVIDIA_SMI_TIMEOUT)
-    except TimeoutError:
-        process.kill()
-        raise GpuRequired(f"nvidia-smi did not answer within {NVIDIA_SMI_TIMEOUT:g} s: {INSTALL_DRIVER}") from None
-    said = " | ".join(out.decode(errors="replace").split("\n")).strip(" |")
-    if process.returncode or not said:
-        said = said or err.decode(errors="replace").strip()
-        raise GpuRequired(f"nvidia-smi finds no GPU ({said}): {INSTALL_DRIVER}")
-    return said
-
-
-async def cuda(_: Settings) -> str:
-    """The GPUs that PyTorch can use."""
-    return await asyncio.to_thread(_cuda)
-
-
-def _cuda() -> str:
-    import torch  # noqa: PLC0415 - the import takes seconds, and only a stage with a GPU needs it
-
-    if not torch.cuda.is_available():
-        try:
-            torch.cuda.init()  # type: ignore[no-untyped-call]
-            why = "PyTorch names no reason"
-        except (RuntimeError, AssertionError) as error:
-            why = str(error).splitlines()[0]
-        raise GpuRequired(f"no CUDA GPU is available to PyTorch ({why}): check nvidia-smi, or {INSTALL_DRIVER}")
-    gib = [size / 2**30 for size in torch.cuda.mem_get_info()]
-    names = ", ".join(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))
-    return f"{torch.__version__} with CUDA {torch.version.cuda}: {names}; {gib[0]:.0f} of {gib[1]:.0f} GiB are free"
-
-
-async def embedding_server(settings: Settings, address: str) -> str:
-    """The server's health, its model and its answer to a probe: length, numbers, norm."""
-    async with EmbeddingClient(settings.model_copy(update={"embed_url": address})) as client:
-        with _remedy(START_VLLM):
-            said = await client.examine(address)
-            await client.embed([PROBE])
-    return f"{said}; the probe's vector has {settings.embed_dimensions} numbers and unit norm"
-
-
 async def kafka(settings: Settings) -> AsyncIterator[Finding]:
     """The brokers and the topics of all stages: whether they exist, and which settings weaken a guarantee."""
     names = [each(settings, stage) for each in (topics.source, topics.dead_letters) for stage in STAGES]
@@ -124,20 +68,12 @@ async def kafka(settings: Settings) -> AsyncIterator[Finding]:
 async def neo4j(settings: Settings) -> str:
     """The server and the vector index."""
     async with Neo4jStore(settings) as store:
-        with _remedy(START_NEO4J):
+        with remedy(START_NEO4J):
             return await store.examine()
 
 
 async def opensearch(settings: Settings) -> str:
     """The server and the index behind the alias."""
     async with OpenSearchStore(settings) as store:
-        with _remedy(START_OPENSEARCH):
+        with remedy(START_OPENSEARCH):
             return await store.examine()
-
-
-@contextmanager
-def _remedy(what_to_do: str) -> Iterator[None]:
-    try:
-        yield
-    except Outage as error:
-        raise Outage(f"{error}: {what_to_do}") from None

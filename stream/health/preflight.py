@@ -5,7 +5,7 @@ import logging
 
 from stream.config import Settings, StageName
 from stream.errors import GpuRequired, Outage
-from stream.health import doctor
+from stream.health import probes
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,10 @@ async def check(stage: StageName, settings: Settings) -> None:
 
 async def _require_gpu(settings: Settings) -> None:
     try:
-        await doctor.cuda(settings)
+        await probes.cuda(settings)
     except GpuRequired as error:
         try:
-            seen = f"nvidia-smi sees {await doctor.nvidia_smi(settings)}"
+            seen = f"nvidia-smi sees {await probes.nvidia_smi(settings)}"
         except GpuRequired as not_seen:
             seen = str(not_seen)
         raise GpuRequired(f"{error}; {seen}") from None
@@ -34,7 +34,7 @@ async def _require_gpu(settings: Settings) -> None:
 
 async def _require_model_server(settings: Settings) -> None:
     """At least one must answer; the client does not use the others while they are down."""
-    checks = (doctor.embedding_server(settings, address) for address in settings.embed_urls)
+    checks = (probes.embedding_server(settings, address) for address in settings.embed_urls)
     answers = await asyncio.gather(*checks, return_exceptions=True)
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, Outage):
