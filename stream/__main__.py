@@ -1,4 +1,4 @@
-"""`stream`, and `python -m stream`: the command line, with its signals handled from the first moment."""
+"""Entry point of `stream` and `python -m stream`. It sets the signal handlers before the slow imports."""
 
 import signal
 import sys
@@ -10,18 +10,19 @@ from stream import signals
 def main() -> None:
     """Runs the command line and exits.
 
-    A worker ends with 0 at once until it takes records; every other command ends at SIGTERM as it does at Ctrl-C.
+    Until a worker takes records, SIGTERM and SIGINT end it at once with exit code 0. For every other command, SIGTERM
+    has the same effect as Ctrl-C.
     """
     if _command(sys.argv[1:]) == "worker":
         signals.end_at_once(0)
     else:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        from stream.cli import main as run  # noqa: PLC0415 - it takes seconds, which a signal must not wait for
+        from stream.cli import main as run  # noqa: PLC0415 - takes seconds; signals must not wait for it
 
         run()
     except KeyboardInterrupt:
-        print("stream: interrupted before anything was done", file=sys.stderr)  # noqa: T201
+        print("stream: interrupted before the command started", file=sys.stderr)  # noqa: T201
         sys.exit(signals.INTERRUPTED)
 
 

@@ -122,7 +122,7 @@ async def test_topics_are_created_once(settings):
     for stage in STAGES:
         assert topics.source(settings, stage) in first.stdout
         assert topics.dead_letters(settings, stage) in first.stdout
-    assert second.stdout == "all topics are there\n"
+    assert second.stdout == "all topics exist\n"
 
 
 async def test_status_counts_what_lies_ahead_of_each_stage(flow, stores):
@@ -577,7 +577,7 @@ def test_the_doctor_looks_for_a_gpu_where_one_is_required(flow, tmp_path):
     ended = process("doctor", REQUIRE_GPU="1", CUDA_VISIBLE_DEVICES="", PATH=nvidia_smi(tmp_path, 0, "NVIDIA H100, 1"))
     assert ended.code == 1
     assert "ok    nvidia-smi: NVIDIA H100, 1" in ended.out
-    assert re.search("^wrong PyTorch: no CUDA GPU is available", ended.out, re.MULTILINE)
+    assert re.search("^error PyTorch: no CUDA GPU is available", ended.out, re.MULTILINE)
 
 
 def test_a_web_port_that_is_taken_is_named(flow):

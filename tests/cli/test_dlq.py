@@ -392,7 +392,7 @@ async def test_a_redrive_that_is_interrupted_says_so_and_goes_on_where_it_was(fl
     originals = [await reject(flow, key) for key in ("a", "b", "c")]
     ended = await faulty("interrupted_before_the_second_marker", "redrive")
     assert (ended.returncode, ended.stdout) == (130, "")
-    assert ended.stderr == "stream: interrupted; what was done stays done, run it again for the rest\n"
+    assert ended.stderr == "stream: interrupted: finished work is kept; run the command again to do the rest\n"
     assert await keys() == ["c"]
     assert (await stream("redrive")).exit_code == 0
     assert [len(await copies(flow, original)) for original in originals] == [1, 1, 1]
@@ -402,7 +402,7 @@ async def test_a_redrive_that_is_interrupted_says_so_and_goes_on_where_it_was(fl
 async def test_a_purge_that_is_interrupted_says_so_and_deletes_all_that_it_named_or_nothing(rejected):
     ended = await faulty("interrupted_while_deleting", "purge", "--stage", "embed", "--yes")
     assert (ended.returncode, ended.stdout) == (130, "")
-    assert ended.stderr == "stream: interrupted; what was done stays done, run it again for the rest\n"
+    assert ended.stderr == "stream: interrupted: finished work is kept; run the command again to do the rest\n"
     assert await keys("--stage", "embed") in (["embed0", "embed1", "embed2"], [])
     assert await keys("--stage", "index") == ["index0"]
     assert (await stream("purge", "--stage", "embed", "--yes")).exit_code == 0
@@ -459,8 +459,8 @@ async def test_a_copy_that_kafka_finds_too_large_stays_and_its_neighbours_go(flo
     await limit_to(flow, flow.topic, 2**20)
     result = await stream("redrive")
     assert result.exit_code == 1
-    assert result.stderr.strip() == f"embed 0@0 large stays: it is larger than the topic {flow.topic} carries"
-    assert result.stdout.strip() == "redrove 1 dead letters, 1 stay where they are"
+    assert result.stderr.strip() == f"embed 0@0 large is not redriven: it is larger than the topic {flow.topic} carries"
+    assert result.stdout.strip() == "redrove 1 dead letters, 1 not redriven"
     assert len(await copies(flow, neighbour)) == 1
     assert await keys() == ["large"]
 

@@ -253,13 +253,13 @@ def test_a_strangers_socket_folder_is_refused(
     supervisor.down(profile)
     folder.mkdir(mode=0o700)
     folder.chmod(0o777)
-    with pytest.raises(ConfigurationError, match="nobody else may enter"):
+    with pytest.raises(ConfigurationError, match="no other user may enter"):
         supervisor.up(profile, [])
 
 
 @pytest.mark.parametrize("value", ["two\nlines", "a ;comment", "a #comment"])
 def test_what_supervisord_would_misread_is_refused(profile: Profile, value: str) -> None:
-    with pytest.raises(ConfigurationError, match="supervisord cannot be told"):
+    with pytest.raises(ConfigurationError, match="supervisord cannot take"):
         supervisor.up(profile, [server(profile, "embed", command=[value])])
 
 
