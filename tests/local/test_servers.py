@@ -1,4 +1,4 @@
-"""Kafka, Neo4j and OpenSearch come up on a bare machine, come back after a crash, and leave nothing behind."""
+"""If these fail, the local servers do not start, do not restart after a crash, or leave processes running."""
 
 import signal
 import socket
@@ -29,7 +29,7 @@ def tool(folder: Path, name: str, script: str) -> Path:
     return folder
 
 
-# What is missing is said in one sentence
+# Missing programs are named in one sentence
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_missing_java_is_a_sentence_with_both_ways_out(tmp_path: Path, monkeyp
 
 @pytest.fixture
 def java_17(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PATH with the system's tools, a java that fits, and room for a mvn."""
+    """A PATH with system tools and a java that fits, in a folder where tests add a mvn."""
     folder = tool(tmp_path / "bin", "java", "echo java.base@17.0.15")
     for name in ("sh", "sleep", "mkdir"):
         (folder / name).symlink_to(which(name) or "")
@@ -97,7 +97,7 @@ def test_two_installs_at_once_share_one_download(tmp_path: Path, java_17: Path) 
 
 def test_docker_runs_the_same_versions() -> None:
     for name, service in yaml.safe_load(COMPOSE.read_text())["services"].items():
-        if "profiles" not in service:  # what comes without a profile is what the local profile has too
+        if "profiles" not in service:  # the services without a profile are those of the local profile
             version = java.distribution(Profile(), name).name.removeprefix(f"{name}-")
             assert service["image"].split(":")[1].removesuffix("-community") == version
 
@@ -107,7 +107,7 @@ def test_docker_runs_the_same_versions() -> None:
 
 @pytest.fixture(scope="module")
 def profile() -> Iterator[Profile]:
-    """A home in a folder that only its owner may enter, as a clone in a home folder is."""
+    """A home in a folder that only its owner may enter, such as a clone in a home directory."""
     names = ["kafka", "kafka_controller", "neo4j", "opensearch", "opensearch_transport"]
     sockets = {f"{name}_port": socket.create_server(("127.0.0.1", 0)) for name in names}
     ports = {name: s.getsockname()[1] for name, s in sockets.items()}
@@ -126,7 +126,7 @@ def profile() -> Iterator[Profile]:
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "timeout: the condition never became true"
         time.sleep(0.1)
 
 
