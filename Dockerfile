@@ -1,9 +1,9 @@
-# One image for the three workers and every command, run by a user without rights. Two targets:
+# One image for the three workers and every command. It runs as an unprivileged user. Two targets:
 #
 #   docker build --target cuda -t chunk-stream:cuda .
-#   docker build --target cpu -t chunk-stream:cpu --build-arg TORCH_INDEX=… .   # where PyTorch has its wheels for CPUs
+#   docker build --target cpu -t chunk-stream:cpu --build-arg TORCH_INDEX=… .   # index of PyTorch's CPU wheels
 #
-# PyTorch's wheels bring CUDA with them: of the host, `cuda` needs the driver and the NVIDIA Container Toolkit only.
+# PyTorch's wheels include CUDA: on the host, `cuda` needs only the driver and the NVIDIA Container Toolkit.
 ARG PYTHON=python:3.13-slim-bookworm
 
 FROM ${PYTHON} AS build
@@ -17,7 +17,7 @@ RUN pip install --require-hashes -r compose/requirements.txt
 COPY . .
 RUN pip install --no-deps .
 
-# The same versions. PyTorch for CPUs has other hashes, so it comes first and the others without what depends on it.
+# The same versions. PyTorch's CPU wheel has another hash, so it is installed first, and the rest with --no-deps.
 FROM build AS build-cpu
 ARG TORCH_INDEX
 RUN pip install --index-url "$TORCH_INDEX" "$(grep -o '^torch==[^ ]*' compose/requirements.txt)" \

@@ -6,48 +6,48 @@ BIN := .venv/bin
 APT := -o Dir::State::Lists=lists -o Dir::Cache=cache -o APT::Sandbox::User=$(shell id -un)
 export UV_PYTHON_DOWNLOADS := never
 
-help: ## This list
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: .venv/installed ## Everything on this machine: servers, workers, real text in, a search out
+demo: .venv/installed ## Start servers and workers on this machine, publish real text, search it
 	REQUIRE_GPU=0 $(BIN)/stream local demo
 
-down: ## Stop what `make demo` started; its data stay
+down: ## Stop what `make demo` started; keep its data
 	@if test -x $(BIN)/stream; then $(BIN)/stream local down; fi
 
-check: lint types ## Style, types and the tests that need no server: for the minute before a commit
+check: lint types ## Before a commit: check style and types, run the tests that need no server
 	$(BIN)/pytest -q -m "not servers and not slow"
 
-test: lint types vllm prometheus ## Every test, the ones against the real servers included
+test: lint types vllm prometheus ## Run every test, including those against real servers
 	$(BIN)/pytest
 
-test-gpu: .venv/installed ## The tests that need a CUDA GPU
+test-gpu: .venv/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
 
-vllm: .local/vllm/installed ## A real vLLM on the CPU, which the tests talk to
+vllm: .local/vllm/installed ## Install a real vLLM for the CPU, which the tests use
 
-prometheus: $(if $(shell command -v promtool),,.local/prometheus/usr/bin/promtool) ## Prometheus from Debian, where there is none
+prometheus: $(if $(shell command -v promtool),,.local/prometheus/usr/bin/promtool) ## Install Prometheus from Debian if promtool is missing
 
-faults: .venv/installed ## Accidents on the real servers: SEED=1 MINUTES=30, or ONLY="words of its row in docs/faults.md"
+faults: .venv/installed ## Inject faults into real servers: SEED=1 MINUTES=30, or ONLY="words of a row of docs/faults.md"
 	PYTHONPATH=tests $(BIN)/python -m faults --seed $(or $(SEED),1) --minutes $(or $(MINUTES),30) \
 	  $(if $(ONLY),--only "$(ONLY)",--page docs/faults.md)
 
-lint: .venv/installed ## Style
+lint: .venv/installed ## Check style and imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 
-types: .venv/installed ## Static types
+types: .venv/installed ## Check static types
 	$(BIN)/mypy
 
-docs: .venv/installed ## The generated pages of docs/
+docs: .venv/installed ## Generate the pages of docs/ for settings and metrics
 	$(BIN)/stream settings --markdown > docs/configuration.md
 	$(BIN)/stream metrics --markdown > docs/metrics.md
 
-site: .venv/installed ## docs/ as a web site, into site/
+site: .venv/installed ## Build docs/ as a web site into site/
 	$(BIN)/mkdocs build --strict
 
-lock: $(UV) ## Pin the newest versions that pyproject.toml allows (UPGRADE=1 moves pins that are there)
+lock: $(UV) ## Pin the newest versions that pyproject.toml allows (UPGRADE=1 also moves existing pins)
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
 	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) pyproject.toml -o requirements.txt
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
@@ -59,7 +59,7 @@ lock: $(UV) ## Pin the newest versions that pyproject.toml allows (UPGRADE=1 mov
 	  --custom-compile-command "make lock" --constraints requirements.txt --overrides compose/cpu-overrides.txt \
 	  pyproject.toml -o compose/requirements-cpu.txt
 
-clean: ## Remove what was installed and what the local servers keep
+clean: ## Remove what was installed and the data of the local servers
 	-$(BIN)/stream local down
 	rm -rf .venv .local
 

@@ -1,13 +1,13 @@
-"""What does it cost when one of three brokers dies?
+"""Measures what it costs when one of three brokers is killed.
 
-Starts three brokers that keep each record three times, and a worker of each stage under a supervisor. While chunks are
-published, one broker after another is killed with SIGKILL and started again. At the end `verify` compares both stores
-with the topic.
+Starts three brokers with a replication factor of three, and a supervised worker of each stage. While chunks are
+published, each broker in turn is killed with SIGKILL and restarted. At the end `verify` compares both stores with the
+topic.
 
     STREAM_ENV_FILE=.local/stream.env python bench/brokers.py
 
-The embedding server and the stores are those of the settings. Neo4j must hold no chunks, and what is stored stays: use
-servers that can be thrown away.
+The embedding server and the stores are those of the settings. Neo4j must hold no chunks. The stored chunks are not
+deleted: use disposable servers.
 """
 
 import asyncio
@@ -43,14 +43,14 @@ from stream.stores import Stores, open_stores
 
 BROKERS = (1, 2, 3)
 CLUSTER = "MkU3OEVBNTcwNTJENDM2Qg"
-DOWN, UP = 20.0, 20.0  # seconds that a broker is away, and that all are there before the next one dies
-PAUSE = 0.25  # seconds between two looks
+DOWN, UP = 20.0, 20.0  # seconds that a broker is down, and that all run before the next one is killed
+PAUSE = 0.25  # seconds between two samples
 
-Look = tuple[float, int]  # when, and how many chunks Neo4j had
+Sample = tuple[float, int]  # monotonic seconds, chunks in Neo4j
 
 
 class Brokers:
-    """Each is a controller too."""
+    """Three processes, each a broker and a controller."""
 
     def __init__(self, folder: Path, first_port: int) -> None:
         self._folder, self._first_port = folder, first_port
@@ -96,7 +96,7 @@ replica.fetch.max.bytes={MAX_MESSAGE_BYTES}
 
 @contextmanager
 def brokers(folder: Path, first_port: int) -> Iterator[Brokers]:
-    """Three of them."""
+    """Runs three brokers."""
     cluster = Brokers(folder, first_port)
     for n in BROKERS:
         cluster.format(n)
@@ -110,19 +110,19 @@ def brokers(folder: Path, first_port: int) -> Iterator[Brokers]:
 
 @retry(retry=retry_if_exception_type((Outage, AssertionError)), wait=wait_fixed(0.5), stop=stop_after_delay(60))
 async def until_up(settings: Settings) -> None:
-    """Waits for all brokers."""
+    """Waits until the cluster has all brokers."""
     async with clients.admin(settings) as admin:
         assert len((await admin.describe_cluster())["brokers"]) == len(BROKERS)
 
 
 class Workers:
-    """One of each stage, started again whenever it ends, as a supervisor does it."""
+    """One worker of each stage. A worker that ends is restarted, as a supervisor would."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._own = {name: getattr(settings, name) for name in ("kafka_servers", "topic", "opensearch_alias")}
         self._own |= {"instance": f"bench-{os.getpid()}", "web_port": "0"}
         self._folder = folder
-        self.ends: list[str] = []  # of which stage, with which exit code
+        self.ends: list[str] = []  # stage and exit code of each
 
     async def __aenter__(self) -> "Workers":
         self._running = {stage: self._start(stage) for stage in STAGES}
@@ -150,7 +150,7 @@ class Workers:
 
 
 async def publish(settings: Settings, rate: float, acknowledged: list[float]) -> None:
-    """Until it is cancelled; notes when all in-sync replicas had each chunk."""
+    """Publishes until it is cancelled. Appends the time at which all in-sync replicas had each chunk."""
     begin = time.monotonic()
     async with clients.producer(settings) as producer, asyncio.TaskGroup() as group:
 
@@ -163,22 +163,22 @@ async def publish(settings: Settings, rate: float, acknowledged: list[float]) ->
             group.create_task(send(chunk(n)))
 
 
-async def watch(stores: Stores, looks: list[Look]) -> None:
-    """Until it is cancelled."""
+async def watch(stores: Stores, looks: list[Sample]) -> None:
+    """Samples the number of chunks in Neo4j until it is cancelled."""
     while True:
         looks.append((time.monotonic(), await stores.neo4j.count()))
         await asyncio.sleep(PAUSE)
 
 
 def longest_pause(moments: list[float], since: float, until: float) -> float:
-    """Seconds between two of these moments, the ends of the time included."""
+    """The longest time in seconds without one of these moments, between `since` and `until`."""
     inside = [moment for moment in moments if since < moment < until]
     return max(after - before for before, after in pairwise([since, *inside, until]))
 
 
 async def bench(settings: Settings, rate: float, folder: Path, first_port: int) -> dict[str, Any]:
     """Kills each broker once."""
-    looks: list[Look] = []
+    looks: list[Sample] = []
     acknowledged: list[float] = []
     accidents: list[dict[str, Any]] = []
     with brokers(folder, first_port) as cluster:
@@ -186,7 +186,7 @@ async def bench(settings: Settings, rate: float, folder: Path, first_port: int) 
         await until_up(settings)
         await topics.create(settings)
         async with open_stores(settings) as stores, Workers(settings, folder) as workers:
-            assert not await stores.neo4j.count(), "Neo4j holds chunks, which would be among these"
+            assert not await stores.neo4j.count(), "Neo4j must be empty: its chunks would be counted"
             tasks = [asyncio.create_task(watch(stores, looks))]
             tasks.append(asyncio.create_task(publish(settings, rate, acknowledged)))
             begin = time.monotonic()
@@ -229,19 +229,19 @@ async def bench(settings: Settings, rate: float, folder: Path, first_port: int) 
 
 
 def draw(results: dict[str, Any], axes: Axes) -> None:
-    """Chunks over time."""
+    """Draws chunks over time."""
     axes.plot(results["acknowledged"], range(len(results["acknowledged"])), label="acknowledged by Kafka")
     axes.plot(*zip(*results["looks"], strict=True), label="in Neo4j")
     for accident in results["accidents"]:
         axes.axvspan(accident["at"], accident["at"] + DOWN, alpha=0.15, color="tab:red")
-    axes.set(xlabel="seconds; red while a broker is away", ylabel="chunks")
+    axes.set(xlabel="seconds; red while a broker is down", ylabel="chunks")
     axes.legend()
 
 
 def main(
-    rate: Annotated[float, typer.Option(help="Chunks a second.")] = 20,
-    first_port: Annotated[int, typer.Option(help="Of the brokers; eight from here on are theirs.")] = 29500,
-    out: Annotated[Path, typer.Option(help="Results as JSON and SVG.")] = Path("docs/figures/brokers"),
+    rate: Annotated[float, typer.Option(help="Chunks per second.")] = 20,
+    first_port: Annotated[int, typer.Option(help="First of eight ports for the brokers.")] = 29500,
+    out: Annotated[Path, typer.Option(help="Output path; writes .json and .svg.")] = Path("docs/figures/brokers"),
 ) -> None:
     """Kill each of three brokers while chunks flow."""
     name = f"bench-{uuid.uuid4().hex[:8]}"

@@ -1,4 +1,4 @@
-"""What the benches publish: records of the usual size, of random numbers. Number `n` is always the same."""
+"""Test data of the benchmarks: records of the usual size with random content. Chunk `n` is always the same."""
 
 import asyncio
 import uuid
@@ -16,14 +16,14 @@ from stream.records import Chunk, Expanded, sha256
 
 UNACKNOWLEDGED = 500
 
-WORDS = 110  # of a text: some 700 characters
-TERMS = (180, 50)  # of a chunk: mean and standard deviation
+WORDS = 110  # per text: about 700 characters
+TERMS = (180, 50)  # per chunk: mean and standard deviation
 VOCABULARY = 30_522
-SPREAD = 0x9E3779B97F4A7C15F39CC0605CEDC835  # 2**128 over the golden ratio: names in no order, as real ones are
+SPREAD = 0x9E3779B97F4A7C15F39CC0605CEDC835  # 2**128 over the golden ratio: IDs in no order, as real ones are
 
 
 def chunk(n: int, version: int = 1) -> Chunk:
-    """A chunk; its text depends on its version."""
+    """Chunk `n`. Its text depends on its version."""
     words = np.random.default_rng([n, version]).zipf(1.3, WORDS) % VOCABULARY
     return {
         "chunk_id": str(uuid.UUID(int=n * SPREAD % 2**128)),
@@ -53,19 +53,19 @@ def expanded(of: Chunk) -> Expanded:
 
 
 def embedded(of: Chunk) -> dict[str, Any]:
-    """A chunk as it is between embed and expand."""
+    """A chunk as embed publishes it for expand."""
     return {name: value for name, value in expanded(of).items() if not name.startswith("splade")}
 
 
 async def own_topics(settings: Settings) -> Settings:
-    """The same settings with empty topics; they stay."""
+    """The same settings with new, empty topics. The topics are not deleted."""
     settings = settings.model_copy(update={"topic": f"bench-{uuid.uuid4().hex[:8]}"})
     await topics.create(settings)
     return settings
 
 
 async def publish(settings: Settings, stage: StageName, chunks: Iterable[Any]) -> int:
-    """Fills the topic that a stage reads; returns the bytes of a record on average."""
+    """Fills the topic that a stage reads. Returns the mean size of a record in bytes."""
     topic, sizes, left = topics.source(settings, stage), list[int](), iter(chunks)
     async with clients.producer(settings) as producer:
         while some := list(islice(left, UNACKNOWLEDGED)):

@@ -1,10 +1,10 @@
-"""What of vLLM's own rate is left behind the embed stage, on texts of the same kind in one run?
+"""Measures which share of vLLM's own rate the embed stage reaches, with texts of the same kind in one run.
 
     STREAM_EMBED_URL=http://localhost:8000 python bench/embed.py --characters 511
 
-"Alone" are bare requests of 256 texts, so many in flight. "The stage" decodes records, embeds and checks them and makes
-records for Kafka of them, without Kafka. With `--kafka` a worker then does it from topic to topic; the topics stay, so
-use a broker that can be thrown away. All take turns, so that a GPU that slows down slows all.
+"Alone": plain requests of 256 texts, 2 or 4 in flight. "The stage": decodes records, embeds and checks them, and makes
+the records for Kafka, but without Kafka. With `--kafka`, a worker also does this from topic to topic. The topics are
+not deleted: use a disposable broker. The measurements alternate, so that a GPU that slows down affects all of them.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ from stream.records import Chunk, Record
 from stream.stages.embed import embed
 
 BATCH = 256
-IN_FLIGHT = (2, 4)  # requests to vLLM alone; the better one counts
+IN_FLIGHT = (2, 4)  # requests to vLLM alone; the better result counts
 LETTERS = list(string.ascii_lowercase + "     ")
 STAGE, KAFKA = "the stage", "from Kafka to Kafka"
 
 
 def chunks(characters: int) -> Iterator[Chunk]:
-    """Chunks of random letters, no two alike: vLLM remembers the beginnings of texts."""
+    """Chunks of random letters, all different: vLLM caches the prefixes of texts."""
     rng = np.random.default_rng(0)
     for n in count():
         text = "".join(rng.choice(LETTERS, characters))
@@ -48,7 +48,7 @@ def chunks(characters: int) -> Iterator[Chunk]:
 
 
 async def alone(settings: Settings, batches: Iterator[list[Chunk]], in_flight: int, seconds: float) -> dict[str, float]:
-    """Texts a second of bare requests, and tokens of a text."""
+    """Texts per second of plain requests, and the mean number of tokens per text."""
     asked = {"encoding_format": "base64", "embed_dtype": "float32", "endianness": "little"}
     texts = tokens = 0
     headers = {"Content-Type": "application/json"}
@@ -71,7 +71,7 @@ async def alone(settings: Settings, batches: Iterator[list[Chunk]], in_flight: i
 
 
 async def measured(settings: Settings, characters: int, seconds: float, rounds: int, kafka: bool) -> dict[str, Any]:
-    """All in turn, again and again."""
+    """Runs all measurements in turn, `rounds` times."""
     fresh = chunks(characters)
     batches = iter(lambda: list(islice(fresh, BATCH)), [])
     records = ([_record(chunk) for chunk in batch] for batch in batches)
@@ -103,7 +103,7 @@ async def measured(settings: Settings, characters: int, seconds: float, rounds: 
 
 
 async def through_kafka(settings: Settings, waiting: list[Chunk]) -> float:
-    """Chunks a second of a worker that finds them waiting."""
+    """Chunks per second of a worker whose topic already holds them."""
     settings = await own_topics(settings)
     await publish(settings, "embed", waiting)
     return rate(await watched(settings, "embed", len(waiting)))
@@ -114,7 +114,7 @@ def _record(chunk: Chunk) -> Record:
 
 
 def draw(axes: Axes, results: list[dict[str, Any]]) -> None:
-    """Texts a minute, by length."""
+    """Draws texts per minute by length."""
     width = 1 / (len(results) + 1)
     for k, result in enumerate(results):
         names, rates = zip(*result["texts_a_minute"].items(), strict=True)
@@ -126,19 +126,19 @@ def draw(axes: Axes, results: list[dict[str, Any]]) -> None:
 
 
 async def bench(lengths: list[int], seconds: float, rounds: int, kafka: bool) -> list[dict[str, Any]]:
-    """One length after the other."""
+    """Measures the lengths one after another."""
     settings = config.load()
     return [await measured(settings, length, seconds, rounds, kafka) for length in lengths]
 
 
 def main(
-    characters: Annotated[list[int], typer.Option(help="Letters of a text.")],
-    seconds: Annotated[float, typer.Option(help="Of each run.")] = 30,
-    rounds: Annotated[int, typer.Option(help="Times that everything is run.")] = 2,
-    kafka: Annotated[bool, typer.Option("--kafka", help="With a worker between two topics too.")] = False,
-    out: Annotated[Path, typer.Option(help="Where the results go, .json and .svg.")] = Path("docs/figures/embed"),
+    characters: Annotated[list[int], typer.Option(help="Letters per text; repeatable.")],
+    seconds: Annotated[float, typer.Option(help="Seconds per run.")] = 30,
+    rounds: Annotated[int, typer.Option(help="Number of times that everything is run.")] = 2,
+    kafka: Annotated[bool, typer.Option("--kafka", help="Also measure a worker between two topics.")] = False,
+    out: Annotated[Path, typer.Option(help="Output path; writes .json and .svg.")] = Path("docs/figures/embed"),
 ) -> None:
-    """The embed stage against vLLM alone."""
+    """Compare the embed stage with vLLM alone."""
     machine = {"device": device(), "gpus": nvidia_smi("name")}
     results = asyncio.run(bench(characters, seconds, rounds, kafka))
     save(out, {**machine, "results": results}, lambda axes: draw(axes, results))

@@ -1,13 +1,13 @@
-"""How many chunks a second do expand workers take from Kafka and give back, with one GPU and with more?
+"""Measures how many chunks per second expand workers process from Kafka to Kafka, with one GPU and with more.
 
-For each list of GPUs: fills a topic of its own, runs `stream worker expand --gpus all` on it, and counts what comes out
-between the first tenth and the last, while nvidia-smi says how much of the time each GPU works. A GPU that is named
+For each list of GPUs: fills a new topic, runs `stream worker expand --gpus all` on it, and counts the output records
+between the first tenth and the last. Meanwhile it samples each GPU's utilisation with nvidia-smi. A GPU that is named
 twice gets two workers.
 
     STREAM_KAFKA_SERVERS=localhost:9092 python bench/expand.py --gpus 0 --gpus 0,1
 
-Without STREAM_SPLADE_MODEL the model has the real one's shape and random weights. The topics stay: use a broker that
-can be thrown away.
+Without STREAM_SPLADE_MODEL the model has the real one's shape and random weights. The topics are not deleted: use a
+disposable broker.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ from stream import config
 from stream.bench.splade import embedded, random_model, whole_words
 from stream.config import Settings
 
-DIFFERENT = 512  # texts and vectors
+DIFFERENT = 512  # distinct texts and vectors
 
 
 def chunks(settings: Settings, records: int, tokens: int) -> Iterator[dict[str, Any]]:
-    """Chunks of so many tokens as expand gets them."""
+    """Chunks of `tokens` tokens, as expand receives them."""
     words, rng = whole_words(settings), np.random.default_rng(0)
     different = [embedded(n, " ".join(rng.choice(words, tokens - 2))) for n in range(DIFFERENT)]
     for n in range(records):
@@ -42,7 +42,7 @@ def chunks(settings: Settings, records: int, tokens: int) -> Iterator[dict[str, 
 
 
 async def on_gpus(settings: Settings, gpus: str, records: int) -> dict[str, Any]:
-    """Workers on these GPUs: chunks a second, and percent of the time that each GPU works."""
+    """Runs workers on these GPUs. Returns chunks per second and the utilisation of each GPU in percent."""
     each = sorted(set(gpus.split(",")))
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     samples = await watched(
@@ -58,36 +58,36 @@ async def on_gpus(settings: Settings, gpus: str, records: int) -> dict[str, Any]
 
 
 def utilisation(gpus: list[str]) -> list[float]:
-    """Percent of the last moments in which each GPU did something, as nvidia-smi says."""
+    """The current utilisation of each GPU in percent, from nvidia-smi."""
     return [float(nvidia_smi("utilization.gpu", f"--id={gpu}")[0]) for gpu in gpus]
 
 
 async def bench(lists: list[str], records: int, tokens: int) -> list[dict[str, Any]]:
-    """The lists of GPUs one after another."""
+    """Measures the lists of GPUs one after another."""
     runs = []
     for gpus in lists:
         settings = await own_topics(config.load())
         await publish(settings, "expand", chunks(settings, records, tokens))
-        print(f"{gpus}: {records:,} chunks of {tokens} tokens wait", file=sys.stderr)
+        print(f"{gpus}: published {records:,} chunks of {tokens} tokens", file=sys.stderr)
         runs.append(await on_gpus(settings, gpus, records))
         print(orjson.dumps(runs[-1]).decode(), file=sys.stderr)
     return runs
 
 
 def draw(axes: Axes, runs: list[dict[str, Any]]) -> None:
-    """Chunks a second by list of GPUs."""
+    """Draws chunks per second by list of GPUs."""
     bars = axes.bar([f"GPU {run['gpus']}" for run in runs], [run["chunks_a_second"] for run in runs])
     axes.bar_label(bars, [", ".join(f"{busy:.0f} %" for busy in run["busy_percent"].values()) for run in runs])
     axes.set(ylabel="chunks a second through Kafka (above: GPU busy)")
 
 
 def main(
-    gpus: Annotated[list[str], typer.Option(help="Numbers of GPUs, with commas; one worker for each.")],
-    records: Annotated[int, typer.Option(help="Chunks that wait for the workers.")] = 60_000,
-    tokens: Annotated[int, typer.Option(help="Tokens of a chunk.")] = 512,
-    out: Annotated[Path, typer.Option(help="Where the results go, .json and .svg.")] = Path("docs/figures/expand"),
+    gpus: Annotated[list[str], typer.Option(help="GPU numbers, separated by commas; one worker for each. Repeatable.")],
+    records: Annotated[int, typer.Option(help="Chunks in the topic before the workers start.")] = 60_000,
+    tokens: Annotated[int, typer.Option(help="Tokens per chunk.")] = 512,
+    out: Annotated[Path, typer.Option(help="Output path; writes .json and .svg.")] = Path("docs/figures/expand"),
 ) -> None:
-    """Expand chunks from Kafka to Kafka on some GPUs."""
+    """Measure expand workers from Kafka to Kafka on lists of GPUs."""
     with tempfile.TemporaryDirectory() as folder:
         if "STREAM_SPLADE_MODEL" not in os.environ:
             os.environ["STREAM_SPLADE_MODEL"] = str(random_model(Path(folder)))

@@ -1,4 +1,4 @@
-"""What the benches share: processes and their memory, and a JSON with its picture."""
+"""Helpers of the benchmarks: memory of a process, names of devices, and result files (JSON and SVG)."""
 
 import platform
 import shutil
@@ -16,20 +16,20 @@ MIB = 2**20
 
 
 def memory(pid: int | str = "self", what: str = "VmRSS") -> int:
-    """Bytes of a process: resident now (`VmRSS`) or at most so far (`VmHWM`). Linux only."""
+    """Memory of a process in bytes: resident now (`VmRSS`) or peak (`VmHWM`). Linux only."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
 
 
 def device() -> str:
-    """The machine in words, with what it has rather than what is free."""
+    """Describes the machine: cores, total memory, Python version."""
     memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
     cores = sum(line.startswith("processor") for line in Path("/proc/cpuinfo").read_text().splitlines())
     return f"{cores} cores, {memory_kib / 2**20:.0f} GiB, Python {platform.python_version()}"
 
 
 def nvidia_smi(query: str, *options: str) -> list[str]:
-    """What it says of each GPU; nothing where there is none."""
+    """One line of nvidia-smi's answer for each GPU; empty if there is no nvidia-smi."""
     program = shutil.which("nvidia-smi")
     if not program:
         return []
@@ -38,7 +38,7 @@ def nvidia_smi(query: str, *options: str) -> list[str]:
 
 
 def save(path: Path, results: dict[str, Any], draw: Callable[[Axes], None]) -> None:
-    """Writes `path`.json, and `path`.svg as `draw` draws it: the same file for the same results."""
+    """Writes `path`.json, and `path`.svg with `draw`. The same results give the same files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2) + b"\n")
     with mpl.rc_context({"svg.hashsalt": path.name}):

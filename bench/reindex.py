@@ -1,13 +1,13 @@
-"""Does anybody notice a reindex, and does it survive being killed?
+"""Measures whether searches notice a reindex, and checks that a killed reindex can be resumed.
 
-Fills a flow with chunks. Then, while a writer publishes new chunks, updates and tombstones, the workers index them and
-a searcher asks both stores again and again, it reindexes twice, killing `stream reindex start` with SIGKILL five times
-each: from `chunks.expanded`, with a rollback behind it, and from `chunks` for another model in a flow of its own. At
-the end `verify` looks at every generation that somebody may search.
+Fills a flow with chunks. A writer then publishes new chunks, updates and tombstones, the workers index them, and a
+searcher queries both stores all the time. Meanwhile the flow is reindexed twice: from `chunks.expanded`, followed by a
+rollback, and from `chunks` for another model in another flow. Each time `stream reindex start` is killed five times
+with SIGKILL. At the end `verify` checks every generation that may be searched.
 
     STREAM_ENV_FILE=.local/stream.env python bench/reindex.py
 
-The servers must be new, with no workers. What was published and stored stays: use some that can be thrown away.
+The servers must be new and have no workers. The topics and the stored chunks are not deleted: use disposable servers.
 """
 
 import asyncio
@@ -44,36 +44,36 @@ from stream.stores import Stores, open_stores
 
 KILLS = 5
 QUERY = "word1 word2 word3"
-HITS = 100  # that a search asks for
-DELETED = 10  # one of so many that the writer had published
+HITS = 100  # per search
+DELETED = 10  # the writer deletes one of this many chunks that it published
 OWN = ("topic", "opensearch_alias", "neo4j_index", "flow", "embed_revision")
-WORDS = 12  # of a text: a reindex is to have more to do than a small CPU's models
+WORDS = 12  # per text: short, so that the models on a small CPU are not the bottleneck
 MODES = ("lexical", "dense")
-FIRST_NEW = 1_000_000  # the writer's first chunk: beyond those that the flow was filled with
+FIRST_NEW = 1_000_000  # number of the writer's first chunk: above those that filled the flow
 PAUSE = 0.2  # seconds between two searches
 LOGS = Path(".local/logs")
 
-Shown = tuple[int, ...]  # in Neo4j and in OpenSearch
+Counts = tuple[int, ...]  # chunks in Neo4j and in OpenSearch
 
 
 def short(n: int, version: int = 1) -> Chunk:
-    """A chunk of few words."""
+    """A chunk with a short text."""
     whole = chunk(n, version)
     return {**whole, "text": " ".join(whole["text"].split()[:WORDS])}
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Two searches: when, in seconds since the watch began, how long each took, and how many chunks they could find."""
+    """One sample: seconds since the watch began, seconds per search, and the number of chunks that can be found."""
 
     at: float
     took: dict[str, float]
-    chunks: Shown
+    chunks: Counts
 
 
 @dataclass
 class Watch:
-    """What a searcher sees."""
+    """The samples and the failures of a searcher."""
 
     begin: float = field(default_factory=time.monotonic)
     looks: list[Look] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Watch:
 
     @asynccontextmanager
     async def phase(self, results: dict[str, Any], name: str) -> AsyncIterator[dict[str, Any]]:
-        """Something happens; the results get what was seen meanwhile. A fall is from one look to the next."""
+        """Adds a summary of the samples in this phase to `results`. A fall is the decrease between two samples."""
         since, first, failed = self.now, len(self.looks), len(self.failures)
         results[name] = result = dict[str, Any]()
         yield result
@@ -109,7 +109,7 @@ class Watch:
 
 @asynccontextmanager
 async def searched(settings: Settings) -> AsyncIterator[Watch]:
-    """Somebody searches both stores all the while."""
+    """Searches both stores in the background."""
     watch = Watch()
 
     async def look(stores: Stores, searcher: Searcher) -> Look:
@@ -119,7 +119,7 @@ async def searched(settings: Settings) -> AsyncIterator[Watch]:
             if len(hits := await searcher.search(QUERY, mode, HITS)) != HITS:
                 watch.failures.append(f"{mode}: {len(hits)} hits instead of {HITS}")
             took[mode] = time.monotonic() - started
-        # Not its own count(), which would refresh the index: what a search could find now.
+        # Not the store's count(): it refreshes the index, and only what a search can find now must count.
         body = {"query": {"bool": {"must_not": {"term": {"deleted": True}}}}}
         counted = await stores.opensearch._call("POST", f"/{settings.opensearch_alias}/_count", body=body)
         return Look(at, took, (await stores.neo4j.count(), counted["count"]))
@@ -128,7 +128,7 @@ async def searched(settings: Settings) -> AsyncIterator[Watch]:
         while True:
             try:
                 watch.looks.append(await look(stores, searcher))
-            except Exception as error:  # whatever it is, a searcher has noticed
+            except Exception as error:  # a searcher notices every error
                 watch.failures.append(repr(error))
             await asyncio.sleep(PAUSE)
 
@@ -142,7 +142,7 @@ async def searched(settings: Settings) -> AsyncIterator[Watch]:
 
 @asynccontextmanager
 async def written(settings: Settings, chunks: int, rate: float) -> AsyncIterator[None]:
-    """Somebody publishes so many records a second: new chunks, updates of old ones, tombstones of what was new."""
+    """Publishes `rate` records per second in the background: new chunks, updates, tombstones of new chunks."""
 
     async def write() -> None:
         async with clients.producer(settings) as producer:
@@ -163,7 +163,7 @@ async def written(settings: Settings, chunks: int, rate: float) -> AsyncIterator
 
 @contextmanager
 def workers(settings: Settings) -> Iterator[None]:
-    """One of each stage."""
+    """Runs one worker of each stage."""
     running = []
     for stage in STAGES:
         with (LOGS / f"{settings.topic}{settings.flow}-{stage}.log").open("wb") as log:
@@ -178,18 +178,18 @@ def workers(settings: Settings) -> Iterator[None]:
 
 
 def command(*arguments: str) -> list[str]:
-    """The package's own."""
+    """The command line of `stream` with these arguments."""
     return [sys.executable, "-m", "stream", *arguments]
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Of a process with these settings."""
+    """The environment of a process with these settings."""
     own = {name: str(getattr(settings, name)) for name in OWN} | {"web_port": "0"}
     return os.environ | {f"STREAM_{name.upper()}": value for name, value in own.items()}
 
 
 async def run(settings: Settings, *arguments: str) -> bytes:
-    """A command that must succeed; returns what it prints."""
+    """Runs a command that must succeed. Returns its standard output."""
     process = await asyncio.create_subprocess_exec(
         *command(*arguments), env=environment(settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -200,7 +200,7 @@ async def run(settings: Settings, *arguments: str) -> bytes:
 
 
 async def killed(settings: Settings, generation: int, chunks: int) -> list[int]:
-    """Kills `stream reindex start` again and again; returns how many records the generation had each time."""
+    """Kills `stream reindex start` `KILLS` times. Returns the number of records of the generation at each kill."""
     kills: list[int] = []
     while len(kills) < KILLS:
         with (LOGS / f"{settings.topic}-reindex.log").open("wb") as log:
@@ -216,7 +216,7 @@ async def killed(settings: Settings, generation: int, chunks: int) -> list[int]:
 
 
 async def progress(settings: Settings, generation: int) -> int:
-    """Records that the generation has."""
+    """The number of records that the generation has committed."""
     async with clients.admin(settings) as admin:
         return sum(
             (await committed(admin, topics.group(reindex.for_generation(settings, generation), "index"))).values()
@@ -224,12 +224,12 @@ async def progress(settings: Settings, generation: int) -> int:
 
 
 async def bench(settings: Settings, chunks: int, rate: float, quiet: float) -> dict[str, Any]:
-    """All of it; the phases in the order in which they happen."""
+    """Runs all phases in order."""
     other = settings.model_copy(update={"flow": "other", "embed_revision": "another"})
     phases: dict[str, Any] = {}
     verified: dict[str, Any] = {}
 
-    async def proved(name: str, settings: Settings) -> None:
+    async def verify_now(name: str, settings: Settings) -> None:
         verified[name] = orjson.loads(await run(settings, "verify", "--wait", "120", "--json"))
         print(f"{name}: {verified[name]}", file=sys.stderr)
 
@@ -237,7 +237,7 @@ async def bench(settings: Settings, chunks: int, rate: float, quiet: float) -> d
     await topics.create(settings)
     async with open_stores(settings) as stores:
         if await stores.neo4j.count():
-            raise ConfigurationError("Neo4j holds chunks already: use one that is empty")
+            raise ConfigurationError("Neo4j already holds chunks; use an empty Neo4j")
     await publish(settings, "embed", (short(n) for n in range(chunks)))
     with workers(settings):
         await caught_up(settings)
@@ -247,18 +247,18 @@ async def bench(settings: Settings, chunks: int, rate: float, quiet: float) -> d
             async with watch.phase(phases, "from chunks.expanded") as phase:
                 phase["killed_at"] = await killed(settings, 2, chunks)
                 await run(settings, "reindex", "start")
-            await proved("from chunks.expanded", settings)
+            await verify_now("from chunks.expanded", settings)
             async with watch.phase(phases, "rollback"):
                 await run(settings, "reindex", "rollback")
-            await proved("rollback", settings)
+            await verify_now("rollback", settings)
             async with watch.phase(phases, "from chunks, for another model") as phase:
                 phase["killed_at"] = await killed(other, 3, chunks)
                 await run(other, "reindex", "start")
         with workers(other):
             await caught_up(settings)
             await caught_up(other)
-            await proved("the old model", settings)
-            await proved("the new model", other)
+            await verify_now("the old model", settings)
+            await verify_now("the new model", other)
     looks = [[round(look.at, 1), *look.chunks] for look in watch.looks]
     return {
         **{"device": device(), "chunks": chunks, "records_a_second": rate},
@@ -267,7 +267,7 @@ async def bench(settings: Settings, chunks: int, rate: float, quiet: float) -> d
 
 
 def draw(axes: Axes, results: dict[str, Any]) -> None:
-    """How many chunks searches could find."""
+    """Draws the number of chunks that searches could find."""
     at, *stores = zip(*results["looks"], strict=True)
     for name, chunks in zip(("Neo4j", "OpenSearch"), stores, strict=True):
         axes.plot(at, chunks, label=name, linewidth=1)
@@ -278,12 +278,12 @@ def draw(axes: Axes, results: dict[str, Any]) -> None:
 
 
 def main(
-    chunks: Annotated[int, typer.Option(help="Chunks that are live before.")] = 20_000,
-    rate: Annotated[float, typer.Option(help="Records a second that are written meanwhile.")] = 20,
-    quiet: Annotated[float, typer.Option(help="Seconds of searching before the first reindex.")] = 60,
-    out: Annotated[Path, typer.Option(help="Where the results go, .json and .svg.")] = Path("docs/figures/reindex"),
+    chunks: Annotated[int, typer.Option(help="Chunks that are live before the reindex.")] = 20_000,
+    rate: Annotated[float, typer.Option(help="Records per second that are written during the reindex.")] = 20,
+    quiet: Annotated[float, typer.Option(help="Seconds of searches before the first reindex.")] = 60,
+    out: Annotated[Path, typer.Option(help="Output path; writes .json and .svg.")] = Path("docs/figures/reindex"),
 ) -> None:
-    """Reindex both ways under load, with accidents."""
+    """Reindex both ways under load, with kills."""
     name = f"bench-{uuid.uuid4().hex[:8]}"
     results = asyncio.run(bench(config.load(topic=name, opensearch_alias=name, neo4j_index=name), chunks, rate, quiet))
     save(out, results, lambda axes: draw(axes, results))

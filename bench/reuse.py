@@ -1,10 +1,10 @@
-"""Where should the vector of an unchanged chunk come from: from Neo4j, or from a compacted topic?
+"""Compares two sources for the vector of an unchanged chunk: Neo4j and a compacted topic.
 
     STREAM_ENV_FILE=.local/stream.env python bench/reuse.py
 
-Puts chunks into both, then asks each for the vectors of 256 at a time. Of the topic it is assumed that somebody knows
-at which offset a chunk lies; what reading the topic costs, to find that out, is measured beside. What was put there
-stays: use servers that can be thrown away.
+Puts chunks into both, then reads the vectors of 256 chunks at a time from each. For the topic, the offset of each chunk
+is assumed to be known; the cost of finding the offsets, by reading the topic once, is measured separately. The chunks
+and the topic are not deleted: use disposable servers.
 """
 
 import asyncio
@@ -31,21 +31,21 @@ from stream.stores.base import Put
 from stream.vectors import unpack
 
 BATCH = 256
-FETCH_BYTES = 48 * 2**10  # one record and a little: what comes with it is thrown away by the next seek
+FETCH_BYTES = 48 * 2**10  # a little more than one record: the next seek discards everything after the first
 
-Ask = Callable[[list[Expanded]], Awaitable[Any]]
+Read = Callable[[list[Expanded]], Awaitable[Any]]
 
 
-async def rate(ask: Ask, batches: list[list[Expanded]]) -> float:
-    """Vectors a second, one batch after the other."""
+async def rate(read: Read, batches: list[list[Expanded]]) -> float:
+    """Vectors per second, one batch after another."""
     started = time.perf_counter()
     for batch in batches:
-        assert await ask(batch) == [each["embedding_qwen"] for each in batch]
+        assert await read(batch) == [each["embedding_qwen"] for each in batch]
     return sum(map(len, batches)) / (time.perf_counter() - started)
 
 
 async def bench(count: int) -> dict[str, Any]:
-    """Both ways, in the order in which chunks came and in none."""
+    """Measures both sources, in the order of publication and in random order."""
     settings = await own_topics(config.load())
     chunks = [expanded(chunk(n)) for n in range(count)]
     shuffled = [chunks[n] for n in np.random.default_rng(0).permutation(count)]
@@ -89,17 +89,17 @@ async def bench(count: int) -> dict[str, Any]:
 
 
 def draw(axes: Axes, rates: dict[str, float]) -> None:
-    """Vectors a second."""
+    """Draws vectors per second."""
     bars = axes.barh(list(rates), list(rates.values()))
     axes.bar_label(bars, fmt="{:,.0f}")
     axes.set(xlabel="vectors a second")
 
 
 def main(
-    chunks: Annotated[int, typer.Option(help="How many lie in both.")] = 5_000,
-    out: Annotated[Path, typer.Option(help="Where the results go, .json and .svg.")] = Path("docs/figures/reuse"),
+    chunks: Annotated[int, typer.Option(help="Number of chunks in both.")] = 5_000,
+    out: Annotated[Path, typer.Option(help="Output path; writes .json and .svg.")] = Path("docs/figures/reuse"),
 ) -> None:
-    """Ask Neo4j and a topic for vectors that they have."""
+    """Read vectors from Neo4j and from a topic."""
     results = asyncio.run(bench(chunks))
     save(out, results, lambda axes: draw(axes, results["vectors_a_second"]))
 

@@ -1,14 +1,14 @@
-"""Does a worker's memory stay bounded while what it needs stands still for minutes?
+"""Checks that a worker's memory stays bounded while a server that it needs hangs for minutes.
 
-For each stage: fills its topic, starts a worker, lets it work, stops a server with SIGSTOP (which then neither answers
-nor refuses), lets it go on, and watches the worker's memory and what it has done all the while.
+For each stage: fills its topic, starts a worker, lets it work, stops a server with SIGSTOP (it then neither answers nor
+refuses connections), continues the server, and samples the worker's memory and its number of records all the time.
 
-    embed: the embedder stands still      expand: Kafka, which then takes no outputs      index: OpenSearch
+    embed: the embedder hangs      expand: Kafka hangs and takes no outputs      index: OpenSearch hangs
 
     STREAM_ENV_FILE=.local/stream.env python bench/stall.py --home .local
 
-The servers must be those of the local profile in `--home`, with no workers. What was published and stored stays: use
-servers that can be thrown away.
+The servers must be those of the local profile in `--home`, without workers. The topics and the stored chunks are not
+deleted: use disposable servers.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ from stream.local import supervisor
 from stream.local.profile import Profile
 from stream.worker.run import WEB_PORTS
 
-EVERY = 0.5  # seconds between two looks
+EVERY = 0.5  # seconds between two samples
 STALLED: dict[StageName, str] = {"embed": "embedder", "expand": "kafka", "index": "opensearch"}
 MADE: dict[StageName, Callable[[Any], Any]] = {"embed": lambda of: of, "expand": embedded, "index": expanded}
 
 
 async def watched(stage: StageName, profile: Profile, times: Sequence[float], log: Path) -> dict[str, Any]:
-    """One worker: how many bytes it has and how many records it has done, before, during and after the stall."""
+    """Samples the memory in bytes and the number of records of one worker, before, during and after the stall."""
     before, stalled, after = times
     variables = os.environ | {"STREAM_OUTAGE_BOUND": str(2 * stalled), "STREAM_WEB_PORT": str(WEB_PORTS[stage])}
     samples: list[dict[str, float]] = []
@@ -93,7 +93,7 @@ async def watched(stage: StageName, profile: Profile, times: Sequence[float], lo
 async def _done(http: httpx.AsyncClient) -> float:
     try:
         text = (await http.get("/metrics")).text
-    except httpx.TransportError:  # it is still starting
+    except httpx.TransportError:  # the worker is still starting
         return 0
     families = text_string_to_metric_families(text)
     return sum(s.value for family in families for s in family.samples if s.name == "stream_records_total")
@@ -114,7 +114,7 @@ def _summary(samples: Sequence[dict[str, float]], begin: float, end: float) -> d
 
 
 def draw(axes: Axes, stages: dict[str, Any]) -> None:
-    """Memory over time; the stall is the broad part of each line."""
+    """Draws memory over time. The stall is the broad part of each line."""
     for stage, run in stages.items():
         begin, end = run["stalled"]
         seconds = [s["seconds"] for s in run["samples"]]
@@ -130,7 +130,7 @@ def draw(axes: Axes, stages: dict[str, Any]) -> None:
 async def bench(
     stages: Sequence[StageName], profile: Profile, records: int, times: Sequence[float], logs: Path
 ) -> dict[str, Any]:
-    """The stages one after another, each with topics of its own."""
+    """Measures the stages one after another, each with its own topics."""
     results: dict[str, Any] = {}
     for stage in stages:
         name = f"bench-{uuid.uuid4().hex[:8]}"
@@ -138,7 +138,7 @@ async def bench(
         settings = config.load()
         await topics.create(settings)
         size = await publish(settings, stage, (MADE[stage](chunk(n)) for n in range(records)))
-        print(f"{stage}: {records:,} records of {size:,} bytes wait", file=sys.stderr)
+        print(f"{stage}: published {records:,} records of {size:,} bytes", file=sys.stderr)
         results[stage] = {"records": records, "record_bytes": size} | await watched(
             stage, profile, times, logs / f"bench-stall-{stage}.log"
         )
@@ -151,15 +151,15 @@ def _short(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(
-    only: Annotated[StageName | None, typer.Option(help="One stage; the others' results stay as they were.")] = None,
+    only: Annotated[StageName | None, typer.Option(help="Measure one stage; keep the results of the others.")] = None,
     home: Annotated[Path, typer.Option(help="The folder of the local profile.")] = Path(".local"),
-    records: Annotated[int, typer.Option(help="Records that wait for the worker.")] = 20_000,
+    records: Annotated[int, typer.Option(help="Records in the topic before the worker starts.")] = 20_000,
     before: Annotated[float, typer.Option(help="Seconds of work before the stall.")] = 15,
     seconds: Annotated[float, typer.Option(help="Seconds of the stall.")] = 180,
-    after: Annotated[float, typer.Option(help="Seconds to watch after it.")] = 40,
-    out: Annotated[Path, typer.Option(help="Where the results go, .json and .svg.")] = Path("docs/figures/stall"),
+    after: Annotated[float, typer.Option(help="Seconds of work after the stall.")] = 40,
+    out: Annotated[Path, typer.Option(help="Output path; writes .json and .svg.")] = Path("docs/figures/stall"),
 ) -> None:
-    """Stop a server under each stage's worker and watch the worker's memory."""
+    """Stop a server that each stage's worker needs and measure the worker's memory."""
     profile = Profile(home)
     times, logs = (before, seconds, after), profile.home / "logs"
     results = asyncio.run(bench([only] if only else STAGES, profile, records, times, logs))

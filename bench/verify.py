@@ -1,12 +1,12 @@
-"""What `stream verify` costs, and whether it names exactly what is wrong.
+"""Measures the cost of `stream verify` and checks that it names exactly the differences that exist.
 
-Publishes chunks of the usual size to a topic of its own and writes what the stages would have made of them into both
-stores (random unit vectors, random terms), with updates, tombstones and dead letters among them; measures one run of
-verify at each size in a process of its own; then plants a few differences and compares what verify names with them.
+Publishes chunks of the usual size to a new topic and writes the results of the stages (random unit vectors, random
+terms) into both stores, with updates, tombstones and dead letters among them. At each size it measures one run of
+verify in a separate process. Then it plants a few differences and compares them with those that verify names.
 
     STREAM_ENV_FILE=.local/stream.env python bench/verify.py --chunks 10000 --chunks 50000
 
-Neo4j must hold no chunks. The topic, the index and the chunks are left behind: use servers that can be thrown away.
+Neo4j must hold no chunks. The topic, the index and the chunks are not deleted: use disposable servers.
 """
 
 import asyncio
@@ -44,17 +44,17 @@ BATCH = 256
 MILLION = 1_000_000
 
 
-# What is published and stored
+# Test data
 
 
 def put(of: Chunk) -> Put:
-    """A chunk as the stores take it."""
+    """A chunk as the stores write it."""
     made = expanded(of)
     return Put(made, unpack(made["embedding_qwen"]))
 
 
 async def publish(producer: AIOKafkaProducer, topic: str, of: Chunk | Tombstone) -> Record:
-    """Publishes one record and says where it lies."""
+    """Publishes one record and returns it with its place."""
     if isinstance(of, Tombstone):
         key, value, headers = of.chunk_id.encode(), None, [("version", str(of.version).encode())]
     else:
@@ -64,9 +64,9 @@ async def publish(producer: AIOKafkaProducer, topic: str, of: Chunk | Tombstone)
 
 
 async def fill(settings: Settings, stores: Stores, numbers: range) -> Report:
-    """Publishes and stores chunks; returns what verify is to find.
+    """Publishes and stores chunks. Returns the report that verify must give.
 
-    Of 100 chunks 2 are updated, one is deleted and one rejected, in turn by embed and by index.
+    Of every 100 chunks, 2 are updated, one is deleted and one is rejected, alternately by embed and by index.
     """
     expected = Report(published=len(numbers))
     async with clients.producer(settings) as producer, clients.letter_producer(settings) as letters:
@@ -87,7 +87,7 @@ async def fill(settings: Settings, stores: Stores, numbers: range) -> Report:
                     rejected.append(one["chunk_id"])
                     if n % 200:
                         await reject(record, "embed", record.value)
-                    else:  # of the record that the stage before had made of it
+                    else:  # index rejects the record that the previous stage made of the chunk
                         made = Record(topics.source(settings, "index"), 0, n, record.key, None, record.timestamp)
                         await reject(made, "index", orjson.dumps(expanded(one)))
                 elif n % 100 == 1:
@@ -106,16 +106,16 @@ async def fill(settings: Settings, stores: Stores, numbers: range) -> Report:
 
 
 async def write(stores: Stores, writes: Sequence[Put | Tombstone]) -> None:
-    """Into both stores at the same time, which must take everything."""
+    """Writes into both stores concurrently. Neither may refuse a write."""
     for refused in await asyncio.gather(*(store.write(writes) for store in stores.both)):
         assert not refused, refused
 
 
-# What verify costs
+# Cost
 
 
 async def measured(settings: Settings) -> dict[str, Any]:
-    """One run of verify in this process: rates in chunks a second, memory and disk in bytes."""
+    """Measures one run of verify in this process: rates in chunks per second, memory and disk in bytes."""
     reading: list[tuple[float, int]] = []
     comparing: list[tuple[float, int]] = []
     resident: list[int] = []
@@ -132,9 +132,9 @@ async def measured(settings: Settings) -> dict[str, Any]:
 
     async with open_stores(settings) as stores:
         for store in stores.both:
-            await store.count()  # connects
+            await store.count()  # opens the connection
         before, started = memory(), time.monotonic()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)
         report = await verify(settings, stores, reading=note(reading), progress=note(comparing))
     return {
         "report": asdict(report),
@@ -161,15 +161,15 @@ def _temporary_file() -> int:
 def _target(link: Path) -> str:
     try:
         return str(link.readlink())
-    except FileNotFoundError:  # what listed the folder has closed it
+    except FileNotFoundError:  # the descriptor of the listing itself is closed by now
         return ""
 
 
-# What verify names
+# Planted differences
 
 
 async def plant(settings: Settings, stores: Stores, chunks: int) -> set[str]:
-    """Makes one difference of each kind, in chunks that are whole; returns what verify is to say of them."""
+    """Makes one difference of each kind in correct chunks. Returns the sentences that verify must print."""
     good = (chunk(n) for n in range(chunks) if n % 50 > 2)
     ahead, outdated, text, vector, terms = islice(good, 5)
     missing, extra, deleted = chunk(chunks), chunk(chunks + 1), chunk(1)
@@ -183,7 +183,7 @@ async def plant(settings: Settings, stores: Stores, chunks: int) -> set[str]:
     halved = put(vector)
     await stores.neo4j.write([Put(halved.chunk, halved.vector[:2048])])
     without = {name: terms[name] for name in ("chunk_id", "doc_id", "text", "version")}  # type: ignore[literal-required]
-    await stores.opensearch._call(  # no write of the product's leaves out the terms
+    await stores.opensearch._call(  # the package never writes a chunk without terms
         "PUT",
         f"/{settings.opensearch_alias}/_doc/{terms['chunk_id']}",
         body=without | {"text_sha256": sha256(terms["text"])},
@@ -204,16 +204,16 @@ async def plant(settings: Settings, stores: Stores, chunks: int) -> set[str]:
     }
 
 
-# The whole
+# All sizes
 
 
 async def bench(settings: Settings, sizes: Sequence[int], environment: dict[str, str]) -> dict[str, Any]:
-    """All sizes, each with more chunks than the one before; then the planted differences."""
+    """Measures all sizes in ascending order, then checks the planted differences."""
     await topics.create(settings)
     runs = []
     async with open_stores(settings) as stores:
         if await stores.neo4j.count():
-            raise ConfigurationError("Neo4j holds chunks already, which verify would count: use one that is empty")
+            raise ConfigurationError("Neo4j already holds chunks, which verify would count; use an empty Neo4j")
         await stores.set_up()
         expected, done = Report(), 0
         for size in sizes:
@@ -238,7 +238,7 @@ COUNTS = ("published", "indexed", "deleted", "dead_lettered")
 
 
 def extrapolated(run: dict[str, Any]) -> dict[str, float]:
-    """What a million chunks would cost at the rates of a run, if they stayed as they were there."""
+    """The cost of a million chunks, if the rates of a run stayed the same."""
     return {
         "seconds_reading": MILLION / run["read_per_second"],
         "seconds_comparing": MILLION / run["compared_per_second"],
@@ -248,7 +248,7 @@ def extrapolated(run: dict[str, Any]) -> dict[str, float]:
 
 
 def draw(axes: Axes, runs: Sequence[dict[str, Any]]) -> None:
-    """Memory over the course of each run, all of one width."""
+    """Draws the memory of each run over its progress."""
     for run in runs:
         above = np.array(run["memory_above_over_time"]) / MIB
         axes.plot(np.linspace(0, 1, len(above)), above, label=f"{run['chunks']:,} chunks")
@@ -258,11 +258,11 @@ def draw(axes: Axes, runs: Sequence[dict[str, Any]]) -> None:
 
 
 def main(
-    chunks: Annotated[list[int] | None, typer.Option(help="A size to measure at; more than once.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the results go, .json and .svg.")] = Path("docs/figures/verify"),
+    chunks: Annotated[list[int] | None, typer.Option(help="Number of chunks to measure at. Repeatable.")] = None,
+    out: Annotated[Path, typer.Option(help="Output path; writes .json and .svg.")] = Path("docs/figures/verify"),
     measure: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
-    """Measure `stream verify` on real servers and plant differences for it to find."""
+    """Measure `stream verify` on real servers and check that it finds planted differences."""
     if measure:
         print(orjson.dumps(asyncio.run(measured(config.load()))).decode())
         return

@@ -1,4 +1,4 @@
-"""Workers between two topics: how many records have come out behind them, and when."""
+"""Runs workers between two topics and samples the number of their output records."""
 
 import asyncio
 import os
@@ -16,14 +16,14 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from stream.config import Settings, StageName
 from stream.kafka import topics
 
-EVERY = 0.1  # seconds between two looks
-TENTH = 0.1  # at the beginning and at the end that does not count: workers start, workers run out of records
+EVERY = 0.1  # seconds between two samples
+TENTH = 0.1  # ignored at the beginning (workers start) and at the end (workers run out of records)
 LOGS = Path(".local/logs")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """When, how many records have come out by then, and what else was seen."""
+    """One sample: monotonic seconds, number of output records, and the result of `look`."""
 
     at: float
     done: int
@@ -33,7 +33,7 @@ class Sample:
 async def watched(
     settings: Settings, stage: StageName, records: int, *options: str, look: Callable[[], Any] = time.monotonic
 ) -> list[Sample]:
-    """Runs `stream worker` on what its topic holds: samples between the first tenth of so many records and the last."""
+    """Runs `stream worker` on its topic. Returns the samples between the first tenth of the records and the last."""
     topic = topics.target(settings, stage)
     assert topic, "the stage publishes nothing"
     LOGS.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,6 @@ async def watched(
 
 
 def rate(samples: list[Sample]) -> float:
-    """Records a second, from the end of one batch to the end of another."""
+    """Records per second, from the end of one batch to the end of another."""
     ends = [after for before, after in pairwise(samples) if after.done > before.done]
     return (ends[-1].done - ends[0].done) / (ends[-1].at - ends[0].at)

@@ -1,4 +1,4 @@
-"""The command line, for `stream` and `python -m stream`. It sets signal handlers before it imports anything slow."""
+"""Entry point of `stream` and `python -m stream`. It sets the signal handlers before the slow imports."""
 
 import signal
 import sys
@@ -10,18 +10,19 @@ from stream import signals
 def main() -> None:
     """Runs the command line and exits.
 
-    Until a worker takes records, a signal ends it at once with 0. Every other command handles SIGTERM like Ctrl-C.
+    Until a worker takes records, SIGTERM and SIGINT end it at once with exit code 0. For every other command, SIGTERM
+    has the same effect as Ctrl-C.
     """
     if _command(sys.argv[1:]) == "worker":
         signals.end_at_once(0)
     else:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        from stream.cli import main as run  # noqa: PLC0415 - takes seconds; signals are handled meanwhile
+        from stream.cli import main as run  # noqa: PLC0415 - takes seconds; signals must not wait for it
 
         run()
     except KeyboardInterrupt:
-        print("stream: interrupted before anything was done", file=sys.stderr)  # noqa: T201
+        print("stream: interrupted before the command started", file=sys.stderr)  # noqa: T201
         sys.exit(signals.INTERRUPTED)
 
 

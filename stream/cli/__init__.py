@@ -1,4 +1,4 @@
-"""The command line. Every error is one sentence on standard error and an exit code of `stream.errors`."""
+"""The command line. An error is one sentence on standard error and an exit code of `stream.errors`."""
 
 import logging
 import sys
@@ -26,17 +26,17 @@ app.add_typer(reference)
 
 def main() -> None:
     """Runs the command line and exits."""
-    for library in ("aiokafka", "neo4j", "opensearch"):  # what they log reaches the user as an error's sentence
+    for library in ("aiokafka", "neo4j", "opensearch"):  # the user gets the same errors as one sentence
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         app()
     except StreamError as error:
         _end(str(error), error.exit_code)
     except KafkaError as error:
-        _end(f"Kafka does not do its part: {error}", Outage.exit_code)
+        _end(f"a Kafka request failed: {error}", Outage.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            _end("interrupted; what was done stays done, run it again for the rest", INTERRUPTED)
+            _end("interrupted: finished work is kept; run the command again to do the rest", INTERRUPTED)
         raise
 
 

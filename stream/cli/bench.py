@@ -1,4 +1,4 @@
-"""`stream bench`: what this machine can do."""
+"""`stream bench`: measures this machine."""
 
 import asyncio
 import tempfile
@@ -18,12 +18,12 @@ bench = typer.Typer(name="bench", help="Measure this machine.", no_args_is_help=
 @bench.command()
 def splade(
     context: typer.Context,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds for each encoder and setting, at least.")] = 5,
-    plot: Annotated[Path | None, typer.Option(help="Draw the rates: a file ending in .svg or .png.")] = None,
-    profile: Annotated[bool, typer.Option(help="Only the table of tokens in flight and GPU memory.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Minimum seconds for each encoder and setting.")] = 5,
+    plot: Annotated[Path | None, typer.Option(help="Draw the rates into this file (.svg or .png).")] = None,
+    profile: Annotated[bool, typer.Option(help="Print only the table of tokens in flight and GPU memory.")] = False,
     json: Json = False,
 ) -> None:
-    """SPLADE on this GPU beside the public encoders, as shares of what the GPU could do at most."""
+    """Compare SPLADE on this GPU with the public encoders. Each rate is also given as a share of the GPU's roofline."""
     from stream.bench import splade as measuring  # noqa: PLC0415 - torch takes seconds to import
 
     settings = settings_of(context)
@@ -45,7 +45,7 @@ def splade(
         print_json(result)
         return
     for name, comparison in result.comparisons.items():
-        table = Table("encoder", "setting", "texts/s", "of the roofline", "GiB", title=name)
+        table = Table("encoder", "setting", "texts/s", "share of roofline", "GiB", title=name)
         for rate in comparison.rates:
             table.add_row(
                 rate.encoder, rate.setting, f"{rate.texts_a_second:,.0f}", f"{rate.share:.1%}", f"{rate.peak_gib:.1f}"
@@ -56,14 +56,16 @@ def splade(
 @bench.command()
 def load(
     context: typer.Context,
-    chunks: Annotated[int, typer.Option(min=100, help="How many to publish.")] = 10_000,
-    rate: Annotated[float | None, typer.Option(min=0.1, help="Chunks a second; default all at once.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw chunks and memory over time: .svg or .png.")] = None,
+    chunks: Annotated[int, typer.Option(min=100, help="Number of chunks to publish.")] = 10_000,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Chunks per second; without it, all at once.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw chunks and memory over time into this file (.svg or .png).")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Chunks through the whole flow: rates, latencies, memory. Topics and an index of its own stay behind.
+    """Publish chunks through the whole flow and measure rates, latencies and memory.
 
-    Neo4j must hold no chunks: use servers that can be thrown away.
+    Neo4j must hold no chunks. The topics and the index that it creates are not deleted: use disposable servers.
     """
     from stream.bench import load as loading  # noqa: PLC0415
 
@@ -79,9 +81,9 @@ def load(
     if json:
         print_json(result)
         return
-    table = Table("stage", "chunks/s", "memory at most, MiB", title=f"{chunks:,} chunks in {result.seconds:,.0f} s")
+    table = Table("stage", "chunks/s", "peak memory, MiB", title=f"{chunks:,} chunks in {result.seconds:,.0f} s")
     for stage in STAGES:
         table.add_row(stage, f"{result.chunks_a_second[stage]:,.0f}", f"{result.peak_memory_mib[stage]:,.0f}")
     out.print(table)
     ages = ", ".join(f"{share} {seconds:,.1f} s" for share, seconds in result.latency_seconds.items())
-    out.print(f"from published to searchable: {ages}")
+    out.print(f"time from published to searchable: {ages}")

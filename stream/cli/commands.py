@@ -1,4 +1,4 @@
-"""The commands of the flow itself."""
+"""The commands that run, fill, check and search the flow."""
 
 import asyncio
 import sys
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stream import __version__, config, errors
-from stream.cli.options import Accept, DryRun, text, words
+from stream.cli.options import Accept, DryRun, non_blank, utf8
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import SearchMode, Settings, StageName
 from stream.health import doctor as diagnosis
@@ -37,7 +37,7 @@ topics = typer.Typer(name="topics", help="The Kafka topics.", no_args_is_help=Tr
 app.add_typer(topics)
 
 ENCODED_AT_ONCE = 1024  # texts
-HIT_LENGTH = 100  # characters of a hit's text that are shown
+HIT_LENGTH = 100  # characters of a hit's text that are printed
 
 
 def _version(wanted: bool) -> None:
@@ -53,21 +53,21 @@ def _configure(
         list[str] | None,
         typer.Option(
             "--set",
-            parser=text,
+            parser=utf8,
             metavar="NAME=VALUE",
-            help="A setting, before the environment; `stream settings` lists them.",
+            help="Set a setting; it overrides the environment. Repeatable. `stream settings` lists the names.",
         ),
     ] = None,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     pairs = [assignment.partition("=") for assignment in assignments or []]
     if not all(equals for _, equals, _ in pairs):
-        raise typer.BadParameter("it must be NAME=VALUE", param_hint="--set")  # what it is may be a secret
+        raise typer.BadParameter("expected NAME=VALUE", param_hint="--set")  # not printed: it may be a secret
     context.obj = {name.lower(): value for name, _, value in pairs}
 
 
 def settings_of(context: typer.Context) -> Settings:
-    """The settings, read when a command first needs them."""
+    """Loads the settings, with the values of `--set` first."""
     return config.load(**context.obj)
 
 
@@ -76,7 +76,10 @@ def worker(
     context: typer.Context,
     stage: Annotated[StageName, typer.Argument(help="The stage to run.", show_default=False)],
     gpus: Annotated[
-        str | None, typer.Option(metavar="all|N", help="A process for each GPU, or for the first N; for `expand`.")
+        str | None,
+        typer.Option(
+            metavar="all|N", help="Start one worker process for each GPU, or for the first N. Only for `expand`."
+        ),
     ] = None,
 ) -> None:
     """Run one stage until SIGTERM."""
@@ -89,17 +92,17 @@ def worker(
     from stream.worker import gpus as several  # noqa: PLC0415
 
     if stage != "expand" or not (gpus == "all" or (gpus.isdecimal() and int(gpus))):
-        raise typer.BadParameter("it is for `expand`, and must be `all` or a number", param_hint="--gpus")
+        raise typer.BadParameter("only `expand` takes it; expected `all` or a number from 1", param_hint="--gpus")
     found = several.visible()
     wanted = len(found) if gpus == "all" else int(gpus)
     if wanted > len(found):
-        raise errors.GpuRequired(f"--gpus {wanted} asks for more GPUs than there are: {len(found)}")
+        raise errors.GpuRequired(f"--gpus {wanted}: only {len(found)} GPUs are visible; ask for fewer")
     raise typer.Exit(several.run(stage, settings, context.obj, found[:wanted]))
 
 
 @app.command()
 def doctor(context: typer.Context, json: Json = False) -> None:
-    """Look at everything that the stages need: the GPU, the servers, the topics, the indexes. Changes nothing."""
+    """Check everything that the stages need: the GPU, the servers, the topics, the indexes. Changes nothing."""
     found = asyncio.run(_diagnosed(settings_of(context), quiet=json))
     if json:
         print_json([asdict(finding) for finding in found])
@@ -112,7 +115,7 @@ async def _diagnosed(settings: Settings, *, quiet: bool) -> list[diagnosis.Findi
     async for finding in diagnosis.diagnose(settings):
         found.append(finding)
         if not quiet:
-            mark = "[red]wrong[/]" if not finding.ok else "[yellow]weak [/]" if finding.warning else "[green]ok   [/]"
+            mark = "[red]error[/]" if not finding.ok else "[yellow]warn [/]" if finding.warning else "[green]ok   [/]"
             out.print(f"{mark} {escape(f'{finding.check}: {finding.said}')}")
     return found
 
@@ -120,9 +123,9 @@ async def _diagnosed(settings: Settings, *, quiet: bool) -> list[diagnosis.Findi
 @app.command()
 def encode(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="One text a line; - is standard input.")],
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="One text per line; - means standard input.")],
 ) -> None:
-    """Print each line's SPLADE terms and raw norm as one JSON document a line, in order."""
+    """Print the SPLADE terms and the raw norm of each line, one JSON document per line, in input order."""
     from stream.models.splade import SparseEncoder  # noqa: PLC0415 - torch takes seconds to import
 
     with ExitStack() as stack:
@@ -138,16 +141,16 @@ def encode(
 
 
 def _lines(text: str) -> list[str]:
-    """Lines end with a line feed, or with carriage return and line feed: what else Python takes for an end is text."""
+    """Splits at LF and CRLF only; the other line ends of `str.splitlines` are part of the text."""
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 @app.command()
 def publish(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE.jsonl|-", help="One chunk a line; - is standard input.")],
+    file: Annotated[str, typer.Argument(metavar="FILE.jsonl|-", help="One chunk per line; - means standard input.")],
 ) -> None:
-    """Check chunks and publish them; bad lines are reported by number, the others go out. Exit code 1 if any is bad."""
+    """Check chunks and publish the good ones. Bad lines are reported by line number, with exit code 1."""
     with ExitStack() as stack:
         source, size = _open(file, stack)
         bars = stack.enter_context(progress_bars())
@@ -165,10 +168,10 @@ def publish(
 @app.command()
 def validate(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE.jsonl|-", help="One chunk a line; - is standard input.")],
+    file: Annotated[str, typer.Argument(metavar="FILE.jsonl|-", help="One chunk per line; - means standard input.")],
     json: Json = False,
 ) -> None:
-    """Check chunks as `publish` does, without Kafka and without publishing any. Exit code 1 if any is bad."""
+    """Check chunks as `publish` does, without Kafka and without publishing. Exit code 1 if any line is bad."""
     with ExitStack() as stack:
         source, _ = _open(file, stack)
         checked = publishing.validate(source, settings_of(context).max_record_bytes)
@@ -188,13 +191,14 @@ def validate(
 def delete(
     context: typer.Context,
     doc_id: Annotated[
-        str, typer.Option(parser=text, metavar="TEXT", help="The document whose chunks are to go.", show_default=False)
+        str,
+        typer.Option(parser=utf8, metavar="TEXT", help="The document whose chunks are deleted.", show_default=False),
     ],
     dry_run: DryRun = False,
 ) -> None:
-    """Publish a tombstone for each chunk of a document; the workers then delete them in both stores.
+    """Publish a tombstone for each chunk of a document; the workers then delete the chunks from both stores.
 
-    A chunk that is published meanwhile stays; exit code 1 if there is one.
+    A chunk that a producer publishes while the command runs is not deleted. It is named, with exit code 1.
     """
     settings = settings_of(context)
 
@@ -215,7 +219,7 @@ def delete(
         out.print(chunk_id, markup=False)
     out.print(f"{'would delete' if dry_run else 'deleted'} {len(chunk_ids):,} chunks of {doc_id}", markup=False)
     for chunk_id in stayed:
-        err.print(f"{chunk_id} stays: it was published meanwhile", markup=False)
+        err.print(f"{chunk_id} is not deleted: it was published while the command ran", markup=False)
     if stayed:
         raise typer.Exit(1)
 
@@ -232,7 +236,7 @@ def _open(file: str, stack: ExitStack) -> tuple[BinaryIO, int | None]:
 
 @app.command()
 def status(context: typer.Context, json: Json = False) -> None:
-    """Show how far each stage lags, how many dead letters there are and what the stores hold."""
+    """Show the lag and the dead letters of each stage, and what the stores hold."""
 
     async def look() -> state.Status:
         settings = settings_of(context)
@@ -255,9 +259,9 @@ def status(context: typer.Context, json: Json = False) -> None:
 
 
 def _origin(provenance: str) -> str:
-    """A provenance for a person."""
+    """Formats a provenance for people."""
     if not provenance:
-        return "an earlier version, which did not say"
+        return "unknown model (written by an earlier version)"
     made = orjson.loads(provenance)
     parameters = ", ".join(f"{name} {value}" for name, value in made["parameters"].items())
     return f"{made['model']} at {made['revision']}" + (f" ({parameters})" if parameters else "")
@@ -266,11 +270,11 @@ def _origin(provenance: str) -> str:
 @app.command()
 def verify(
     context: typer.Context,
-    wait: Annotated[float, typer.Option(help="Seconds to look again at chunks that are still on their way.")] = 0,
+    wait: Annotated[float, typer.Option(help="Seconds to keep checking chunks that are still on their way.")] = 0,
     accept: Accept = None,
     json: Json = False,
 ) -> None:
-    """Compare both stores with the topic, chunk by chunk. Exit code 1 if anything is lost or wrong."""
+    """Compare both stores with the topic, chunk by chunk. Exit code 1 if any chunk is lost or wrong."""
 
     async def check() -> checking.Report:
         settings = settings_of(context)
@@ -296,11 +300,11 @@ def verify(
 
 
 def print_report(report: checking.Report) -> None:
-    """What `verify` found, for a person."""
-    _named(report.differences, report.different)
-    _named(report.ahead_chunks, report.ahead)
-    _named([f"accepted: {said}" for said in report.accepted_chunks], report.accepted)
-    _named(report.falling_chunks, report.versions_fall)
+    """Prints what `verify` found."""
+    _print_some(report.differences, report.different)
+    _print_some(report.ahead_chunks, report.ahead)
+    _print_some([f"accepted: {said}" for said in report.accepted_chunks], report.accepted)
+    _print_some(report.falling_chunks, report.versions_fall)
     out.print(
         f"{report.published:,} published = {report.indexed:,} in Neo4j and OpenSearch + {report.deleted:,} deleted "
         f"+ {report.dead_lettered:,} dead-lettered "
@@ -312,17 +316,18 @@ def print_report(report: checking.Report) -> None:
     )
     if report.ahead:
         out.print(
-            f"The stores are ahead of the topic by {report.ahead:,} chunks: a store that is filled anew would get the "
-            "topic's version of them. Publish each again, with a higher version than the stores have."
+            f"The stores are ahead of the topic by {report.ahead:,} chunks: the topic has a lower version of them, and "
+            "a rebuilt store would get that one. Publish each again, with a higher version than the stores have."
         )
     if report.versions_fall:
         out.print(
-            f"{report.versions_fall:,} chunks have a last record with a lower version than an earlier one: compaction "
-            "keeps the last, the stores the highest. Publish each again, with a higher version than it ever had."
+            f"The last record of {report.versions_fall:,} chunks has a lower version than an earlier record: "
+            "compaction keeps the last record, the stores keep the highest version. "
+            "Publish each again, with a higher version than it ever had."
         )
 
 
-def _named(chunks: list[str], count: int) -> None:
+def _print_some(chunks: list[str], count: int) -> None:
     for said in chunks:
         out.print(said, markup=False)
     if count > len(chunks):
@@ -332,11 +337,11 @@ def _named(chunks: list[str], count: int) -> None:
 @app.command()
 def search(
     context: typer.Context,
-    query: Annotated[str, typer.Argument(parser=words, metavar="QUERY", help="What to look for.")],
+    query: Annotated[str, typer.Argument(parser=non_blank, metavar="QUERY", help="What to search for.")],
     mode: Annotated[
-        SearchMode, typer.Option(help="lexical: SPLADE terms and BM25 in OpenSearch; dense: vectors in Neo4j.")
+        SearchMode, typer.Option(help="lexical: SPLADE terms and BM25 in OpenSearch. dense: vectors in Neo4j.")
     ] = "lexical",
-    limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=1000, help="Hits at most.")] = 10,
+    limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=1000, help="Maximum number of hits.")] = 10,
     json: Json = False,
 ) -> None:
     """Search one of the stores."""
@@ -348,7 +353,7 @@ def search(
 
 
 async def find(settings: Settings, query: str, mode: SearchMode, limit: int) -> list[Hit]:
-    """One search with clients of its own."""
+    """Opens clients, searches once and closes them."""
     from stream.search import Searcher  # noqa: PLC0415 - torch takes seconds to import
 
     async with open_stores(settings) as stores, EmbeddingClient(settings) as embedder:
@@ -356,7 +361,7 @@ async def find(settings: Settings, query: str, mode: SearchMode, limit: int) -> 
 
 
 def print_hits(hits: list[Hit]) -> None:
-    """Each hit with its score, and below it the beginning of its text on one line."""
+    """Prints each hit's score and chunk_id, and the beginning of its text on the next line."""
     for hit in hits:
         out.print(f"{hit.score:8.3f}  {printable(hit.chunk_id)}", markup=False)
         out.print(f"          {' '.join(hit.text.split())[:HIT_LENGTH]}", markup=False, style="dim")
@@ -366,6 +371,6 @@ def print_hits(hits: list[Hit]) -> None:
 
 @topics.command("create")
 def create_topics(context: typer.Context) -> None:
-    """Make the topics that are missing."""
+    """Create the topics that do not exist."""
     created = asyncio.run(kafka_topics.create(settings_of(context)))
-    out.print(f"created {', '.join(created)}" if created else "all topics are there")
+    out.print(f"created {', '.join(created)}" if created else "all topics exist")

@@ -1,4 +1,4 @@
-"""`stream dlq`: dead letters."""
+"""`stream dlq`: list, show, redrive and purge dead letters."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stream.cli.commands import settings_of
-from stream.cli.options import DryRun, moment, place, text
+from stream.cli.options import DryRun, moment, place, utf8
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import STAGES, Settings, StageName
 from stream.errors import StreamError
@@ -25,18 +25,26 @@ from stream.records import Reason
 from stream.terminal import printable
 
 COLUMNS = ("at", "stage", "place", "from", "key", "reason", "detail", "attempts")
-FEWEST_LINES = 10  # of a value that are shown, however small the screen
+MIN_LINES = 10  # of a value that are printed on any screen
 
-dlq = typer.Typer(name="dlq", help="Dead letters: records that could not go through.", no_args_is_help=True)
+dlq = typer.Typer(name="dlq", help="Dead letters: records that a stage rejected.", no_args_is_help=True)
 
 
-Stage = Annotated[StageName | None, typer.Option(help="Only this stage's.")]
-Why = Annotated[Reason | None, typer.Option(help="Only those rejected for this reason.")]
-Key = Annotated[str | None, typer.Option(parser=text, metavar="TEXT", help="Only those with exactly this key.")]
+Stage = Annotated[StageName | None, typer.Option(help="Only dead letters of this stage.")]
+Why = Annotated[Reason | None, typer.Option(help="Only dead letters with this reason.")]
+Key = Annotated[str | None, typer.Option(parser=utf8, metavar="TEXT", help="Only dead letters with exactly this key.")]
 Since = Annotated[
-    int | None, typer.Option(parser=moment, metavar="TIME", help="Rejected at this time (ISO, or 2h ago: 2h) or later.")
+    int | None,
+    typer.Option(
+        parser=moment, metavar="TIME", help="Rejected at this time or later: ISO 8601, or a duration before now (2h)."
+    ),
 ]
-Until = Annotated[int | None, typer.Option(parser=moment, metavar="TIME", help="Rejected before this time.")]
+Until = Annotated[
+    int | None,
+    typer.Option(
+        parser=moment, metavar="TIME", help="Rejected before this time: ISO 8601, or a duration before now (2h)."
+    ),
+]
 
 
 @dlq.command("ls")
@@ -48,11 +56,11 @@ def ls(
     key: Key = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many of each stage, the newest.")] = 100,
-    everything: Annotated[bool, typer.Option("--all", help="Those too that were redriven.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum per stage; the newest are listed.")] = 100,
+    everything: Annotated[bool, typer.Option("--all", help="Include dead letters that were already redriven.")] = False,
     json: Json = False,
 ) -> None:
-    """List dead letters: when, where from and why."""
+    """List dead letters with time, origin and reason."""
     wanted = _filter(stage, reason, key, since, until)
     letters = asyncio.run(_newest(settings_of(context), wanted, limit, everything))
     if json:
@@ -73,15 +81,19 @@ def show(
     which: Annotated[
         str,
         typer.Argument(
-            parser=text, metavar="PARTITION@OFFSET|KEY", help="Its place as `ls` says it, or its key: the newest."
+            parser=utf8,
+            metavar="PARTITION@OFFSET|KEY",
+            help="Its place as `ls` prints it, or its key (then the newest).",
         ),
     ],
-    raw: Annotated[bool, typer.Option("--raw", help="Write the value's exact bytes, and nothing else.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Write only the value, as exact bytes.")] = False,
     json: Json = False,
 ) -> None:
-    """Show one dead letter: its headers, and the beginning of its value."""
+    """Show one dead letter: its headers and the beginning of its value."""
     if raw and sys.stdout.isatty():
-        raise typer.BadParameter("a terminal would obey the bytes: write them to a file or a pipe", param_hint="--raw")
+        raise typer.BadParameter(
+            "the value may hold terminal control codes: redirect it to a file or a pipe", param_hint="--raw"
+        )
     letter = asyncio.run(_find(settings_of(context), stage, which))
     if raw:
         typer.echo(letter.record.value or b"", nl=False)
@@ -100,14 +112,15 @@ def redrive(
     key: Key = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many of each stage, the oldest.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum per stage; the oldest are redriven.")] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Those too that were redriven, or whose key has a newer record.")
+        bool,
+        typer.Option("--all", help="Include letters that were already redriven or whose key has a newer record."),
     ] = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Publish dead letters again to the topic that their stage reads. Exit code 1 if any stays where it is."""
+    """Publish dead letters again to the topic that their stage reads. Exit code 1 if any is not redriven."""
     wanted = _filter(stage, reason, key, since, until)
     verdicts = asyncio.run(_redrive(settings_of(context), wanted, limit, everything, dry_run))
     went = [verdict for verdict in verdicts if not verdict.stays]
@@ -130,20 +143,20 @@ def redrive(
 def purge(
     context: typer.Context,
     *,
-    stage: Annotated[StageName, typer.Option(help="Whose dead letters.", show_default=False)],
+    stage: Annotated[StageName, typer.Option(help="The stage whose dead letters are deleted.", show_default=False)],
     until: Until = None,
     before: Annotated[
         Place | None,
         typer.Option(
-            parser=place, metavar="PARTITION@OFFSET", help="Only that partition, up to this place, which stays."
+            parser=place, metavar="PARTITION@OFFSET", help="Only this partition, and only before this offset."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number; the oldest are deleted.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Delete the oldest dead letters of a stage for good; without a bound, all of them."""
+    """Delete the oldest dead letters of a stage for good; without --until, --before or --limit, all of them."""
     settings = settings_of(context)
     cut = asyncio.run(purging.plan(settings, stage, until=until, before=before, limit=limit))
     said = f"{cut.letters:,} dead letters of {stage}, {cut.waiting:,} of which were never redriven"
@@ -204,18 +217,20 @@ async def _redrive(settings: Settings, wanted: Filter, limit: int | None, again:
 
 def _ask(question: str) -> None:
     if not sys.stdin.isatty():
-        raise typer.BadParameter("nobody is there to ask; --yes deletes without asking", param_hint="--yes")
+        raise typer.BadParameter(
+            "standard input is not a terminal, so nobody can confirm; --yes deletes without asking", param_hint="--yes"
+        )
     typer.confirm(question, abort=True, err=True)
 
 
 def _print_verdicts(went: list[Verdict], stayed: list[Verdict], dry_run: bool) -> None:
     for verdict in stayed:
-        err.print(f"{_name(verdict.letter)} stays: {verdict.stays}", markup=False)
+        err.print(f"{_name(verdict.letter)} is not redriven: {verdict.stays}", markup=False)
     for verdict in went if dry_run else ():
-        out.print(f"{_name(verdict.letter)} would go", markup=False)
+        out.print(f"{_name(verdict.letter)} would be redriven", markup=False)
     out.print(
         f"{'would redrive' if dry_run else 'redrove'} {len(went):,} dead letters"
-        + (f", {len(stayed):,} stay where they are" if stayed else "")
+        + (f", {len(stayed):,} not redriven" if stayed else "")
     )
 
 
@@ -224,17 +239,21 @@ def _print_letter(letter: DeadLetter) -> None:
     lines += ["", *(f"{header['name']}: {header['value']}" for header in _headers(letter)), ""]
     head = [printable(line) for line in lines]
     value = _pretty(letter)
-    room = max(out.size.height - len(head) - 2, FEWEST_LINES)
+    room = max(out.size.height - len(head) - 2, MIN_LINES)
     shown = [line if len(line) <= out.size.width else line[: out.size.width - 1] + "…" for line in value[:room]]
     out.print("\n".join(head + shown), markup=False)
     if shown != value:
-        err.print("the value is cut to the screen; --raw writes every byte")
+        err.print("the value is cut to fit the screen; --raw writes all of it")
 
 
 def _pretty(letter: DeadLetter) -> list[str]:
     value = letter.record.value
     if value is None:
-        return ["the value was left out" if letter.left_out else "no value: a tombstone"]
+        return [
+            "the value was left out: Kafka would not take it a second time"
+            if letter.left_out
+            else "no value: a tombstone"
+        ]
     try:
         text = orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""`stream local`: the whole flow on one machine, with neither docker nor a GPU."""
+"""`stream local`: the whole flow on one machine, without Docker and without a GPU."""
 
 import asyncio
 from datetime import timedelta
@@ -26,11 +26,11 @@ from stream.stores import open_stores
 
 local = typer.Typer(
     name="local",
-    help="Everything on this machine: Kafka, Neo4j, OpenSearch, a development embedder, the workers.",
+    help="Run everything on this machine: Kafka, Neo4j, OpenSearch, a development embedder, the workers.",
     no_args_is_help=True,
 )
 
-Home = Annotated[Path, typer.Option(help="The folder of the servers' programs, data and logs.")]
+Home = Annotated[Path, typer.Option(help="Folder for the servers' programs, data and logs.")]
 HOME = Path(".local")
 QUERIES: tuple[tuple[SearchMode, str], ...] = (
     ("lexical", "listen on a socket for connections"),
@@ -43,18 +43,18 @@ def _say(sentence: str) -> None:
 
 
 def _programs(profile: Profile) -> tuple[list[Program], list[Program]]:
-    """What the workers need, and the workers."""
+    """The servers with the embedder, and the workers."""
     return [*servers(profile), demo.embedder(profile)], demo.workers(profile, profile.env_file)
 
 
 def _settings(profile: Profile) -> Settings:
-    """Those of the workers: what else the environment says is meant for other servers."""
+    """The settings of the workers. The environment is ignored: it may name other servers."""
     return config.only(profile.environment())
 
 
 @local.command()
 def up(home: Home = HOME) -> None:
-    """Start the servers, the embedder and the workers; what runs already is left alone."""
+    """Start the servers, the embedder and the workers. Programs that already run are not restarted."""
     profile = Profile.from_environment(home)
     _start(profile)
     _say(f"\nuse it:   export STREAM_ENV_FILE={profile.env_file}\nstop it:  stream local down")
@@ -63,7 +63,7 @@ def up(home: Home = HOME) -> None:
 def _start(profile: Profile) -> Settings:
     from stream.local import splade_model  # noqa: PLC0415 - torch takes seconds to import
 
-    _say("REQUIRE_GPU=0: a development profile. Vectors are hashed words (lexical, not semantic), SPLADE is a toy.")
+    _say("REQUIRE_GPU=0: development profile. Vectors are hashed words (lexical, not semantic); SPLADE is not trained.")
     install(profile, _say)
     profile.write_env_file()
     settings = _settings(profile)
@@ -77,14 +77,14 @@ def _start(profile: Profile) -> Settings:
 
 @local.command()
 def down(home: Home = HOME) -> None:
-    """Stop everything that `up` started; data stay."""
+    """Stop everything that `up` started. The data are kept."""
     stop_all(Profile.from_environment(home))
     _say("stopped")
 
 
 @local.command()
 def status(home: Home = HOME, json: Json = False) -> None:
-    """Show what runs. Exit code 1 if anything does not."""
+    """Show the state of each program. Exit code 1 if any is not ready."""
     profile = Profile.from_environment(home)
     basis, workers = _programs(profile)
     found = programs_status(profile, [*basis, *workers])
@@ -103,7 +103,7 @@ def status(home: Home = HOME, json: Json = False) -> None:
 
 @local.command("demo")
 def run_demo(home: Home = HOME) -> None:
-    """Start everything, publish real text, wait until it is searchable, prove that none is lost, and search."""
+    """Start everything, publish real text, wait until it is searchable, verify that no chunk is lost, and search."""
     profile = Profile.from_environment(home)
     settings = _start(profile)
     with progress_bars() as bars:

@@ -1,4 +1,4 @@
-"""How commands read times and places, and the options that several of them have."""
+"""Parsers for command-line arguments, and the options that several commands share."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -10,33 +10,35 @@ from stream.kafka.deadletters import Place
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")]
 
 
-def text(argument: str) -> str:
-    """An argument that goes to a server, and must be UTF-8 there; Python keeps other bytes as lone surrogates."""
+def utf8(argument: str) -> str:
+    """Requires UTF-8, because servers do. Python decodes other bytes as lone surrogates, which cannot be encoded."""
     try:
         argument.encode()
     except UnicodeEncodeError:
-        raise typer.BadParameter("it is not UTF-8") from None  # what it is may be a secret
+        raise typer.BadParameter("it is not UTF-8") from None  # not printed: it may be a secret
     return argument
 
 
 Accept = Annotated[
     list[str] | None,
-    typer.Option(parser=text, metavar="CHUNK_ID", help="A chunk that may differ, and you know why; repeatable."),
+    typer.Option(
+        parser=utf8, metavar="CHUNK_ID", help="Report a difference of this chunk, but do not fail. Repeatable."
+    ),
 ]
 
 
-def words(argument: str) -> str:
-    """A query of the command line."""
+def non_blank(argument: str) -> str:
+    """Requires a query with more than white space."""
     if not argument.strip():
-        raise typer.BadParameter("a query must hold more than white space")
-    return text(argument)
+        raise typer.BadParameter("a query needs more than white space")
+    return utf8(argument)
 
 
 def moment(text: str) -> int:
-    """An ISO 8601 time (UTC if it names no zone) or a duration before now, such as 90s or 2h, as ms since the epoch."""
+    """Parses an ISO 8601 time (UTC if it has no zone) or a duration before now (90s, 2h) into ms since the epoch."""
     if duration := re.fullmatch(r"(\d{1,6})([smhdw])", text):
         at = datetime.now(UTC) - timedelta(**{UNITS[duration[2]]: int(duration[1])})
     else:
@@ -50,7 +52,7 @@ def moment(text: str) -> int:
 
 
 def place(text: str) -> Place:
-    """`PARTITION@OFFSET` of the command line."""
+    """Parses `PARTITION@OFFSET`."""
     try:
         return Place.of(text)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """What commands print: results on standard output, progress and remarks on standard error.
 
-Whatever `out`, `err` and `print_json` are given, they print nothing that a terminal would obey. Text of a record that
-must be on one line goes through `printable` first.
+`out`, `err` and `print_json` escape terminal control characters in everything they print. Text of a record that must
+stay on one line is passed through `printable` first.
 """
 
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ from stream.terminal import printable, printable_json
 
 class _Console(Console):
     def render_str(self, text: str, **options: Any) -> Text:
-        """Rich calls it for every string, also for those in the cells of a table."""
+        """Rich calls this for every string, including the cells of a table."""
         return super().render_str(printable(text, lines=True), **options)
 
 
@@ -46,6 +46,6 @@ def print_json(value: Any) -> None:
 
 
 def progress_bars() -> Progress:
-    """Progress bars on standard error; they are not drawn where it is no terminal."""
+    """Progress bars on standard error; not drawn if standard error is not a terminal."""
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     return Progress(*columns, console=err, disable=not err.is_terminal)

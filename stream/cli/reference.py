@@ -1,4 +1,4 @@
-"""`stream settings` and `stream metrics`: what the package knows of itself, for a terminal and as pages of `docs/`."""
+"""`stream settings` and `stream metrics`: reference tables, for a terminal and as pages of `docs/`."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -11,33 +11,33 @@ from stream.cli.output import out
 from stream.config import Settings
 
 reference = typer.Typer()
-Markdown = Annotated[bool, typer.Option("--markdown", help="As the page of docs/.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print the page of docs/.")]
 
 SETTINGS = """\
 # Configuration
 
-Every setting, as an environment variable. The same name in lower case without the prefix works on the command line:
-`stream --set batch_size=64 …`. `STREAM_ENV_FILE` names a file with such lines (default `.env`). The command line comes
-before the environment, the environment before the file. `REQUIRE_GPU` is short for `STREAM_REQUIRE_GPU`.
+Every setting, as an environment variable. On the command line the name is in lower case and without the prefix:
+`stream --set batch_size=64 …`. `STREAM_ENV_FILE` names a file of such variables (default `.env`). Precedence: command
+line, environment, file, default. `REQUIRE_GPU` is short for `STREAM_REQUIRE_GPU`.
 
-This page is made by `make docs`.
+`make docs` generates this page.
 
 """
 
 METRICS = """\
 # Metrics
 
-What a worker says at `/metrics`, port 9101 (embed), 9102 (expand) or 9103 (index). Those of Prometheus's client come
-with them, `process_start_time_seconds` for example. vLLM's own are at its `/metrics`.
+A worker serves these metrics at `/metrics`, port 9101 (embed), 9102 (expand) or 9103 (index), and those of the
+Prometheus client library, such as `process_start_time_seconds`. vLLM serves its own metrics at its `/metrics`.
 
-This page is made by `make docs`.
+`make docs` generates this page.
 
 """
 
 
 @reference.command("settings")
 def show_settings(markdown: Markdown = False) -> None:
-    """List every setting with its default and what it means."""
+    """List every setting with its default and its meaning."""
     rows = [
         (f"STREAM_{name.upper()}", _default(field), field.description or "")
         for name, field in Settings.model_fields.items()
@@ -47,13 +47,13 @@ def show_settings(markdown: Markdown = False) -> None:
 
 @reference.command("metrics")
 def show_metrics(markdown: Markdown = False) -> None:
-    """List what a worker counts for Prometheus."""
+    """List the metrics that a worker serves to Prometheus."""
     rows = [(one.name, one.type, ", ".join(one.labels), one.meaning) for one in metrics.listed()]
     _show(("metric", "type", "labels", "meaning"), rows, METRICS if markdown else None)
 
 
 def _show(columns: Sequence[str], rows: Sequence[Sequence[str]], page: str | None) -> None:
-    """A table; in a page, the name and what is its default are code."""
+    """Prints a table; on a page, the first two columns are code."""
     if page is None:
         table = Table(*columns)
         for row in rows:

@@ -1,4 +1,4 @@
-"""`stream reindex`: a new generation of both stores beside the live one."""
+"""`stream reindex`: build a new generation of both stores while the live one serves, and swap."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -17,12 +17,14 @@ from stream.stores.base import Generation
 
 Result = TypeVar("Result")
 
-reindex = typer.Typer(name="reindex", help="A new generation of both stores beside the live one.", no_args_is_help=True)
+reindex = typer.Typer(
+    name="reindex", help="Build a new generation of both stores while the live one serves.", no_args_is_help=True
+)
 
 AcceptOlder = Annotated[
     bool,
     typer.Option(
-        "--accept-older", help="Swap although searchers will see older versions of some chunks, or lose them."
+        "--accept-older", help="Swap even if searches then find older versions of some chunks, or no longer find them."
     ),
 ]
 
@@ -30,18 +32,18 @@ AcceptOlder = Annotated[
 @reindex.command("start")
 def start(
     context: typer.Context,
-    swap: Annotated[bool, typer.Option(help="Swap when it is complete; else `swap` does it later.")] = True,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="Records a second at most, by each worker.")] = None,
+    swap: Annotated[bool, typer.Option(help="Swap when it is complete, or leave that to `swap`.")] = True,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Maximum records per second, for each worker.")] = None,
     accept: Accept = None,
     accept_older: AcceptOlder = False,
 ) -> None:
-    """Build a new generation, or go on with the one that was begun, prove it with `verify`, and swap.
+    """Build a new generation (or resume an unfinished one), check it with `verify`, and swap.
 
-    From the expanded chunks of the flow; a flow that has no generation yet begins with `chunks`.
+    It is built from the expanded chunks of the flow. A flow that has no generation is built from `chunks`.
     """
     own = context.obj | ({} if rate is None else {"rate_limit": str(rate)})
     accepted = Accepted(accept or (), accept_older)
-    number = _shown(
+    number = _with_progress(
         lambda look: reindexing.start(settings_of(context), own, swap_too=swap, accepted=accepted, look=look)
     )
     out.print(f"generation {number} is {'live' if swap else 'complete'}")
@@ -49,7 +51,7 @@ def start(
 
 @reindex.command("status")
 def status(context: typer.Context, json: Json = False) -> None:
-    """List the generations, and how many records each lags behind."""
+    """List the generations and the lag of each."""
 
     async def look() -> list[tuple[Generation, int | None]]:
         settings = settings_of(context)
@@ -77,7 +79,9 @@ def status(context: typer.Context, json: Json = False) -> None:
         where = "" if len(one.live_in) != 1 else f" in {min(one.live_in)} only"
         said = f"live{where}" if one.live else ""
         table.add_row(str(one.number), one.flow, "no topics" if lag is None else f"{lag:,}", said)
-    out.print(table if found else "no generation yet; the first index worker makes one, or `stream reindex start`")
+    out.print(
+        table if found else "no generation yet: the first index worker creates one, or run `stream reindex start`"
+    )
     for flow, number in swaps.items():
         if number is not None:
             out.print((f"flow {flow}: " if flow else "") + reindexing.unfinished_sentence(number), markup=False)
@@ -91,38 +95,42 @@ def swap(
     accept: Accept = None,
     accept_older: AcceptOlder = False,
 ) -> None:
-    """Bring a generation up to date, prove it with `verify`, and make it the live one; or finish a swap to it."""
+    """Bring a generation up to date, check it with `verify`, and make it live; or finish an interrupted swap to it."""
     accepted = Accepted(accept or (), accept_older)
-    _shown(lambda look: reindexing.swap(settings_of(context), number, context.obj, accepted=accepted, look=look))
+    _with_progress(
+        lambda look: reindexing.swap(settings_of(context), number, context.obj, accepted=accepted, look=look)
+    )
     out.print(f"generation {number} is live")
 
 
 @reindex.command("rollback")
 def rollback(context: typer.Context, accept: Accept = None, accept_older: AcceptOlder = False) -> None:
-    """Swap back to the generation before the live one."""
+    """Swap back to the previous generation."""
     accepted = Accepted(accept or (), accept_older)
-    number = _shown(lambda look: reindexing.rollback(settings_of(context), context.obj, accepted=accepted, look=look))
+    number = _with_progress(
+        lambda look: reindexing.rollback(settings_of(context), context.obj, accepted=accepted, look=look)
+    )
     out.print(f"generation {number} is live")
 
 
 @reindex.command("abort")
 def abort(context: typer.Context) -> None:
     """Delete the generation that is being built."""
-    _dropped(asyncio.run(reindexing.drop(settings_of(context), lambda one, live: one.number > live)))
+    _print_deleted(asyncio.run(reindexing.drop(settings_of(context), lambda one, live: one.number > live)))
 
 
 @reindex.command("prune")
 def prune(context: typer.Context) -> None:
-    """Delete the generations that were live before; there is no rollback to them then."""
-    _dropped(asyncio.run(reindexing.drop(settings_of(context), lambda one, live: one.number < live)))
+    """Delete the generations older than the live one; a rollback to them is then impossible."""
+    _print_deleted(asyncio.run(reindexing.drop(settings_of(context), lambda one, live: one.number < live)))
 
 
-def _dropped(numbers: list[int]) -> None:
+def _print_deleted(numbers: list[int]) -> None:
     out.print(f"deleted generation {', '.join(map(str, numbers))}" if numbers else "there is nothing to delete")
 
 
-def _shown(run: Callable[[Look], Coroutine[Any, Any, Result]]) -> Result:
-    """Runs it with a progress bar for each stage."""
+def _with_progress(run: Callable[[Look], Coroutine[Any, Any, Result]]) -> Result:
+    """Runs the coroutine function with a progress bar for each stage."""
     with progress_bars() as bars:
         tasks = {stage: bars.add_task(stage, total=None, visible=False) for stage in STAGES}
 

@@ -1,4 +1,4 @@
-"""`stream replay`: what went through a stage goes through it again."""
+"""`stream replay`: a stage processes records again."""
 
 import asyncio
 import re
@@ -8,7 +8,7 @@ import typer
 from aiokafka.errors import CommitFailedError
 
 from stream.cli.commands import settings_of
-from stream.cli.options import DryRun, moment, text
+from stream.cli.options import DryRun, moment, utf8
 from stream.cli.output import Json, out, print_json, progress_bars
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError
@@ -16,13 +16,13 @@ from stream.kafka import topics
 from stream.operate import replay as replaying
 from stream.operate.replay import Moment, Range
 
-replay = typer.Typer(name="replay", help="Records that went through a stage go through it again.", no_args_is_help=True)
+replay = typer.Typer(name="replay", help="Let a stage process records again.", no_args_is_help=True)
 
-Stage = Annotated[StageName, typer.Argument(help="The stage whose topic it is.", show_default=False)]
+Stage = Annotated[StageName, typer.Argument(help="The stage that processes the records again.", show_default=False)]
 
 
 def offsets(text: str) -> tuple[int, range]:
-    """`PARTITION@FIRST-LAST` of the command line."""
+    """Parses `PARTITION@FIRST-LAST`."""
     match = re.fullmatch(r"(\d+)@(\d+)-(\d+)", text)
     if not match:
         raise typer.BadParameter(f"{text!r} is not PARTITION@FIRST-LAST, such as 0@100-199", param_hint="--offsets")
@@ -31,7 +31,7 @@ def offsets(text: str) -> tuple[int, range]:
 
 
 def field(text: str) -> tuple[str, str]:
-    """`FIELD=VALUE` of the command line."""
+    """Parses `FIELD=VALUE`."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise typer.BadParameter(f"{text!r} is not FIELD=VALUE, such as metadata.lang=en", param_hint="--where")
@@ -39,7 +39,7 @@ def field(text: str) -> tuple[str, str]:
 
 
 def target(text: str) -> Moment:
-    """`earliest`, `latest` or a time."""
+    """Parses `earliest`, `latest` or a time."""
     match text:
         case "earliest" | "latest":
             return text
@@ -52,32 +52,42 @@ def publish(
     stage: Stage,
     *,
     since: Annotated[
-        int | None, typer.Option(parser=moment, metavar="TIME", help="Of this time (ISO, or 2h ago: 2h) or later.")
+        int | None,
+        typer.Option(
+            parser=moment,
+            metavar="TIME",
+            help="Published at this time or later: ISO 8601, or a duration before now (2h).",
+        ),
     ] = None,
-    until: Annotated[int | None, typer.Option(parser=moment, metavar="TIME", help="Of before this time.")] = None,
+    until: Annotated[
+        int | None, typer.Option(parser=moment, metavar="TIME", help="Published before this time.")
+    ] = None,
     places: Annotated[
         list[str] | None,
         typer.Option(
-            "--offsets", metavar="PARTITION@FROM-UNTIL", help="Only these, both included; as often as needed."
+            "--offsets", metavar="PARTITION@FIRST-LAST", help="Only these offsets, both included. Repeatable."
         ),
     ] = None,
     keys: Annotated[
-        list[str] | None, typer.Option("--key", parser=text, metavar="TEXT", help="Only these chunks.")
+        list[str] | None,
+        typer.Option("--key", parser=utf8, metavar="TEXT", help="Only records with this key. Repeatable."),
     ] = None,
     doc_id: Annotated[
-        str | None, typer.Option(parser=text, metavar="TEXT", help="Only chunks of this document.")
+        str | None, typer.Option(parser=utf8, metavar="TEXT", help="Only records of this document.")
     ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
-            parser=text, metavar="FIELD=VALUE", help="Only with this value, such as metadata.lang=en; all must hold."
+            parser=utf8,
+            metavar="FIELD=VALUE",
+            help="Only records with this value, such as metadata.lang=en. Repeatable; all must match.",
         ),
     ] = None,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="At most so many records a second.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Maximum records per second.")] = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Publish records of the stage's topic once more; a record whose key has a newer one stays where it is."""
+    """Publish records of the stage's topic again. A record whose key has a newer record is left out."""
     fields = dict(map(field, where or ())) | ({} if doc_id is None else {"doc_id": doc_id})
     names = frozenset(key.encode() for key in keys or ())
     wanted = Range(since, until, [offsets(place) for place in places or ()], names, fields)
@@ -87,7 +97,7 @@ def publish(
         return print_json({"dry_run": dry_run, "records": sent, "older": planned.older})
     out.print(
         f"{'would publish' if dry_run else 'published'} {sent:,} records of {topics.source(settings, stage)} again"
-        + (f"; {planned.older:,} stay, their keys have newer ones" if planned.older else "")
+        + (f"; left out {planned.older:,} whose keys have newer records" if planned.older else "")
     )
     return None
 
@@ -113,19 +123,26 @@ async def _publish(
 def reset(
     context: typer.Context,
     stage: Stage,
-    to: Annotated[str, typer.Option(metavar="earliest|latest|TIME", help="Where it goes on.", show_default=False)],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="earliest|latest|TIME",
+            help="Where the stage resumes: ISO 8601, or a duration before now (2h).",
+            show_default=False,
+        ),
+    ],
     json: Json = False,
 ) -> None:
-    """Set the stage's consumer group to the beginning, the end or a time; refused while its workers run."""
+    """Set the stage's consumer group to the beginning, the end or a time. Refused while its workers run."""
     settings = settings_of(context)
     try:
         at = asyncio.run(replaying.reset(settings, stage, target(to)))
     except CommitFailedError:
         raise ConfigurationError(
-            f"workers of {stage} are running, or were within the last {settings.session_timeout:g} s: stop them, and "
-            "wait so long"
+            f"workers of {stage} are running, or stopped less than {settings.session_timeout:g} s ago (the session "
+            "timeout): stop them, wait that long and run this again"
         ) from None
     if json:
         return print_json({"stage": stage, "offsets": at})
-    out.print(f"{stage} goes on at " + ", ".join(f"{partition}@{offset}" for partition, offset in sorted(at.items())))
+    out.print(f"{stage} resumes at " + ", ".join(f"{partition}@{offset}" for partition, offset in sorted(at.items())))
     return None

@@ -1,1 +1,1 @@
-"""The whole system on one machine without docker: real servers as local processes, under one folder."""
+"""The whole system on one machine without Docker: real servers as local processes, with all files in one folder."""

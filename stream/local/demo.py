@@ -1,4 +1,4 @@
-"""What runs on one machine beside the servers: the development embedder and the three workers; and what they get."""
+"""The programs of the local profile that are not servers (the embedder, the three workers), and the demo's text."""
 
 import asyncio
 import sys
@@ -63,7 +63,7 @@ def _answers(url: str) -> bool:
 
 
 def publish_corpus(settings: Settings, progress: Callable[[int], None]) -> Published:
-    """Publishes the standard library's docstrings, except those that the topic holds already."""
+    """Publishes the standard library's docstrings, except those that the topic already holds."""
 
     async def missing() -> Published:
         held = {record.value async for record in reader.read_to_end(settings, topics.source(settings, "embed"))}

@@ -1,8 +1,8 @@
-"""The development embedder: a server that answers as vLLM does, but hashes words. Lexical, not semantic.
+"""The development embedder: a server with vLLM's HTTP interface that hashes words. Lexical, not semantic.
 
-It finds texts that share words with a query, never texts that share only the meaning: it exists so that the whole
-system runs on a machine without a GPU. The vector is a signed feature hashing (Weinberger et al. 2009, arXiv 0902.2206)
-of words and of pairs of neighbouring words. What the HTTP interface promises was read in the source of vLLM 0.32.0.
+It exists so that the whole system runs on a machine without a GPU. A search finds texts that share words with the
+query, never texts that share only its meaning. The vector is a signed feature hash (Weinberger et al. 2009, arXiv
+0902.2206) of words and of pairs of adjacent words. The HTTP interface follows the source of vLLM 0.32.0.
 
     python -m stream.local.embedder --port 18000
 """
@@ -32,9 +32,9 @@ from stream.errors import ConfigurationError
 
 DIMENSIONS = 4096
 MAX_MODEL_LEN = 32_768  # of Qwen3-Embedding-8B
-BUCKETS = 4  # a word has one in each quarter of the vector: two words that collide once still differ three times
+BUCKETS = 4  # a word has one in each quarter of the vector: words that collide in one quarter differ in the other three
 PAIR_WEIGHT = 0.5
-STOP_WEIGHT = 0.1  # words that are in every text would otherwise decide which texts are near
+STOP_WEIGHT = 0.1  # with full weight, words of every text would decide which texts are similar
 STOP_WORDS = frozenset(
     "a an and are as at be by for from if in into is it its of on or that the this to with".split()  # noqa: SIM905
 )
@@ -43,7 +43,7 @@ OWNER = "stream.local.embedder: hashes words, lexical not semantic"
 
 TOKEN = re.compile(r"\w+|[^\w\s]")
 WORD = re.compile(r"\w+")
-SEAM = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # of snake_case and camelCase
+BOUNDARY = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # inside snake_case and camelCase
 
 Vector = npt.NDArray[np.float32]
 
@@ -51,9 +51,9 @@ Vector = npt.NDArray[np.float32]
 def embed(text: str) -> Vector:
     """The vector (4096,) of a text, unit norm, the same on every machine.
 
-    A word counts 1 + log(occurrences), a pair of neighbours half and a stop word a tenth of that. An identifier counts
-    as itself and as its parts. A text without words is told apart by its characters. Of a query as Qwen3-Embedding
-    wants it ("Instruct: {task}\\nQuery:{query}") only the query counts.
+    The weight of a word is 1 + log(occurrences); an adjacent pair has half, a stop word a tenth of that. An identifier
+    counts as itself and as its parts. If a text has no words, its characters count. Of a query in the format of
+    Qwen3-Embedding ("Instruct: {task}\\nQuery:{query}") only the part after "Query:" counts.
     """
     if text.startswith("Instruct: "):
         text = text.partition("\nQuery:")[2] or text
@@ -73,12 +73,12 @@ def embed(text: str) -> Vector:
 
 
 def tokens(text: str) -> int:
-    """How many tokens a text has here: words, other characters that are not white space, and one end token."""
+    """The number of tokens of a text: words, other characters that are not white space, and one end token."""
     return len(TOKEN.findall(text)) + 1
 
 
 def truncated(text: str, limit: int) -> str:
-    """The text up to as many tokens as fit beside the one at its end."""
+    """The beginning of the text that has at most `limit` tokens, with the end token included."""
     ends = [match.end() for match in islice(TOKEN.finditer(text), limit)]
     return text if len(ends) < limit else text[: ends[limit - 2]] if limit > 1 else ""
 
@@ -89,7 +89,7 @@ def _weight(count: int) -> float:
 
 @lru_cache(maxsize=2**16)
 def _parts(word: str) -> tuple[str, ...]:
-    return tuple(part.lower() for part in SEAM.split(word) if part)
+    return tuple(part.lower() for part in BOUNDARY.split(word) if part)
 
 
 @lru_cache(maxsize=2**18)
@@ -100,7 +100,7 @@ def _digest(feature: str) -> bytes:
 class EmbeddingRequest(BaseModel):
     """The body of `POST /v1/embeddings`; fields that are not listed are ignored, as in vLLM.
 
-    vLLM also takes token ids, `bytes` formats and smaller types; they are refused here.
+    Token ids, `bytes` formats and smaller types, which vLLM accepts, are refused.
     """
 
     model: str | None = None
@@ -114,20 +114,20 @@ class EmbeddingRequest(BaseModel):
 
 
 class Server:
-    """The HTTP interface of one model name; `application()` is to be run once, in one event loop."""
+    """The HTTP interface for one model name. Run `application()` once, in one event loop."""
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._registry = CollectorRegistry()
-        self._waiting = self._gauge("vllm:num_requests_waiting", "Texts that wait for their turn.")
+        self._waiting = self._gauge("vllm:num_requests_waiting", "Texts that wait to be embedded.")
         self._running = self._gauge("vllm:num_requests_running", "Texts that are being embedded.")
 
     def _gauge(self, name: str, description: str) -> Gauge:
         return Gauge(name, description, ["model_name"], registry=self._registry).labels(self._model)
 
     def application(self) -> web.Application:
-        """The application; nothing is listening yet."""
+        """The application. It does not listen yet."""
         application = web.Application(client_max_size=0)  # no limit: vLLM has none
         application.router.add_get("/health", self._health)
         application.router.add_get("/metrics", self._metrics)
@@ -159,7 +159,7 @@ class Server:
         if not texts:
             raise _refusal(web.HTTPBadRequest, "You must pass at least one prompt")
         self._waiting.inc(len(texts))
-        async with self._turn:
+        async with self._lock:
             self._waiting.dec(len(texts))
             self._running.inc(len(texts))
             try:
@@ -227,15 +227,15 @@ def _as_base64(vector: Vector, endianness: str) -> str:
 
 
 def _refusal(kind: type[web.HTTPClientError], message: str, param: str | None = None) -> web.HTTPClientError:
-    """An error with the body that vLLM gives it."""
+    """An HTTP error with the body that vLLM sends."""
     name = "NotFoundError" if kind is web.HTTPNotFound else "BadRequestError"
     error = {"message": message, "type": name, "param": param, "code": kind.status_code}
     return kind(text=orjson.dumps({"error": error}).decode(), content_type="application/json")
 
 
 def serve(model: str, host: str, port: int) -> None:
-    """Serves until SIGTERM or SIGINT; raises `ConfigurationError` if the address cannot be had."""
-    greeting = f"{model} on http://{host}:{port} is the development embedder: it hashes words, lexical not semantic"
+    """Serves until SIGTERM or SIGINT. Raises `ConfigurationError` if it cannot listen on the address."""
+    greeting = f"development embedder as {model} on http://{host}:{port}: hashes words, lexical not semantic"
     try:
         web.run_app(
             Server(model).application(),
@@ -247,14 +247,14 @@ def serve(model: str, host: str, port: int) -> None:
         )
     except OSError as error:
         raise ConfigurationError(
-            f"the embedder cannot listen on {host}:{port}: {error.strerror}; free it or choose another with --port"
+            f"the embedder cannot listen on {host}:{port}: {error.strerror}; free it or choose another port with --port"
         ) from error
 
 
 def main(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Where to listen.")] = 18000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 18000,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    model: Annotated[str, typer.Option(help="The model's name towards clients.")] = "Qwen/Qwen3-Embedding-8B",
+    model: Annotated[str, typer.Option(help="The model name that clients see.")] = "Qwen/Qwen3-Embedding-8B",
 ) -> None:
     """An OpenAI-compatible embedding server for development: it hashes words, lexical not semantic."""
     try:

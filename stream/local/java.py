@@ -1,4 +1,4 @@
-"""Java, and the servers' jars and distributions as Maven assembles them from the POMs in `pom/`."""
+"""Finds Java, and assembles the servers' jars and distributions with Maven from the POMs in `pom/`."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from typing import Any
 from stream.errors import ConfigurationError, Outage
 from stream.local.profile import Profile, locked
 
-OLDEST, NEWEST = 17, 23  # Kafka and Neo4j need 17; OpenSearch 2 needs the security manager, which 24 no longer has
+OLDEST, NEWEST = 17, 23  # Kafka and Neo4j need 17; OpenSearch 2 needs the security manager, which Java 24 removed
 REMEDY = (
     "install one (Debian: apt install openjdk-17-jre-headless maven), "
     "or run the servers with `docker compose -f compose/docker-compose.yml up`"
@@ -26,7 +26,7 @@ Event = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Java:
-    """A Java that all three servers run on."""
+    """A Java runtime."""
 
     executable: str
     version: int
@@ -34,7 +34,7 @@ class Java:
 
 
 def find() -> Java:
-    """The Java of `JAVA_HOME`, else that of `PATH`; raises `ConfigurationError` where there is none that fits."""
+    """The Java of `JAVA_HOME`, else of `PATH`. Raises `ConfigurationError` if it is missing or does not fit."""
     home = os.environ.get("JAVA_HOME")
     executable = shutil.which(Path(home) / "bin" / "java" if home else "java")
     if executable is None:
@@ -58,46 +58,46 @@ def _inspect(executable: str) -> Java:
 
 
 def run(java: Java, arguments: Sequence[str], directory: Path, **environment: str) -> None:
-    """Runs one of a server's own tools; raises `Outage` with what it said if it fails."""
+    """Runs a tool of a server. Raises `Outage` with the end of its output if it fails."""
     _run([java.executable, *arguments], " ".join(arguments[-3:]), cwd=directory, env=os.environ | environment)
 
 
 def environment(configuration: str) -> dict[str, str]:
-    """A server's environment. The digest makes a changed configuration a changed program, which `up` starts anew."""
+    """A server's environment. With the digest, `up` restarts the server if its configuration changed."""
     return {"LC_ALL": "C.UTF-8", "CONFIGURATION": hashlib.sha256(configuration.encode()).hexdigest()}
 
 
 def distribution(profile: Profile, name: str) -> Path:
-    """Where the server's files are, or will be once they are complete."""
+    """The folder of the server's files. It exists only once they are complete."""
     version = re.search(r"<version>(.+?)</version>", (POMS / f"{name}.xml").read_text())
-    assert version, "the POM's first version is the server's"
+    assert version, "the first version in a POM is the server's"
     return profile.artifacts / f"{name}-{version[1]}"
 
 
 def assemble(
     profile: Profile, name: str, on_event: Event, complete: Callable[[Path], None] = lambda folder: None
 ) -> Path:
-    """The server's files: if they are not there, Maven fetches them and `complete` adds what Maven cannot.
+    """Returns the folder of the server's files. If it is missing, Maven fetches them and `complete` adds the rest.
 
-    Nothing counts until everything is there, and several processes may call it at once. Raises `ConfigurationError`
-    where there is no Maven and `Outage` where Maven fails.
+    The folder gets its name once it is complete. Several processes may call this at the same time. Raises
+    `ConfigurationError` if there is no Maven and `Outage` if Maven fails.
     """
     folder = distribution(profile, name)
     if folder.exists():
         return folder
     maven = shutil.which("mvn")
     if maven is None:
-        raise ConfigurationError(f"the local servers are assembled by Maven, but there is no mvn on PATH: {REMEDY}")
+        raise ConfigurationError(f"the local servers need Maven, but there is no mvn on PATH: {REMEDY}")
     with locked(profile.artifacts) as lock:
         if folder.exists():
             return folder
-        on_event(f"{folder.name} is being assembled; the first time Maven downloads it, which takes a minute")
+        on_event(f"assembling {folder.name}; the first time Maven downloads it, which takes a minute")
         part = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        # Maven inherits the lock: should this process be killed, the next waits until Maven has ended too. The umask
-        # lets OpenSearch read its files as another user.
+        # Maven inherits the lock: if this process is killed, the next one waits until Maven has ended. With this umask
+        # OpenSearch, which may run as another user, can read its files.
         command = [maven, "-B", "-q", "-C", "-Dstyle.color=never", "-f", str(POMS / f"{name}.xml"), f"-Dhome={part}"]
-        _run([*command, "process-resources"], f"Maven's assembly of {folder.name}", pass_fds=(lock,), umask=0o022)
+        _run([*command, "process-resources"], f"assembling {folder.name} with Maven", pass_fds=(lock,), umask=0o022)
         complete(part)
         part.rename(folder)
     return folder
@@ -108,4 +108,4 @@ def _run(command: Sequence[str], what: str, **options: Any) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options
     )
     if done.returncode != 0:
-        raise Outage(f"{what} failed; the end of what it said:\n" + "\n".join(done.stdout.splitlines()[-20:]))
+        raise Outage(f"{what} failed; the end of its output:\n" + "\n".join(done.stdout.splitlines()[-20:]))

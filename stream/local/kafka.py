@@ -16,7 +16,7 @@ from stream.local.supervisor import Program
 
 NAME = "kafka"
 DATA, PART = "data/kafka", "data/kafka.part"
-MAX_MESSAGE_BYTES = 40 * 2**20  # the largest record of the package and its largest dead letter, with room
+MAX_MESSAGE_BYTES = 40 * 2**20  # larger than the package's largest record and largest dead letter
 LOG_FORMAT = [
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
@@ -25,7 +25,7 @@ LOG_FORMAT = [
 
 
 def install(profile: Profile, on_event: java.Event) -> None:
-    """Assembles Kafka, writes its configuration, formats its storage."""
+    """Assembles Kafka, writes its configuration and formats its storage."""
     runtime = java.find()
     folder = java.assemble(profile, NAME, on_event)
     conf = _conf(profile)
@@ -34,7 +34,7 @@ def install(profile: Profile, on_event: java.Event) -> None:
     if not data.exists():
         data.parent.mkdir(exist_ok=True)
         conf.write_text(_properties(PART, profile))
-        # A random UUID as Kafka writes it; a leading "-" would look like an option.
+        # A random UUID in Kafka's format. A leading "-" would be read as an option.
         cluster = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=").replace("-", "A")
         tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster, "-c", str(conf)]
         java.run(runtime, [*LOG_FORMAT, "-cp", f"{folder}/lib/*", *tool], profile.home)
@@ -43,7 +43,7 @@ def install(profile: Profile, on_event: java.Event) -> None:
 
 
 def program(profile: Profile) -> Program:
-    """Kafka as a supervised program; ready when a broker is in its metadata."""
+    """Kafka as a supervised program. It is ready when its metadata has a broker."""
     return Program(
         name=NAME,
         command=[
@@ -66,9 +66,10 @@ def _conf(profile: Profile) -> Path:
 
 
 def _properties(log_dirs: str, profile: Profile) -> str:
-    """Timeouts are short, so that a restart takes seconds; a folder is relative, so that it may have any name.
+    """The broker's configuration.
 
-    The log cleaner looks for work every second instead of every 15, so that a topic can be compacted within seconds.
+    Timeouts are short, so that a restart takes seconds. `log_dirs` is relative, so that the home may have any name. The
+    log cleaner checks for work every second instead of every 15, so that a topic can be compacted within seconds.
     """
     return f"""\
 process.roles=broker,controller
@@ -105,7 +106,7 @@ num.io.threads=4
 
 
 def _ready(port: int) -> bool:
-    try:  # without this look first the client would log an error for each attempt
+    try:  # checks the port first: the client logs an error for each failed attempt
         socket.create_connection((HOST, port), timeout=1).close()
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""Neo4j Community, with its authentication on."""
+"""Neo4j Community with authentication."""
 
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from stream.local.supervisor import Program
 
 NAME = "neo4j"
 USER = "neo4j"
-OPTIONS = [  # those of Neo4j's own start script
+OPTIONS = [  # from Neo4j's start script
     "-XX:+UseG1GC",
     "-XX:-OmitStackTraceInFastThrow",
     "-XX:+UnlockExperimentalVMOptions",
@@ -31,11 +31,11 @@ OPTIONS = [  # those of Neo4j's own start script
     "-Dlog4j.layout.jsonTemplate.maxStringLength=32768",
     "-Dfile.encoding=UTF-8",
 ]
-SIMD = "jdk.incubator.vector"  # what Lucene computes distances with; trimmed runtimes lack it
+SIMD = "jdk.incubator.vector"  # Lucene computes distances with it; some Java runtimes lack it
 
 
 def install(profile: Profile, on_event: java.Event) -> None:
-    """Assembles Neo4j, writes its configuration, sets its password before the first start."""
+    """Assembles Neo4j, writes its configuration and, before the first start, sets the password."""
     runtime = java.find()
     folder = java.assemble(profile, NAME, on_event)
     data, conf = _data(profile), _conf(profile)
@@ -43,15 +43,15 @@ def install(profile: Profile, on_event: java.Event) -> None:
     data.mkdir(parents=True, exist_ok=True)
     (conf / "neo4j.conf").write_text(_settings(profile))
     if not any((data / "data" / known).exists() for known in ("dbms/auth.ini", "databases/system")):
-        assert profile.neo4j_password, "reading it makes it"
-        # As a file's name: a command line can be read by everybody on the machine.
+        assert profile.neo4j_password, "reading the property creates the file"
+        # Passed as a file name, because every user of the machine can read a command line.
         tool = ["org.neo4j.cli.AdminTool", "dbms", "set-initial-password", f"@{profile.home / 'neo4j-password'}"]
         options = [*OPTIONS, "-cp", f"{folder}/lib/*"]
         java.run(runtime, [*options, *tool], profile.home, NEO4J_HOME=str(data), NEO4J_CONF=str(conf))
 
 
 def program(profile: Profile) -> Program:
-    """Neo4j as a supervised program; ready when it answers a query, which is seconds after its port opens."""
+    """Neo4j as a supervised program. It is ready when it answers a query, seconds after it opens its port."""
     runtime = java.find()
     return Program(
         name=NAME,
@@ -104,8 +104,8 @@ def _ready(profile: Profile) -> bool:
             session.run("RETURN 1").consume()
     except AuthError:
         raise ConfigurationError(
-            f"Neo4j was set up with another password than that of {profile.home / 'neo4j-password'}: "
-            f"put the old one back, or stop Neo4j and delete {_data(profile)}"
+            f"Neo4j authentication failed: its data have another password than {profile.home / 'neo4j-password'}; "
+            f"restore the old file, or stop Neo4j and delete {_data(profile)}"
         ) from None
     except (DriverError, Neo4jError):
         return False

@@ -1,4 +1,4 @@
-"""OpenSearch: one node without plugins, put together from Maven's artifacts."""
+"""OpenSearch: one node without plugins, assembled from Maven artifacts."""
 
 import json
 import os
@@ -13,14 +13,14 @@ from stream.local.profile import HOST, Profile
 from stream.local.supervisor import Program
 
 NAME = "opensearch"
-NOBODY = "nobody"  # who runs it where we are root, as whom it refuses to run
-MODULES = {  # class and what it extends; the modules' jars come without descriptors
+NOBODY = "nobody"  # runs OpenSearch if this process is root: OpenSearch refuses to run as root
+MODULES = {  # class, and the module that it extends; the modules' jars have no descriptors
     "mapper-extras": ("org.opensearch.index.mapper.MapperExtrasPlugin", ""),
     "lang-painless": ("org.opensearch.painless.PainlessPlugin", ""),
     "analysis-common": ("org.opensearch.analysis.common.CommonAnalysisPlugin", "lang-painless"),
     "reindex": ("org.opensearch.index.reindex.ReindexPlugin", ""),
 }
-POLICIES = {  # nor are the modules' security policies in their jars
+POLICIES = {  # security policies, which the modules' jars do not have either
     "lang-painless": """\
 grant {
   permission java.lang.RuntimePermission "createClassLoader";
@@ -36,20 +36,20 @@ grant codeBase "${codebase.httpasyncclient}" { permission java.net.NetPermission
 
 
 def install(profile: Profile, on_event: java.Event) -> None:
-    """Assembles OpenSearch and writes its configuration; as root it also gives `nobody` what the server writes to."""
+    """Assembles OpenSearch and writes its configuration. As root, it makes `nobody` the owner of the server's data."""
     java.find()
     folder = java.assemble(profile, NAME, on_event, _complete)
     data = _data(profile)
     for part in ("config", "data", "logs", "tmp"):
         (data / part).mkdir(parents=True, exist_ok=True)
-    _write_anew(data / "config" / "log4j2.properties", (folder / "config" / "log4j2.properties").read_text())
-    _write_anew(data / "config" / "opensearch.yml", _settings(profile))
+    _replace_file(data / "config" / "log4j2.properties", (folder / "config" / "log4j2.properties").read_text())
+    _replace_file(data / "config" / "opensearch.yml", _settings(profile))
     if os.geteuid() == 0:
         _give_to_nobody(data)
 
 
 def program(profile: Profile) -> Program:
-    """OpenSearch as a supervised program; ready when its cluster is at least yellow."""
+    """OpenSearch as a supervised program. It is ready when its cluster is at least yellow."""
     runtime = java.find()
     data, folder = _data(profile), java.distribution(profile, NAME)
     return Program(
@@ -89,7 +89,7 @@ def _data(profile: Profile) -> Path:
 
 
 def _settings(profile: Profile) -> str:
-    """Indices are made on purpose only; a disk that is nearly full, as a laptop's often is, does not block writing."""
+    """The configuration. Writes do not create indexes; a nearly full disk (as on many laptops) does not block them."""
     data = _data(profile)
     settings = {
         "cluster.name": "local",
@@ -121,8 +121,8 @@ def _complete(folder: Path) -> None:
     (folder / "plugins").chmod(0o755)
 
 
-def _write_anew(path: Path, text: str) -> None:
-    """Never through a link: as root we write into a folder of `nobody`'s."""
+def _replace_file(path: Path, text: str) -> None:
+    """Replaces a file without following a link: root writes here into a folder that `nobody` owns."""
     path.unlink(missing_ok=True)
     with path.open("x") as file:
         file.write(text)
@@ -130,7 +130,7 @@ def _write_anew(path: Path, text: str) -> None:
 
 def _write_public(path: Path, text: str) -> None:
     path.write_text(text)
-    path.chmod(0o644)  # whatever the umask: another user may have to read it
+    path.chmod(0o644)  # independent of the umask, because another user may have to read it
 
 
 def _give_to_nobody(data: Path) -> None:
@@ -140,12 +140,12 @@ def _give_to_nobody(data: Path) -> None:
 
 
 def privileges(*folders: Path) -> list[str]:
-    """How setpriv makes `nobody` of root; with leave to pass folders above these that are closed to others."""
+    """Options with which setpriv runs a program as `nobody`, who may traverse closed parents of these folders."""
     options = [f"--reuid={NOBODY}", f"--regid={pwd.getpwnam(NOBODY).pw_gid}", "--clear-groups"]
     above = {parent for folder in folders for parent in folder.parents if parent.exists()}
     if not all(parent.stat().st_mode & 0o001 for parent in above):
         capability = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-        # Without this bit access(2), by which Java asks, does not count capabilities.
+        # Without this bit, access(2) ignores capabilities, and Java uses access(2).
         options += ["--securebits=+no_setuid_fixup", *capability]
     return options
 

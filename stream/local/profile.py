@@ -1,13 +1,13 @@
-"""Where the local profile lives: its folder, its ports, and the settings with which the package reaches it.
+"""The local profile: its folder, its ports, and the settings with which the package reaches its servers.
 
 home/            default .local
 ├── artifacts/       jars and unpacked distributions; several homes can share one
-├── conf/            what `servers.install` wrote for each server
-├── data/            what the servers keep
-├── logs/            one log a program, and supervisord's own
-├── models/          models built on the spot
-├── neo4j-password   made once, readable by its owner only
-├── stream.env       these settings as a file for STREAM_ENV_FILE
+├── conf/            each server's configuration, written by `servers.install`
+├── data/            the servers' data
+├── logs/            one log for each program, and supervisord's
+├── models/          models that are built on this machine
+├── neo4j-password   generated once, readable by its owner only
+├── stream.env       the settings, as a file for STREAM_ENV_FILE
 └── supervisor/      supervisord's configuration
 """
 
@@ -23,12 +23,12 @@ from typing import Any, Self
 
 from stream.errors import ConfigurationError
 
-HOST = "127.0.0.1"  # nothing of the local profile is to be reached from another machine
+HOST = "127.0.0.1"  # the local profile must not be reachable from another machine
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A folder and the ports of what runs in it. A relative `artifacts` is below `home`."""
+    """A folder and the ports of its programs. A relative `artifacts` is below `home`."""
 
     home: Path = Path(".local")
     artifacts: Path = Path("artifacts")
@@ -48,9 +48,9 @@ class Profile:
 
     @classmethod
     def from_environment(cls, home: Path | None = None) -> Self:
-        """A profile whose ports are those of `STREAM_LOCAL_KAFKA_PORT` and its likes, where they are set.
+        """A profile with the ports that `STREAM_LOCAL_KAFKA_PORT` and the like set, and the defaults for the others.
 
-        Raises `ConfigurationError` for a port that is none.
+        Raises `ConfigurationError` if a value is not a port.
         """
         ports: dict[str, Any] = {
             field.name: _port(variable(field.name), os.environ[variable(field.name)])
@@ -60,30 +60,32 @@ class Profile:
         return cls(home or cls.home, **ports)
 
     def make(self) -> None:
-        """Makes the home; raises `ConfigurationError` where this user may not write or Java could not read."""
+        """Creates the home. Raises `ConfigurationError` if this user cannot write it or Java cannot read it."""
         if ":" in str(self.home):
-            raise ConfigurationError(f"Java cannot read from {self.home} for its colon; choose another home")
+            raise ConfigurationError(
+                f"Java cannot read from {self.home}, because the path has a colon; choose another home"
+            )
         try:
             self.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigurationError(f"{self.home} cannot be made ({error.strerror}); choose another home") from None
+            raise ConfigurationError(f"cannot create {self.home} ({error.strerror}); choose another home") from None
         if not os.access(self.home, os.W_OK | os.X_OK):
-            raise ConfigurationError(f"{self.home} belongs to another user; choose another home")
+            raise ConfigurationError(f"this user cannot write {self.home}; choose another home")
 
     @property
     def env_file(self) -> Path:
-        """What `STREAM_ENV_FILE` is to name."""
+        """The file for `STREAM_ENV_FILE`."""
         return self.home / "stream.env"
 
     @property
     def neo4j_password(self) -> str:
-        """Neo4j's password: random, made when it is first asked for, kept for its owner's eyes."""
+        """Neo4j's password: random, generated on first use, in a file that only its owner can read."""
         path = self.home / "neo4j-password"
         if not path.exists():
             self.make()
             draft = self.home / f"neo4j-password.{os.getpid()}"
             write_private(draft, secrets.token_hex(16))
-            with suppress(FileExistsError):  # a link, unlike a rename, cannot replace what another process just made
+            with suppress(FileExistsError):  # unlike a rename, a link does not replace another process's file
                 os.link(draft, path)
             draft.unlink()
         return path.read_text()
@@ -94,7 +96,7 @@ class Profile:
             "STREAM_KAFKA_SERVERS": f"{HOST}:{self.kafka_port}",
             "STREAM_PARTITIONS": "2",
             "STREAM_EMBED_URL": f"http://{HOST}:{self.embedder_port}",
-            "STREAM_EMBED_REVISION": "development",  # it answers under the real model's name
+            "STREAM_EMBED_REVISION": "development",  # the embedder uses the real model's name
             "STREAM_SPLADE_MODEL": str(self.home / "models" / "splade"),
             "STREAM_NEO4J_URI": f"bolt://{HOST}:{self.neo4j_port}",
             "STREAM_NEO4J_USER": "neo4j",
@@ -117,7 +119,7 @@ def variable(port: str) -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Writes a file of mode 0600, whole or not at all."""
+    """Writes a file with mode 0600, atomically."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
         file.write(text)
     Path(file.name).replace(path)
@@ -125,9 +127,9 @@ def write_private(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Waits until no other process holds the folder, and holds it; yields the lock's file descriptor.
+    """Waits for the folder's lock and holds it; yields the lock's file descriptor.
 
-    A child that inherits the descriptor keeps the lock for as long as it lives.
+    A child process that inherits the descriptor holds the lock until it ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:

@@ -1,4 +1,4 @@
-"""The three servers of the local profile: installed once, then run by `supervisor.up`."""
+"""The three servers of the local profile. `install` prepares them; `supervisor.up` runs them."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ SERVERS = (kafka, neo4j, opensearch)
 
 
 def install(profile: Profile, on_event: Callable[[str], None] = print) -> None:
-    """Assembles what is missing and writes every configuration; safe to repeat, to kill and to run twice at once.
+    """Assembles what is missing and writes every configuration. Safe to repeat, to kill and to run concurrently.
 
     Raises `ConfigurationError` if Java or Maven is missing or does not fit, `Outage` if Maven cannot download.
     """
@@ -21,5 +21,5 @@ def install(profile: Profile, on_event: Callable[[str], None] = print) -> None:
 
 
 def servers(profile: Profile) -> list[Program]:
-    """Kafka, Neo4j and OpenSearch as programs; raises `ConfigurationError` if there is no Java that fits."""
+    """Kafka, Neo4j and OpenSearch as programs. Raises `ConfigurationError` if Java is missing or does not fit."""
     return [server.program(profile) for server in SERVERS]

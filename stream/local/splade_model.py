@@ -1,9 +1,9 @@
-"""A small SPLADE for development, built from texts in seconds. Nothing is trained: its weights are computed.
+"""A small SPLADE model for development, built from texts in seconds. Its weights are computed, not trained.
 
 A token activates its own term and up to three terms that occur with it unusually often (pointwise mutual information:
-Church and Hanks 1990), weighted by inverse document frequency. Attention and feed-forward add nothing, so a token's
-hidden vector h depends on the token alone and the decoder can be solved for: row r_v and bias b_v of the term v are
-such that r_v·h + b_v is the wanted logit for the tokens that activate v and below zero for all others.
+Church and Hanks 1990), weighted by inverse document frequency. Attention and feed-forward are zero, so a token's hidden
+vector h depends on the token alone. The decoder is then the solution of linear equations: for the row r_v and the bias
+b_v of the term v, r_v·h + b_v is the wanted logit for the tokens that activate v and below zero for all others.
 """
 
 import hashlib
@@ -27,33 +27,32 @@ HIDDEN = 256
 MAX_TOKENS = 512
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
-LIGHTEST, HEAVIEST = 0.3, 2.5  # weights of a term that is in every text and of one that is in a single text
-NEIGHBOURS = 3
-NEIGHBOUR_WEIGHT = 0.4  # of the token's own weight
-MIN_TOGETHER = 5  # texts that hold both terms: fewer may be chance
-MAX_SHARE = 0.1  # of the texts: a term in more of them goes with everything
-MARGIN = 0.1  # logits of other tokens stay this far below zero, so that half precision does not lift them over it
+LIGHTEST, HEAVIEST = 0.3, 2.5  # weight of a term that is in every text, and of one that is in a single text
+ASSOCIATES = 3  # associated terms that a token activates at most
+ASSOCIATE_WEIGHT = 0.4  # of the token's own weight
+MIN_TOGETHER = 5  # texts that hold both terms: with fewer the association may be chance
+MAX_SHARE = 0.1  # of the texts: a term in more of them occurs with every other term
+MARGIN = 0.1  # logits of other tokens are this far below zero, so that rounding to half precision keeps them below
 
 DIGEST = "texts.sha256"
 README = """\
 # A development model, not a trained one
 
 Built by `stream.local.splade_model` from the texts of the demo, so that the sparse stage runs without a download and
-without a GPU. It is used like SPLADE (BertForMaskedLM, log(1 + ReLU(logit)), max over tokens) and has none of its
-knowledge: a word activates itself and a few words that occur beside it in those texts. Do not judge relevance by it.
+without a GPU. It is used like SPLADE (BertForMaskedLM, log(1 + ReLU(logit)), max over tokens) but has learned nothing:
+a word activates itself and a few words that occur in the same texts. Do not judge relevance by it.
 """
 
 
 def build(texts: Iterable[str], path: Path) -> Path:
     """Builds the model into the folder `path`, for `AutoModelForMaskedLM` and `AutoTokenizer`; returns `path`.
 
-    The same texts give the same bytes; a folder that holds their model already is left alone, one that holds the
-    model of other texts is replaced as a whole. Raises `ConfigurationError` if there are no texts, or if the folder
-    holds something else.
+    The same texts give the same bytes. A folder that already holds their model is not changed; a folder with the model
+    of other texts is replaced. Raises `ConfigurationError` if there are no texts, or if the folder holds anything else.
     """
     texts = list(texts)
     if not texts:
-        raise ConfigurationError("a SPLADE model cannot be built from no texts; give it some")
+        raise ConfigurationError("there are no texts to build a SPLADE model from; pass at least one")
     digest = _digest(texts)
     if path.exists():
         if not (path / DIGEST).is_file():
@@ -71,7 +70,9 @@ def build(texts: Iterable[str], path: Path) -> Path:
         tokenizer.save_pretrained(new)
         (new / "README.md").write_text(README)
         (new / DIGEST).write_text(digest)
-        (new / "model.safetensors").chmod((new / DIGEST).stat().st_mode)  # safetensors lets only its owner read it
+        (new / "model.safetensors").chmod(
+            (new / DIGEST).stat().st_mode
+        )  # safetensors makes the file readable by its owner only
         if path.exists():
             path.rename(Path(scratch, "old"))
         new.rename(path)
@@ -79,7 +80,7 @@ def build(texts: Iterable[str], path: Path) -> Path:
 
 
 def _digest(texts: Sequence[str]) -> str:
-    """Of the texts and of this module: a model that was built by other code is not the same."""
+    """A digest of the texts and of this module, because other code builds another model."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
@@ -87,9 +88,9 @@ def _digest(texts: Sequence[str]) -> str:
 
 
 def _tokenizer(texts: Sequence[str]) -> Any:
-    """BERT's tokenizer, lower-casing, with a vocabulary of the texts."""
+    """BERT's tokenizer with lower case and a vocabulary from the texts."""
     backend = BertTokenizer().backend_tokenizer
-    # Unless it is given the pieces "##x", the trainer numbers them in a hash table's order: another one each run.
+    # The pieces "##x" are passed explicitly: the trainer would number them in hash order, which differs in each run.
     pieces = {f"##{c}" for text in texts for c in backend.normalizer.normalize_str(text) if not c.isspace()}
     trainer = WordPieceTrainer(
         vocab_size=VOCABULARY, min_frequency=2, special_tokens=SPECIAL + sorted(pieces), show_progress=False
@@ -99,7 +100,7 @@ def _tokenizer(texts: Sequence[str]) -> Any:
 
 
 def _trunk(vocabulary: int) -> Any:
-    """A BERT of one layer whose hidden vectors depend on the token alone; its decoder is still empty."""
+    """A BERT of one layer whose hidden vectors depend on the token alone. Its decoder is all zero."""
     config = BertConfig(
         vocab_size=vocabulary,
         hidden_size=HIDDEN,
@@ -119,7 +120,7 @@ def _trunk(vocabulary: int) -> Any:
 
 
 def _activations(tokenizer: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that activate each term, -1 for none, and the logits they give it: (V, 1 + NEIGHBOURS) both."""
+    """The tokens that activate each term (-1 for none) and the logits they give it, both (V, 1 + ASSOCIATES)."""
     terms = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
     documents = [sorted(set(ids)) for ids in encoded["input_ids"]]
@@ -127,7 +128,7 @@ def _activations(tokenizer: Any, texts: Sequence[str]) -> tuple[torch.Tensor, to
     rarity = torch.log(len(texts) / frequency.clamp(min=1)) / max(math.log(len(texts)), 1)
     weight = LIGHTEST + (HEAVIEST - LIGHTEST) * rarity
 
-    sources = torch.full((len(terms), 1 + NEIGHBOURS), -1)
+    sources = torch.full((len(terms), 1 + ASSOCIATES), -1)
     weights = torch.zeros(sources.shape)
     activated = [i for i, term in enumerate(terms) if term not in SPECIAL and any(map(str.isalnum, term))]
     sources[activated, 0] = torch.tensor(activated)
@@ -136,18 +137,18 @@ def _activations(tokenizer: Any, texts: Sequence[str]) -> tuple[torch.Tensor, to
     common = [i for i in words if MIN_TOGETHER <= frequency[i] <= MAX_SHARE * len(texts)]
     degree = [0] * len(terms)
     for first, second in _associated(documents, common, frequency):
-        if max(degree[first], degree[second]) < NEIGHBOURS:
+        if max(degree[first], degree[second]) < ASSOCIATES:
             for token, term in ((first, second), (second, first)):
                 degree[term] += 1
                 sources[term, degree[term]] = token
-                weights[term, degree[term]] = NEIGHBOUR_WEIGHT * weight[token]
+                weights[term, degree[term]] = ASSOCIATE_WEIGHT * weight[token]
     return sources, torch.expm1(weights)
 
 
 def _associated(
     documents: Sequence[Sequence[int]], words: Sequence[int], frequency: torch.Tensor
 ) -> list[tuple[int, int]]:
-    """Pairs of the words that occur together in `MIN_TOGETHER` texts, those with the highest PMI first."""
+    """Pairs of words that occur together in at least `MIN_TOGETHER` texts and have a PMI above 0, highest PMI first."""
     column = {word: i for i, word in enumerate(words)}
     occurs = torch.zeros(len(documents), len(words))
     for row, ids in enumerate(documents):
@@ -164,10 +165,11 @@ def _associated(
 
 @torch.no_grad()
 def _solve_decoder(model: Any, sources: torch.Tensor, logits: torch.Tensor) -> None:
-    """Sets the decoder so that each term gets its logits from its sources and nothing from any other token.
+    """Sets the decoder so that each term gets its logits from its sources and no other token activates it.
 
     With the hidden vectors S of a term's sources and their logits t, the row of least norm that gives t - b is
-    Sᵀ(SSᵀ)⁻¹(t - b): linear in the bias b, so the b that puts the loudest other token at -MARGIN has a closed form.
+    Sᵀ(SSᵀ)⁻¹(t - b). It is linear in the bias b, so a closed form gives the b for which the highest logit of the other
+    tokens is -MARGIN.
     """
     predictions = model.cls.predictions
     hidden = predictions.transform(model.bert(torch.arange(len(sources))[:, None]).last_hidden_state)[:, 0]
@@ -190,8 +192,8 @@ def _solve_decoder(model: Any, sources: torch.Tensor, logits: torch.Tensor) -> N
     predictions.decoder.bias.copy_(predictions.bias)
 
 
-def main(folder: Annotated[Path, typer.Argument(help="Where the model goes.")]) -> None:
-    """Builds the demo's model, if it is not there."""
+def main(folder: Annotated[Path, typer.Argument(help="The folder of the model.")]) -> None:
+    """Builds the demo's model if the folder does not hold it."""
     build((chunk["text"] for chunk in corpus.chunks()), folder)
 
 

@@ -1,7 +1,7 @@
-"""Programs that supervisord runs, watches and restarts.
+"""Programs that supervisord runs and restarts.
 
-A program that crashes is started again at once. Should supervisord itself be killed, the kernel kills its programs
-with it, so that none is left behind unwatched and holding its port.
+A program that crashes is restarted at once. If supervisord itself is killed, the kernel kills its programs too, so that
+no unsupervised program holds a port.
 """
 
 import errno
@@ -20,17 +20,17 @@ from stream.local import supervisord
 from stream.local.profile import HOST, Profile, locked, variable
 from stream.local.supervisord import ALREADY_STARTED, NOT_RUNNING, SHUTTING_DOWN, call, value
 
-PORT_GRACE = 3.0  # seconds: a JVM that was just killed holds its ports until the kernel has freed its memory
-POLL = 0.1  # seconds between two looks at a program that is on its way
+PORT_GRACE = 3.0  # seconds: a killed JVM holds its ports until the kernel has freed its memory
+POLL = 0.1  # seconds between two checks of a program that starts, and of a port
 
 
 @dataclass(frozen=True)
 class Program:
     """One process to keep running.
 
-    `ports` names the fields of `Profile` whose ports it binds. `ready` says whether it answers: False while it does
-    not, a `StreamError` if it never will. `address` is for people. `privileges` are options of setpriv, such as another
-    user. After an exit code in `final` it stays down.
+    `ports` names the fields of `Profile` whose ports it binds. `ready` returns False while it does not answer, and
+    raises a `StreamError` if it never will. `address` is for people. `privileges` are options of setpriv, for example
+    another user. After an exit code in `final` it is not restarted.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Program:
 
 @dataclass(frozen=True)
 class ProgramStatus:
-    """What is true of a program now: `state` is supervisord's word for it; `ready` is None if nobody could ask."""
+    """The status of a program now: `state` is supervisord's name for it; `ready` is None if it has no check."""
 
     name: str
     state: str
@@ -60,10 +60,10 @@ class ProgramStatus:
 
 
 def up(profile: Profile, programs: Sequence[Program], on_event: Callable[[str], None] = print) -> None:
-    """Starts what does not run, restarts what is defined differently now, and returns when all are ready.
+    """Starts programs that do not run, restarts those whose definition changed, and returns when all are ready.
 
-    Raises `ConfigurationError` for a port that another process holds, before anything is started, and `Outage` with
-    the end of its log for a program that dies or is not ready in time; the others stay up.
+    Raises `ConfigurationError`, before it starts any program, if another process holds a port. Raises `Outage` with the
+    end of the log if a program ends or is not ready in time; the other programs keep running.
     """
     profile.make()
     with locked(supervisord.folder(profile)):
@@ -80,7 +80,7 @@ def up(profile: Profile, programs: Sequence[Program], on_event: Callable[[str], 
 
 
 def down(profile: Profile) -> None:
-    """Stops every program, the newest first, then supervisord; returns when all are gone."""
+    """Stops every program, the newest first, then supervisord. Returns when all have ended."""
     if not supervisord.folder(profile).exists():
         return
     with locked(supervisord.folder(profile)):
@@ -89,22 +89,22 @@ def down(profile: Profile) -> None:
 
 
 def start(profile: Profile, name: str) -> None:
-    """Starts a program that `up` has defined; does not wait until it is ready."""
+    """Starts a program that `up` has defined. Does not wait until it is ready."""
     call(profile, "startProcess", name, accept=(ALREADY_STARTED,))
 
 
 def stop(profile: Profile, name: str) -> None:
-    """Stops a program and returns when it is gone; it stays down until `start` or `up`."""
+    """Stops a program and returns when it has ended. Only `start` or `up` starts it again."""
     call(profile, "stopProcess", name, accept=(NOT_RUNNING,))
 
 
 def kill(profile: Profile, name: str, signal: Signals) -> None:
-    """Sends a signal to a program; supervisord starts it again if it ends by that."""
+    """Sends a signal to a program. If the signal ends it, supervisord restarts it."""
     call(profile, "signalProcess", name, str(int(signal)))
 
 
 def status(profile: Profile, programs: Sequence[Program] = ()) -> list[ProgramStatus]:
-    """The given programs and all others that `up` has defined; only the given ones can be asked if they are ready."""
+    """The status of these programs and of all others that `up` has defined. Only these have a readiness check."""
     known = {program.name: program for program in programs}
     found = call(profile, "getAllProcessInfo", accept=(SHUTTING_DOWN,)) if supervisord.answers(profile) else []
     infos = {info["name"]: info for info in found or ()}
@@ -138,7 +138,7 @@ def _define(profile: Profile, programs: Sequence[Program], on_event: Callable[[s
     [[added, changed, _]] = call(profile, "reloadConfig")
     for program in programs:
         if program.name in changed:
-            on_event(f"{program.name} is defined differently now and so begins anew")
+            on_event(f"{program.name} restarts, because its definition changed")
             stop(profile, program.name)
             call(profile, "removeProcessGroup", program.name)
         if program.name in added or program.name in changed:
@@ -148,19 +148,21 @@ def _define(profile: Profile, programs: Sequence[Program], on_event: Callable[[s
 def _section(program: Program) -> dict[str, str]:
     for name, setting in program.environment.items():
         if '"' in setting or setting != setting.strip("'"):
-            raise ConfigurationError(f"supervisord cannot pass {name} to {program.name} with the quotes in it")
+            raise ConfigurationError(
+                f"supervisord cannot pass {name} to {program.name}: its value contains \" or begins or ends with '"
+            )
     section = {
         "command": shlex.join(["setpriv", "--pdeathsig", "KILL", *program.privileges, *program.command]),
         "directory": str(program.directory),
         "environment": ",".join(f'{name}="{setting}"' for name, setting in sorted(program.environment.items())),
-        "stdout_logfile": value(str(program.log)),  # supervisord expands this one twice
+        "stdout_logfile": value(str(program.log)),  # escaped twice, because supervisord expands it twice
         "stdout_logfile_maxbytes": supervisord.LOG_BYTES,
         "stdout_logfile_backups": "2",
         "redirect_stderr": "true",
         "autostart": "false",
         "autorestart": "unexpected",
         "exitcodes": ",".join(map(str, program.final)),
-        "startsecs": "0",  # with more, supervisord starts again what ends at once, whatever its exit code
+        "startsecs": "0",  # with more, supervisord restarts a program that ends at once, for any exit code
         "stopwaitsecs": str(program.stop_seconds),
         "killasgroup": "true",
     }
@@ -176,14 +178,14 @@ def _await_free_ports(profile: Profile, programs: Sequence[Program]) -> None:
                 if time.monotonic() > deadline:
                     raise ConfigurationError(
                         f"another process holds port {port}, which {program.name} needs: "
-                        f"end it, or set {variable(name)} to another port"
+                        f"end that process, or set {variable(name)} to another port"
                     )
                 time.sleep(POLL)
 
 
 def _taken(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a connection that lingers would count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else connections in TIME_WAIT would count
         try:
             probe.bind((HOST, port))
         except OSError as error:
@@ -194,21 +196,21 @@ def _taken(port: int) -> bool:
 
 
 def _await_ready(profile: Profile, programs: Sequence[Program], on_event: Callable[[str], None]) -> None:
-    abandoned = Event()
+    cancelled = Event()
     with ThreadPoolExecutor(max(1, len(programs))) as pool:
-        waits = {pool.submit(_until_ready, profile, program, abandoned): program for program in programs}
+        waits = {pool.submit(_until_ready, profile, program, cancelled): program for program in programs}
         try:
             for wait in as_completed(waits):
                 wait.result()
                 on_event(f"{waits[wait].name} is ready: {waits[wait].address}")
         finally:
-            abandoned.set()
+            cancelled.set()
 
 
-def _until_ready(profile: Profile, program: Program, abandoned: Event) -> None:
+def _until_ready(profile: Profile, program: Program, cancelled: Event) -> None:
     deadline = time.monotonic() + program.ready_seconds
     first = call(profile, "getProcessInfo", program.name)["pid"]
-    while not abandoned.wait(POLL):
+    while not cancelled.wait(POLL):
         pid = call(profile, "getProcessInfo", program.name)["pid"]
         if not pid or pid != first:
             stop(profile, program.name)

@@ -1,4 +1,4 @@
-"""One supervisord a home: the daemon, the socket to talk to it, the file that says what it shall run."""
+"""The supervisord of a home: the daemon, its socket, and its configuration file with the programs to run."""
 
 import hashlib
 import os
@@ -20,21 +20,21 @@ from stream.errors import ConfigurationError, Outage
 from stream.local.profile import Profile, write_private
 
 LOG_BYTES = "10MB"
-SHUTTING_DOWN, BAD_NAME, ALREADY_STARTED, NOT_RUNNING = 6, 10, 60, 70  # as supervisor.xmlrpc.Faults has them
+SHUTTING_DOWN, BAD_NAME, ALREADY_STARTED, NOT_RUNNING = 6, 10, 60, 70  # of supervisor.xmlrpc.Faults
 
 
 def folder(profile: Profile) -> Path:
-    """Where supervisord's own files are, but for its log and its socket."""
+    """The folder of supervisord's files, except its log and its socket."""
     return profile.home / "supervisor"
 
 
 def call(profile: Profile, method: str, *arguments: Any, accept: Collection[int] = ()) -> Any:
-    """What supervisord's XML-RPC method answers; None for a fault whose code is in `accept`.
+    """Calls an XML-RPC method of supervisord and returns the result; None for a fault whose code is in `accept`.
 
-    Raises `ConfigurationError` for a program that it does not know and `Outage` where it does not run.
+    Raises `ConfigurationError` if supervisord does not know the program, and `Outage` if supervisord does not run.
     """
     try:
-        from supervisor.xmlrpc import SupervisorTransport  # noqa: PLC0415 - an extra: the other commands do without
+        from supervisor.xmlrpc import SupervisorTransport  # noqa: PLC0415 - an extra that only the local profile needs
     except ModuleNotFoundError:
         raise ConfigurationError("the local profile needs supervisor: pip install 'chunk-stream[local]'") from None
     proxy = ServerProxy("http://localhost", transport=SupervisorTransport(serverurl=f"unix://{_address(profile)}"))
@@ -44,14 +44,16 @@ def call(profile: Profile, method: str, *arguments: Any, accept: Collection[int]
         if fault.faultCode in accept:
             return None
         if fault.faultCode == BAD_NAME:
-            raise ConfigurationError(f"no program called {arguments[0]} was ever started in {profile.home}") from None
+            raise ConfigurationError(
+                f"there is no program called {arguments[0]} in {profile.home}; start it first"
+            ) from None
         raise Outage(f"supervisord refused {method} {arguments}: {fault.faultString}; try again") from None
     except (OSError, HTTPException):
         raise Outage(f"nothing is running in {profile.home}; start it first") from None
 
 
 def answers(profile: Profile) -> bool:
-    """Whether supervisord runs, also while it shuts down."""
+    """Whether supervisord runs. True also while it shuts down."""
     try:
         call(profile, "getState", accept=(SHUTTING_DOWN,))
     except Outage:
@@ -60,7 +62,7 @@ def answers(profile: Profile) -> bool:
 
 
 def launch(profile: Profile) -> None:
-    """Starts supervisord as a daemon that knows no program yet."""
+    """Starts supervisord as a daemon without programs."""
     if shutil.which("setpriv") is None:
         raise ConfigurationError("the local profile needs Linux and setpriv (Debian: apt install util-linux)")
     logs = profile.home / "logs"
@@ -79,18 +81,18 @@ def launch(profile: Profile) -> None:
     factory = "supervisor.rpcinterface:make_main_rpcinterface"
     conf["rpcinterface:supervisor"] = {"supervisor.rpcinterface_factory": factory}
     write(profile, conf)
-    # A program's settings are those of its definition, not what happened to be set where supervisord was started.
+    # A program gets only the settings of its definition, not those of the shell that started supervisord.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("STREAM_") and k != "REQUIRE_GPU"}
     command = [sys.executable, "-P", "-X", "utf8", "-m", "supervisor.supervisord", "-c", str(_path(profile))]
-    done = subprocess.run(  # noqa: S603 (the interpreter that runs this, and our own file)
+    done = subprocess.run(  # noqa: S603 (this interpreter and this package's file)
         command, cwd=profile.home, env=inherited, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise Outage(f"supervisord does not start: {done.stderr.strip() or done.stdout.strip()}")
+        raise Outage(f"supervisord failed to start: {done.stderr.strip() or done.stdout.strip()}")
 
 
 def shut_down(profile: Profile) -> None:
-    """Lets supervisord stop its programs, the newest first, and end; returns when all are gone."""
+    """Makes supervisord stop its programs, the newest first, and end. Returns when all have ended."""
     daemon = os.pidfd_open(int(_pid_file(profile).read_text()))
     try:
         call(profile, "shutdown", accept=(SHUTTING_DOWN,))
@@ -101,23 +103,23 @@ def shut_down(profile: Profile) -> None:
 
 
 def read(profile: Profile) -> ConfigParser:
-    """Its configuration, with a section `program:…` for each program; empty before the first launch."""
+    """supervisord's configuration, with a section `program:…` for each program. Empty before the first launch."""
     conf = ConfigParser(interpolation=None)
     conf.read(_path(profile), encoding="utf-8")
     return conf
 
 
 def write(profile: Profile, conf: ConfigParser) -> None:
-    """Replaces its configuration, which holds secrets and so is its owner's only."""
+    """Replaces supervisord's configuration. It holds secrets, so only its owner can read it."""
     text = StringIO()
     conf.write(text)
     write_private(_path(profile), text.getvalue())
 
 
 def value(text: str) -> str:
-    """A value for its configuration, where % begins an expansion; what cannot be quoted is a `ConfigurationError`."""
+    """Escapes a value for the configuration. Raises `ConfigurationError` for a value that cannot be escaped."""
     if "\n" in text or " ;" in text or " #" in text:
-        raise ConfigurationError(f"supervisord cannot be told {text!r}: use no line break, ' ;' or ' #' in a name")
+        raise ConfigurationError(f"supervisord cannot take {text!r}: use no line break, ' ;' or ' #'")
     return text.replace("%", "%%")
 
 
@@ -134,13 +136,15 @@ def _pid_file(profile: Profile) -> Path:
 
 
 def _socket_path(profile: Profile) -> Path:
-    """A path short enough for a unix socket, however deep the home lies, in a folder that only its owner may enter."""
+    """A path that is short enough for a unix socket for any home, in a folder that only its owner may enter."""
     digest = hashlib.sha256(str(profile.home).encode()).hexdigest()[:12]
     place = Path(tempfile.gettempdir()) / f"stream-{os.geteuid()}-{digest}"
     place.mkdir(mode=0o700, exist_ok=True)
     found = place.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise ConfigurationError(f"{place} should be a folder of yours that nobody else may enter; remove it")
+        raise ConfigurationError(
+            f"{place} must be a folder that this user owns and no other user may enter (mode 0700); remove it"
+        )
     path = place / "socket"
     if len(os.fsencode(path)) > 107:
         raise ConfigurationError(f"{path} is too long for a unix socket; set TMPDIR to a shorter folder")

@@ -1,4 +1,4 @@
-"""`stream dlq …` with a fault, as a process: `faulty_dlq.py FAULT …`. Everything else is the product's own."""
+"""Runs `stream dlq …` with an injected fault: `faulty_dlq.py FAULT …`. All other code is the package's."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ delete_records = AIOKafkaAdminClient.delete_records
 
 
 def before_the_second_marker(number):
-    """Sends itself a signal when Kafka has the second copy, but not its marker."""
+    """Sends this process a signal once Kafka has the second copy, but not its marker."""
 
     markers = 0
 
@@ -46,5 +46,5 @@ FAULTS = {
 
 if __name__ == "__main__":
     setattr(*FAULTS[sys.argv.pop(1)])
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     main()

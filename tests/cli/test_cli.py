@@ -1,4 +1,4 @@
-"""The command line as a user meets it: if these fail, a command says the wrong thing, or the wrong exit code."""
+"""The command line: if these fail, a command prints the wrong output or exits with the wrong code."""
 
 import asyncio
 import json
@@ -32,9 +32,9 @@ from stream.vectors import unpack
 
 pytestmark = pytest.mark.servers
 
-CLOSED = "127.0.0.1:1"  # a port that nobody listens on
+CLOSED = "127.0.0.1:1"  # no process listens on this port
 SECRETS = ("STREAM_NEO4J_PASSWORD", "STREAM_OPENSEARCH_PASSWORD", "STREAM_EMBED_API_KEY")
-PLANTED = {  # servers whose security is off do not mind
+PLANTED = {  # servers without security ignore these
     "STREAM_OPENSEARCH_USER": "somebody",
     "STREAM_OPENSEARCH_PASSWORD": "planted-secret-opensearch",
     "STREAM_EMBED_API_KEY": "planted-secret-embed",
@@ -42,12 +42,12 @@ PLANTED = {  # servers whose security is off do not mind
 
 
 async def stream(*arguments: str, stdin: bytes = b"") -> Result:
-    """The command in this process; an error other than an exit code is raised."""
+    """Runs the command in this process. Exceptions other than an exit are raised."""
     return await asyncio.to_thread(CliRunner().invoke, app, arguments, stdin, catch_exceptions=False)
 
 
 def process(*arguments: str | bytes, **variables: str) -> SimpleNamespace:
-    """The command as a process of its own, where errors become sentences; secrets must not be in what it prints."""
+    """Runs the command as a process, so that errors become sentences. Asserts that it prints no secret."""
     environment = os.environ | PLANTED | variables
     ended = processes.run(*arguments, **PLANTED, **variables)
     for name in SECRETS:
@@ -116,7 +116,7 @@ async def test_topics_are_created_once(settings):
     for stage in STAGES:
         assert topics.source(settings, stage) in first.stdout
         assert topics.dead_letters(settings, stage) in first.stdout
-    assert second.stdout == "all topics are there\n"
+    assert second.stdout == "all topics exist\n"
 
 
 async def test_status_counts_what_lies_ahead_of_each_stage(flow, stores):
@@ -298,7 +298,7 @@ def test_the_last_line_may_lack_its_end(text, expected):
     assert _lines(text) == expected
 
 
-# what a terminal obeys
+# terminal control characters
 
 
 OBEYED = "\x1b]0;owned\x07 \x1b[31m \x9b31m \x85 \x7f \u202ered\u2066 \u2028"
@@ -512,7 +512,7 @@ SICK = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA dr
 
 
 def nvidia_smi(folder: Path, code: int, said: str) -> str:
-    """A PATH on which there is one that says this."""
+    """A PATH with an nvidia-smi that prints this and exits with this code."""
     program = folder / "nvidia-smi"
     program.write_text(f'#!/bin/sh\necho "{said}"\nexit {code}\n')
     program.chmod(0o755)
@@ -571,7 +571,7 @@ def test_the_doctor_looks_for_a_gpu_where_one_is_required(flow, tmp_path):
     ended = process("doctor", REQUIRE_GPU="1", CUDA_VISIBLE_DEVICES="", PATH=nvidia_smi(tmp_path, 0, "NVIDIA H100, 1"))
     assert ended.code == 1
     assert "ok    nvidia-smi: NVIDIA H100, 1" in ended.out
-    assert re.search("^wrong PyTorch: no CUDA GPU is available", ended.out, re.MULTILINE)
+    assert re.search("^error PyTorch: no CUDA GPU is available", ended.out, re.MULTILINE)
 
 
 def test_a_web_port_that_is_taken_is_named(flow):

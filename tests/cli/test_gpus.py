@@ -1,4 +1,4 @@
-"""If these fail, a machine with several GPUs uses one of them, or a worker is left behind."""
+"""If these fail, a machine with several GPUs uses only one, or a worker process is left running."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.servers
 
 @pytest.fixture
 def two_gpus(tmp_path: Path, monkeypatch) -> None:
-    """An nvidia-smi that knows two; the workers do without."""
+    """An nvidia-smi that lists two GPUs. The workers do not need them."""
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho GPU-one\necho GPU-two\n")
     program.chmod(0o755)
@@ -56,7 +56,7 @@ class Several:
         await until(lambda: asyncio.sleep(0, not self.workers()), 60)
 
     def workers(self) -> dict[int, str]:
-        """Pids, and the GPU that each may use."""
+        """The workers' process IDs, with the GPU that each may use."""
         found = {}
         for folder in Path("/proc").iterdir():
             try:

@@ -1,4 +1,4 @@
-"""A worker with a fault, as a process: `faulty_worker.py FAULT STAGE`. The stage and the loop are the product's own."""
+"""Runs a worker with an injected fault: `faulty_worker.py FAULT STAGE`. The stage and the loop are the package's."""
 
 import asyncio
 import sys
@@ -17,17 +17,17 @@ GOOD_BATCHES = 2  # before the fault
 
 
 async def raising_in_process():
-    """The third batch meets a bug."""
+    """The third batch raises an exception."""
     raise RuntimeError("a bug in the stage")
 
 
 async def stuck_in_process():
-    """The third batch is never done."""
+    """The third batch never ends."""
     await asyncio.Event().wait()
 
 
 def meeting(fault):
-    """`open_stage`, for a stage that does some batches and then meets a fault in each."""
+    """An `open_stage` whose stage processes `GOOD_BATCHES` batches and then has the fault in each."""
 
     @asynccontextmanager
     async def open_faulty(name, settings):
@@ -47,7 +47,7 @@ def meeting(fault):
 
 
 async def ending_stream(stream, max_, within):
-    """After two batches Faust hands out no more."""
+    """Faust's stream ends after two batches."""
     batches = 0
     async for events in noack_take(stream, max_, within):
         yield events
@@ -58,7 +58,7 @@ async def ending_stream(stream, max_, within):
 
 @asynccontextmanager
 async def failing_to_send(settings):
-    """Kafka has the first outputs, then the acknowledgements fail."""
+    """Kafka acknowledges the first outputs. All later sends fail."""
     sent = 0
     async with real_producer(settings) as producer:
         send = producer.send
@@ -78,7 +78,7 @@ async def failing_to_send(settings):
 
 @asynccontextmanager
 async def never_acknowledged(settings):
-    """Kafka has the outputs, but the acknowledgements never come."""
+    """Kafka has the outputs, but no acknowledgement ever arrives."""
     async with real_producer(settings) as producer:
         send = producer.send
 

@@ -1,4 +1,4 @@
-"""Bad records among good ones: if these fail, one of them takes its neighbours with it or vanishes."""
+"""Bad records among good ones: if these fail, a bad record is lost or makes good records fail."""
 
 import json
 

@@ -1,7 +1,8 @@
-"""If these fail, a topic that Kafka has compacted stops a worker, hides a lost chunk or brings an old one back.
+"""If these fail, a compacted topic stops a worker, hides a lost chunk or restores an old version.
 
-Each topic begins with a record that stays, and a gap behind it. Old versions are gone, and so are deleted chunks with
-their tombstones. At the end lies an aborted transaction, so the last offsets of each partition are no records to read.
+Each topic begins with a record that compaction keeps, followed by a gap in the offsets. Old versions are gone, and so
+are deleted chunks with their tombstones. The topic ends with an aborted transaction, so the last offsets of each
+partition have no readable record.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ def in_partition(word: str, partition: int) -> str:
 FIRST, CHANGED, GONE, LAST = (
     [in_partition(word, partition) for partition in PARTITIONS] for word in ("first", "changed", "gone", "last")
 )
-PUBLISHED = (  # with versions; a negative one is a tombstone's
+PUBLISHED = (  # with versions; a negative version is a tombstone
     [(chunk_id, 1) for chunk_id in FIRST]
     + [(chunk_id, version) for chunk_id in CHANGED for version in (1, 2, 3, 4)]
     + [(chunk_id, version) for chunk_id in GONE for version in (1, -2)]
@@ -75,7 +76,7 @@ async def send(producer, topic, make, chunk_id, version):
 
 
 async def live_in(settings, topic, contract):
-    """Versions by chunk as the last records of a topic say."""
+    """The versions by chunk in the last records of a topic; negative for a tombstone."""
     found = {}
     for record in await read(settings, topic):
         decoded = decode(record, contract, settings.max_message_bytes)

@@ -1,4 +1,4 @@
-"""The main job on the real servers: if these fail, chunks are lost on their way to the stores."""
+"""The whole flow on real servers: if these fail, chunks are lost between the topic and the stores."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ async def test_a_thousand_chunks_end_to_end(flow, stores, lines):
 
 
 async def searching(flow, stores) -> bool:
-    """Both ways of searching find a chunk by the words of its own text."""
+    """Whether both search modes find a chunk by the words of its text."""
     async with EmbeddingClient(flow) as embedder:
         searcher = Searcher(flow, stores, embedder)
         chunk = next(c for c in islice(corpus.chunks(), COUNT) if len(c["text"].split()) > 20)
@@ -100,7 +100,7 @@ async def test_a_send_that_fails_ends_the_worker_and_nothing_is_acknowledged_ear
 
 
 async def test_a_stream_that_ends_ends_the_worker_and_nothing_is_acknowledged_early(flow, lines):
-    """Faust acknowledges what a stream still gets that nobody takes from any more."""
+    """Faust acknowledges events that reach a stream after its consumer has ended."""
     (port,) = free_ports(1)
     await publish(lines[:256], flow)
     async with Worker("embed", FAULTY, "ending_stream", port=port) as faulty:
@@ -109,7 +109,7 @@ async def test_a_stream_that_ends_ends_the_worker_and_nothing_is_acknowledged_ea
 
 
 async def test_a_worker_that_cannot_finish_before_its_partitions_move_ends(flow, lines):
-    """Otherwise it would publish what is older after what the new owner has published."""
+    """Otherwise it would publish older records after the new owner has published newer ones."""
     port, other = free_ports(2)
     await publish(lines[:256], flow)
     async with Worker("embed", FAULTY, "stuck_in_process", port=port, STREAM_DRAIN_TIMEOUT="2") as stuck:
@@ -129,7 +129,7 @@ async def everything_embedded_by_another(flow, lines, port):
 
 
 async def assert_nothing_acknowledged_early(flow, stores, stage):
-    """What a stage has committed is at most what it has put out: each chunk here is published once."""
+    """Asserts that a stage committed no more records than it has outputs. Each chunk is published once."""
     done = next(found.done for found in await stages(flow) if found.stage == stage)
     if target := topics.target(flow, stage):
         outputs = len({record.key for record in await read(flow, target)})

@@ -23,7 +23,7 @@ CLIENT = ROOT / ".local" / "artifacts"
 
 
 def example(language: str, flow: Settings) -> str:
-    """As the page has it, but for where Kafka is and what the topic is called."""
+    """The page's example, with the address of Kafka and the name of the topic replaced."""
     return EXAMPLES[language].replace("localhost:9092", flow.kafka_servers).replace('"chunks"', f'"{flow.topic}"')
 
 
@@ -42,7 +42,7 @@ async def run(*command: str, folder: Path) -> None:
 
 
 async def published(flow: Settings) -> dict[str, int]:
-    """Versions by chunk, a tombstone's negative; all of them legal."""
+    """Versions by chunk, negative for a tombstone. Asserts that every record is valid."""
     found = [decode(record, "chunk", flow.max_record_bytes) for record in await read(flow, flow.topic)]
     assert not any(isinstance(one, Rejected) for one in found)
     return {t.chunk_id: -t.version for t in found if isinstance(t, Tombstone)} | {
@@ -57,7 +57,7 @@ async def test_python(flow, tmp_path):
 
 
 def compiles() -> bool:
-    """Whether this Java can compile; a run-time environment cannot."""
+    """Whether this Java has a compiler; a JRE has none."""
     java = shutil.which("java")
     modules = subprocess.run([java, "--list-modules"], capture_output=True, text=True, check=False) if java else None
     return bool(modules and "jdk.compiler@" in modules.stdout)

@@ -1,4 +1,4 @@
-"""Servers that want TLS and a login: if these fail, the flow cannot reach them, or shows what it must not."""
+"""Servers with TLS and authentication: if these fail, the flow cannot connect to them, or it reveals a secret."""
 
 import asyncio
 import base64
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.timeout(300), pytest.mark.xdist_g
 SEARCH = ("search", "sockets", "--mode", "dense")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 SECRETS = {name: f"planted{uuid.uuid4().hex}" for name in ("kafka", "opensearch", "embed", "hub", "wrong")}
-OPENSEARCH = ("öffner", f"{SECRETS['opensearch']} 字")  # what Latin-1 cannot say
+OPENSEARCH = ("öffner", f"{SECRETS['opensearch']} 字")  # not encodable in Latin-1
 BASIC, WRONG_BASIC = (
     base64.b64encode(f"{OPENSEARCH[0]}:{password}".encode()).decode() for password in (OPENSEARCH[1], SECRETS["wrong"])
 )
@@ -42,7 +42,7 @@ BASIC, WRONG_BASIC = (
 
 @dataclass(frozen=True)
 class Broker:
-    """A Kafka of its own and what opens it."""
+    """A secured Kafka, with its addresses and certificates."""
 
     addresses: dict[str, str]  # host:port by security protocol
     certificates: dict[str, tuple[Any, Any]]
@@ -60,14 +60,14 @@ class Broker:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """Those of the servers, of a client, and of one whom nobody knows: (certificate, key) by name."""
+    """(certificate, key) by name: of the servers, of a client, and of a client that no server trusts."""
     folder = tmp_path_factory.mktemp("certificates")
     return {name: certificate(folder, name) for name in ("broker", "client", "stranger", "store")}
 
 
 @pytest.fixture(scope="module")
 async def broker(tmp_path_factory, certificates):
-    """A second Kafka, which lets nobody in without a login or, at SSL, a certificate."""
+    """A second Kafka, which requires SASL authentication or, with SSL, a client certificate."""
     *ports, controller = free_ports(4)
     addresses = dict(zip(("SASL_SSL", "SSL", "SASL_PLAINTEXT"), (f"{HOST}:{port}" for port in ports), strict=True))
     home = tmp_path_factory.mktemp("kafka")
@@ -98,7 +98,7 @@ async def broker(tmp_path_factory, certificates):
 
 
 def secured(profile, addresses, certificates):
-    """Writes the local profile's own configuration with these listeners instead; returns the file."""
+    """Writes the local profile's configuration with these listeners. Returns the file."""
     (cert, key), (client, _) = certificates["broker"], certificates["client"]
     (profile.home / "broker.pem").write_text(key.read_text() + cert.read_text())
     (profile.home / "clients.pem").write_text(cert.read_text() + client.read_text())  # brokers are clients too
@@ -131,7 +131,7 @@ def secured(profile, addresses, certificates):
 
 
 def holds_a_secret(said: str, certificates, *more: str) -> list[str]:
-    """The secrets that a text gives away: as they are, as they travel, or a line of a key."""
+    """The secrets in a text: as plain text, as the Base64 of a login, or as a line of a private key."""
     plain = [*SECRETS.values(), *more, *(key.read_text().splitlines()[1] for _, key in certificates.values())]
     return [secret for secret in [*plain, BASIC, WRONG_BASIC] if secret in said]
 
@@ -144,7 +144,7 @@ class Ended:
 
 
 async def stream(*arguments: str, **variables: str) -> Ended:
-    """The command as a process of its own; the servers of this process go on meanwhile."""
+    """Runs the command as a process, without blocking the servers of this process."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "stream", *arguments),
         env=os.environ | variables,
@@ -156,14 +156,16 @@ async def stream(*arguments: str, **variables: str) -> Ended:
     return Ended(process.returncode or 0, out.decode(), err.decode())
 
 
-# Who is let in
+# Authentication succeeds
 
 
 @pytest.mark.parametrize(
     ("protocol", "mechanism"),
     [("SSL", ""), *((protocol, each) for protocol in ("SASL_SSL", "SASL_PLAINTEXT") for each in MECHANISMS)],
 )
-async def test_every_way_in_carries_records_both_ways(settings, broker, monkeypatch, protocol, mechanism):
+async def test_every_protocol_and_mechanism_sends_and_receives_records(
+    settings, broker, monkeypatch, protocol, mechanism
+):
     for name, value in broker.login(protocol, mechanism).items():
         monkeypatch.setenv(name, value)
     secure = Settings(_env_file=None)
@@ -172,7 +174,7 @@ async def test_every_way_in_carries_records_both_ways(settings, broker, monkeypa
     assert [(record.key, record.value) for record in await read(secure, secure.topic)] == [(b"k", b"v")]
 
 
-# Who is not
+# Authentication fails
 
 
 def without(variables, *names):
@@ -207,7 +209,7 @@ WRONG = {
         lambda b: b.login("SASL_PLAINTEXT", "PLAIN") | {"STREAM_KAFKA_PASSWORD": SECRETS["wrong"]},
         "PASSWORD",
     ),
-    "a client that is a stranger": (
+    "an untrusted client certificate": (
         lambda b: (
             b.login("SSL")
             | dict(
@@ -226,7 +228,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_who_is_not_let_in_is_told_which_setting_to_mend(broker, certificates, wrong):
+async def test_a_failed_connection_names_the_setting_to_correct(broker, certificates, wrong):
     variables, words = WRONG[wrong]
     with pytest.raises(ConfigurationError) as raised:
         async with clients.admin(only(variables(broker))):
@@ -237,8 +239,8 @@ async def test_who_is_not_let_in_is_told_which_setting_to_mend(broker, certifica
 
 
 @pytest.mark.parametrize("wrong", list(WRONG)[:4])
-async def test_who_is_not_let_in_gets_one_sentence_and_78(settings, broker, certificates, wrong):
-    """Whatever is started: a command, or a worker at its most talkative."""
+async def test_a_failed_connection_is_one_sentence_and_exit_code_78(settings, broker, certificates, wrong):
+    """A command and a worker, both with log level debug."""
     variables, words = WRONG[wrong]
     told = variables(broker) | {"STREAM_LOG_LEVEL": "debug"}
     command, worker = await asyncio.gather(
@@ -253,11 +255,11 @@ async def test_who_is_not_let_in_gets_one_sentence_and_78(settings, broker, cert
     assert not holds_a_secret(command.err + worker.err, certificates)
 
 
-# What is said meanwhile
+# No output holds a secret
 
 
 class Said:
-    """Everything that commands and workers said, by who said it."""
+    """All output of commands and workers, by source."""
 
     def __init__(self) -> None:
         self.texts: list[tuple[str, str]] = []
@@ -267,7 +269,7 @@ class Said:
         self.texts.append((who, text))
 
     async def by(self, code: int, *arguments: str, **variables: str) -> str:
-        """A command in this process: what it prints, and the whole traceback of what it raises."""
+        """Runs a command in this process. Records its output and the traceback of its exception."""
         ended = await asyncio.to_thread(CliRunner().invoke, app, arguments, env=variables)
         traceback = "".join(format_exception(ended.exception)) if ended.exception else ""
         assert getattr(ended.exception, "exit_code", ended.exit_code) == code, ended.output + traceback
@@ -275,7 +277,7 @@ class Said:
         return ended.output
 
     async def by_worker(self, stage: str, **variables: str) -> None:
-        """A worker that is refused."""
+        """Runs a worker that must exit with 78. Records its output."""
         ended = await stream("worker", stage, **variables, STREAM_INSTANCE="other", STREAM_WEB_PORT="0")
         assert ended.code == 78, ended
         self.add(f"{stage} {[*variables]}", ended.err)
@@ -283,7 +285,7 @@ class Said:
 
 @pytest.fixture
 async def guards(environment, certificates, monkeypatch):
-    """TLS and logins before Neo4j, OpenSearch and the embedder, as the environment says then; closing it shuts them."""
+    """TLS and authentication in front of Neo4j, OpenSearch and the embedder, until the stack is closed."""
     (cert, key), neo4j = certificates["store"], environment["STREAM_NEO4J_URI"].removeprefix("bolt://")
     context, bearer = serving(cert, key), f"Bearer {SECRETS['embed']}"
     async with AsyncExitStack() as stack:
@@ -308,10 +310,10 @@ async def guards(environment, certificates, monkeypatch):
         yield stack
 
 
-async def test_chunks_go_through_all_that_is_guarded_and_nothing_that_is_said_holds_a_secret(
+async def test_chunks_pass_all_secured_servers_and_no_output_holds_a_secret(
     settings, stores, broker, certificates, guards, monkeypatch
 ):
-    """Each worker comes to Kafka in another way; whoever reads logs, metrics or reports must not get a password."""
+    """Each worker uses another protocol for Kafka. Logs, metrics and reports must hold no password."""
     monkeypatch.setenv("STREAM_OUTAGE_BOUND", "1")
     monkeypatch.setenv("STREAM_LOG_LEVEL", "debug")
     said = Said()
@@ -379,7 +381,7 @@ async def it_is_refused(said, stranger):
     await said.by(78, *SEARCH, STREAM_EMBED_API_KEY=wrong)
     await said.by(78, *SEARCH, STREAM_EMBED_API_KEY=f"{wrong}\n")
     await said.by(78, *SEARCH, STREAM_EMBED_CA_FILE=stranger)
-    async with login_before("", "nobody") as hub:  # it lets nobody in
+    async with login_before("", "nobody") as hub:  # it refuses every login
         await asyncio.gather(
             said.by_worker("embed", STREAM_EMBED_API_KEY=wrong),
             said.by_worker("expand", HF_ENDPOINT=f"http://{hub}", STREAM_SPLADE_MODEL="nobody/nothing"),
@@ -388,7 +390,7 @@ async def it_is_refused(said, stranger):
 
 
 async def it_is_down(secure, workers, said):
-    """Two workers give up on the next chunk, the third has nothing to give up on."""
+    """Two workers end with an outage at the next chunk. The third has no work and ends with 0 at SIGTERM."""
     again = (await read(secure, topics.source(secure, "index")))[0]
     async with clients.producer(secure) as producer:
         await producer.send_and_wait(again.topic, key=again.key, value=again.value)

@@ -1,4 +1,4 @@
-"""If these fail, what runs against the development embedder does not run against vLLM, or searches find nothing."""
+"""If these fail, the development embedder differs from vLLM, or searches find nothing."""
 
 import asyncio
 import hashlib
@@ -114,7 +114,7 @@ async def test_probes_are_answered_while_a_batch_is_embedded(client: TestClient[
         if running in await (await client.get("/metrics")).text():
             break
     else:
-        pytest.fail("nothing was answered before the batch was done")
+        pytest.fail("no request was answered before the batch was done")
     assert (await client.get("/health")).status == 200
     assert not batch.done()
     assert (await batch).status == 200
@@ -123,7 +123,7 @@ async def test_probes_are_answered_while_a_batch_is_embedded(client: TestClient[
     assert f'vllm:num_requests_waiting{{model_name="{MODEL}"}} 0.0' in metrics
 
 
-async def test_nobody_takes_it_for_the_real_model(client: TestClient[Any, Any]):
+async def test_the_model_card_says_that_it_is_not_the_real_model(client: TestClient[Any, Any]):
     (card,) = (await (await client.get("/v1/models")).json())["data"]
     assert "lexical not semantic" in card["owned_by"]
 

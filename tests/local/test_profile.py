@@ -1,4 +1,4 @@
-"""The settings of the local profile reach the package, and its password nobody else."""
+"""If these fail, the package does not get the settings of the local profile, or another user can read its password."""
 
 import stat
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Kafka, Neo4j and OpenSearch come up on a bare machine, come back after a crash, and leave nothing behind."""
+"""If these fail, the local servers do not start, do not restart after a crash, or leave processes running."""
 
 import signal
 import time
@@ -28,7 +28,7 @@ def tool(folder: Path, name: str, script: str) -> Path:
     return folder
 
 
-# What is missing is said in one sentence
+# Missing programs are named in one sentence
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_missing_java_is_a_sentence_with_both_ways_out(tmp_path: Path, monkeyp
 
 @pytest.fixture
 def java_17(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PATH with the system's tools, a java that fits, and room for a mvn."""
+    """A PATH with system tools and a java that fits, in a folder where tests add a mvn."""
     folder = tool(tmp_path / "bin", "java", "echo java.base@17.0.15")
     for name in ("sh", "sleep", "mkdir"):
         (folder / name).symlink_to(which(name) or "")
@@ -96,7 +96,7 @@ def test_two_installs_at_once_share_one_download(tmp_path: Path, java_17: Path) 
 
 def test_docker_runs_the_same_versions() -> None:
     for name, service in yaml.safe_load(COMPOSE.read_text())["services"].items():
-        if "profiles" not in service:  # what comes without a profile is what the local profile has too
+        if "profiles" not in service:  # the services without a profile are those of the local profile
             version = java.distribution(Profile(), name).name.removeprefix(f"{name}-")
             assert service["image"].split(":")[1].removesuffix("-community") == version
 
@@ -115,7 +115,7 @@ def profile(profile: Profile | None) -> Profile:
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "timeout: the condition never became true"
         time.sleep(0.1)
 
 

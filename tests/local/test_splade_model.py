@@ -1,4 +1,4 @@
-"""If these fail, the demo's sparse search finds nothing, or what loads here does not load as a real SPLADE does."""
+"""If these fail, the demo's sparse search finds nothing, or the model does not load as a real SPLADE model does."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ TEXTS = ["open the socket", "read the file", "close the socket and the file"] * 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The model of the demo's text and the seconds that it took."""
+    """The model of the demo's text, and the CPU seconds of the build."""
     texts = [chunk["text"] for chunk in corpus.chunks()]
     started = time.process_time()
     path = build(texts, tmp_path_factory.mktemp("models") / "splade")
@@ -30,7 +30,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 
 @pytest.fixture(scope="module")
 def encode(built: tuple[Path, float]) -> Encode:
-    """SPLADE as its paper has it: the maximum over the tokens of log(1 + ReLU(logit))."""
+    """SPLADE as in its paper: the maximum over the tokens of log(1 + ReLU(logit))."""
     tokenizer = AutoTokenizer.from_pretrained(built[0])
     model = AutoModelForMaskedLM.from_pretrained(built[0])
 

@@ -1,4 +1,4 @@
-"""What runs is what was asked for, a crash is mended or explained, and nothing is left behind."""
+"""If these fail, the wrong programs run, a crash is neither repaired nor explained, or processes are left running."""
 
 import os
 import select
@@ -38,7 +38,7 @@ def connects(port: int) -> bool:
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "timeout: the condition never became true"
         time.sleep(0.02)
 
 
@@ -52,7 +52,7 @@ def ended(pid: int, seconds: float = 20) -> bool:
 
 @pytest.fixture
 def profile(tmp_path: Path) -> Iterator[Profile]:
-    """A home deeper than a unix socket's path may be, with a name that a configuration file could trip over."""
+    """A home whose path is too long for a unix socket and has characters that a configuration file must escape."""
     embed, expand = free_ports(2)
     profile = Profile(tmp_path / ("deep" * 30) / "100% of o'home é", embed_port=embed, expand_port=expand)
     yield profile
@@ -143,7 +143,7 @@ def test_a_killed_program_comes_back(profile: Profile) -> None:
 
 @pytest.mark.parametrize(("code", "stays_down"), [(0, True), (78, True), (99, True), (75, False)])
 def test_an_exit_code_says_whether_to_start_again(profile: Profile, code: int, stays_down: bool) -> None:
-    """The first run waits for a word, so that it is ready; then it ends, and every later run at once."""
+    """The first run waits for the file `word`, so that it becomes ready; every later run ends at once."""
     ready, word = profile.home / "ready", profile.home / "word"
     text = (
         f"import os, sys, time; open({str(ready)!r}, 'a').write('x')\n"
@@ -167,7 +167,7 @@ def test_a_program_that_dies_at_once_shows_the_end_of_its_log(profile: Profile) 
     assert lines[0].startswith("embed ended before it was ready; the end of ")
     assert lines[-2:] == ["line 29", "no such model"]
     assert len(lines) == 21
-    assert pid_of(profile, "embed") is None, "it would crash for ever behind the user's back"
+    assert pid_of(profile, "embed") is None, "it would restart and crash for ever without notice"
 
 
 def test_a_program_that_is_never_ready_is_an_outage(profile: Profile) -> None:
@@ -215,7 +215,7 @@ def test_down_leaves_no_process_and_can_be_repeated(profile: Profile) -> None:
 
 
 def test_programs_stop_in_the_reverse_order_of_their_start(profile: Profile) -> None:
-    """A worker that outlives its stores cannot finish what it has in hand."""
+    """A worker that outlives its stores cannot finish its batches."""
     last_words = (
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('bye')))\n"
         "print('ready', flush=True)\nwhile True: time.sleep(0.05)"
@@ -238,7 +238,7 @@ def test_a_killed_supervisord_takes_its_programs_along_and_up_starts_anew(profil
     orphan = pid_of(profile, "embed")
     assert orphan is not None
     os.kill(daemon_pid(profile), signal.SIGKILL)
-    assert ended(orphan), "it would hold its port, and nobody would watch it"
+    assert ended(orphan), "it would hold its port without supervision"
     assert [(s.state, s.pid, s.ready) for s in supervisor.status(profile, programs)] == [("STOPPED", None, False)]
     supervisor.up(profile, programs)
     assert running(profile, *programs)["embed"].ready is True
@@ -253,13 +253,13 @@ def test_a_strangers_socket_folder_is_refused(
     supervisor.down(profile)
     folder.mkdir(mode=0o700)
     folder.chmod(0o777)
-    with pytest.raises(ConfigurationError, match="nobody else may enter"):
+    with pytest.raises(ConfigurationError, match="no other user may enter"):
         supervisor.up(profile, [])
 
 
 @pytest.mark.parametrize("value", ["two\nlines", "a ;comment", "a #comment"])
 def test_what_supervisord_would_misread_is_refused(profile: Profile, value: str) -> None:
-    with pytest.raises(ConfigurationError, match="supervisord cannot be told"):
+    with pytest.raises(ConfigurationError, match="supervisord cannot take"):
         supervisor.up(profile, [server(profile, "embed", command=[value])])
 
 

@@ -1,4 +1,4 @@
-"""If these fail, nobody is woken when chunks stop flowing, or whoever is woken looks at an empty dashboard."""
+"""If these fail, nobody is paged when chunks stop flowing, or a dashboard panel is empty."""
 
 import asyncio
 import json
@@ -32,15 +32,15 @@ BIN = f"{ROOT / '.local/prometheus/usr/bin'}:{os.environ['PATH']}"
 DASHBOARD = json.loads((ROOT / "compose/grafana/dashboards/chunk-stream.json").read_text())
 RULES = [rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
-RARE = {  # what no healthy flow on a CPU has
+RARE = {  # a healthy flow on a CPU has no values for these
     "increase(stream_splade_out_of_memory_total[1m])",
 }
 
 
 def program(name: str) -> str:
-    """`make prometheus` brings it."""
+    """The path of a program that `make prometheus` installs."""
     found = shutil.which(name, path=BIN)
-    assert found, f"{name} is not here: make prometheus"
+    assert found, f"{name} is missing: run `make prometheus`"
     return found
 
 
@@ -128,7 +128,7 @@ async def test_every_panel_shows_something_while_chunks_flow(flow, stores, tmp_p
         async def no_lag_is_left() -> bool:
             return {one["metric"]["stage"] for one in await asked("stream_lag_records == 0")} == set(STAGES)
 
-        await until(no_lag_is_left)  # a worker asks for it every five seconds
+        await until(no_lag_is_left)  # a worker updates it every five seconds
         (age,) = await asked("stream_end_to_end_seconds_sum / stream_end_to_end_seconds_count")
         assert 0 < float(age["value"][1]) < 60
         done = {one["metric"]["stage"] for one in await asked('stream_record_bytes_total{outcome="done"} > 0')}
@@ -136,7 +136,7 @@ async def test_every_panel_shows_something_while_chunks_flow(flow, stores, tmp_p
 
 
 def configuration(targets: dict[str, list[str]], folder: Path) -> Path:
-    """The file of compose/ with these targets, asked every second."""
+    """The configuration of compose/ with these targets and a scrape interval of one second."""
     told = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     told["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     told["rule_files"] = [str(PROMETHEUS / "alerts.yml")]
@@ -151,7 +151,7 @@ def configuration(targets: dict[str, list[str]], folder: Path) -> Path:
 
 @asynccontextmanager
 async def prometheus(config: Path, port: int):
-    """A real one; yields a client of it."""
+    """Runs a real Prometheus and yields an HTTP client for it."""
     address = f"127.0.0.1:{port}"
     with (LOGS / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
@@ -183,7 +183,7 @@ async def prometheus(config: Path, port: int):
 
 @contextmanager
 def page(file: Path, port: int) -> Iterator[None]:
-    """Serves one file at /metrics: what a GPU's exporter says, where there is no GPU."""
+    """Serves a file at /metrics, in place of a GPU exporter."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

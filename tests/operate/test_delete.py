@@ -153,7 +153,7 @@ async def test_the_command_names_what_was_published_meanwhile(flow, monkeypatch)
     monkeypatch.setattr(deleting, "chunks_of", busy)
     ended = await asyncio.to_thread(CliRunner().invoke, app, ["delete", "--doc-id", "d1"])
     assert (ended.exit_code, ended.stdout) == (1, "deleted 1 chunks of d1\n")
-    assert ended.stderr == "b stays: it was published meanwhile\n"
+    assert ended.stderr == "b is not deleted: it was published while the command ran\n"
 
 
 async def test_a_document_is_gone_from_both_stores_and_a_replay_of_it_stays_gone(flow, stores):

@@ -190,7 +190,7 @@ async def test_the_command_says_first_what_it_would_do(flow):
     assert json.loads(did.stdout) == {"dry_run": False, "records": 2, "older": 0}
     assert len(await read(flow, flow.topic)) == 5
     back = await asyncio.to_thread(stream, "reset", "embed", "--to", "earliest")
-    assert back.stdout == "embed goes on at 0@0, 1@0\n"
+    assert back.stdout == "embed resumes at 0@0, 1@0\n"
 
 
 @pytest.mark.parametrize("wrong", [["--offsets", "0"], ["--since", "soon"], ["--where", "lang"], ["--rate", "0"]])
