@@ -6,14 +6,17 @@ import logging
 import re
 from collections.abc import Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from cachetools import TTLCache
 
 from stream.config import SearchMode, Settings
 from stream.models.embeddings import EmbeddingClient
-from stream.models.splade import SparseEncoder, SparseVector
 from stream.stores import Stores
 from stream.stores.base import Hit
+
+if TYPE_CHECKING:
+    from stream.models.splade import SparseEncoder, SparseVector
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ class Searcher:
         words, terms = fitting(query, (await self.encode(query)).terms)
         return await self._stores.opensearch.search(words, terms, k)
 
-    async def encode(self, query: str) -> SparseVector:
+    async def encode(self, query: str) -> "SparseVector":
         """The query's sparse vector, from the cache if it was encoded within the last minute."""
         key = hashlib.sha256(query.encode()).digest()
         vector = self._encoded.get(key)
@@ -51,7 +54,9 @@ class Searcher:
         return vector
 
     @cached_property
-    def _encoder(self) -> SparseEncoder:
+    def _encoder(self) -> "SparseEncoder":
+        from stream.models.splade import SparseEncoder  # noqa: PLC0415 - only a search by terms pays for PyTorch
+
         return SparseEncoder(self._settings)
 
 

@@ -11,6 +11,7 @@ from support import sparse_vector
 
 from stream import search
 from stream.config import Settings
+from stream.models import splade
 from stream.models.splade import SparseVector
 from stream.stores.base import Hit
 
@@ -39,7 +40,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             queries.extend(texts)
             return [VECTOR for _ in texts]
 
-    monkeypatch.setattr(search, "SparseEncoder", Encoder)
+    monkeypatch.setattr(splade, "SparseEncoder", Encoder)
     return queries
 
 

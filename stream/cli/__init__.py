@@ -1,27 +1,92 @@
-"""The command line. An error is one sentence on standard error and an exit code of `stream.errors`."""
+"""The command line. An error is one sentence on standard error and an exit code of `stream.errors`.
+
+Each command is imported when it is called: `stream worker embed` does not pay for what `stream search` needs.
+"""
 
 import logging
 import sys
+from importlib import import_module
+from typing import Annotated, Any
 
+import typer
 from aiokafka.errors import KafkaError
+from typer.core import TyperGroup
 
-from stream.cli.bench import bench
-from stream.cli.commands import app
-from stream.cli.dlq import dlq
-from stream.cli.local import local
-from stream.cli.reference import reference
-from stream.cli.reindex import reindex
-from stream.cli.replay import replay
+from stream import __version__
+from stream.cli.options import utf8
 from stream.errors import Outage, StreamError
 from stream.signals import INTERRUPTED
 from stream.terminal import printable
 
-app.add_typer(local)
-app.add_typer(dlq)
-app.add_typer(replay)
-app.add_typer(reindex)
-app.add_typer(bench)
-app.add_typer(reference)
+MODULES = {  # of each command, in the order of the help
+    "worker": "worker",
+    "doctor": "doctor",
+    "encode": "search",
+    "publish": "records",
+    "validate": "records",
+    "delete": "records",
+    "status": "state",
+    "verify": "state",
+    "search": "search",
+    "topics": "state",
+    "local": "local",
+    "dlq": "dlq",
+    "replay": "replay",
+    "reindex": "reindex",
+    "bench": "bench",
+    "settings": "reference",
+    "metrics": "reference",
+}
+
+
+class _Commands(TyperGroup):
+    """Click's pattern of a group that loads its commands lazily."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(MODULES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in MODULES:
+            return None
+        found = typer.main.get_command(import_module(f"stream.cli.{MODULES[cmd_name]}").app)
+        if isinstance(found, TyperGroup) and found.name != cmd_name:
+            return found.commands[cmd_name]
+        return found
+
+
+app = typer.Typer(
+    name="stream",
+    cls=_Commands,
+    help="Turns text chunks into searchable knowledge in seconds and loses none of them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _configure(
+    context: typer.Context,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            parser=utf8,
+            metavar="NAME=VALUE",
+            help="Set a setting; it overrides the environment. Repeatable. `stream settings` lists the names.",
+        ),
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    pairs = [assignment.partition("=") for assignment in assignments or []]
+    if not all(equals for _, equals, _ in pairs):
+        raise typer.BadParameter("expected NAME=VALUE", param_hint="--set")  # not printed: it may be a secret
+    context.obj = {name.lower(): value for name, _, value in pairs}
 
 
 def main() -> None:

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from stream.cli.commands import settings_of
+from stream.cli.options import settings_of
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import STAGES, StageName
 
-bench = typer.Typer(name="bench", help="Measure this machine.", no_args_is_help=True)
+app = typer.Typer(name="bench", help="Measure this machine.", no_args_is_help=True)
 
 
-@bench.command()
+@app.command()
 def splade(
     context: typer.Context,
     seconds: Annotated[float, typer.Option(min=0.1, help="Minimum seconds for each encoder and setting.")] = 5,
@@ -53,7 +53,7 @@ def splade(
         out.print(table)
 
 
-@bench.command()
+@app.command()
 def load(
     context: typer.Context,
     chunks: Annotated[int, typer.Option(min=100, help="Number of chunks to publish.")] = 10_000,

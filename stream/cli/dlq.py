@@ -11,8 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from stream.cli.commands import settings_of
-from stream.cli.options import DryRun, moment, place, utf8
+from stream.cli.options import DryRun, moment, settings_of, utf8
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.config import STAGES, Settings, StageName
 from stream.errors import StreamError
@@ -27,7 +26,15 @@ from stream.terminal import printable
 COLUMNS = ("at", "stage", "place", "from", "key", "reason", "detail", "attempts")
 MIN_LINES = 10  # of a value that are printed on any screen
 
-dlq = typer.Typer(name="dlq", help="Dead letters: records that a stage rejected.", no_args_is_help=True)
+app = typer.Typer(name="dlq", help="Dead letters: records that a stage rejected.", no_args_is_help=True)
+
+
+def place(text: str) -> Place:
+    """Parses `PARTITION@OFFSET`."""
+    try:
+        return Place.of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 Stage = Annotated[StageName | None, typer.Option(help="Only dead letters of this stage.")]
@@ -47,7 +54,7 @@ Until = Annotated[
 ]
 
 
-@dlq.command("ls")
+@app.command("ls")
 def ls(
     context: typer.Context,
     *,
@@ -74,7 +81,7 @@ def ls(
     return None
 
 
-@dlq.command("show")
+@app.command("show")
 def show(
     context: typer.Context,
     stage: Annotated[StageName, typer.Argument(help="The stage that rejected it.", show_default=False)],
@@ -103,7 +110,7 @@ def show(
         _print_letter(letter)
 
 
-@dlq.command("redrive")
+@app.command("redrive")
 def redrive(
     context: typer.Context,
     *,
@@ -139,7 +146,7 @@ def redrive(
         raise typer.Exit(1)
 
 
-@dlq.command("purge")
+@app.command("purge")
 def purge(
     context: typer.Context,
     *,

@@ -9,8 +9,9 @@ import typer
 from rich.table import Table
 
 from stream import config, corpus
-from stream.cli.commands import find, print_hits, print_report
 from stream.cli.output import Json, err, out, print_json, progress_bars
+from stream.cli.search import find, print_hits
+from stream.cli.state import print_report
 from stream.config import SearchMode, Settings
 from stream.kafka import topics
 from stream.local import demo
@@ -24,7 +25,7 @@ from stream.operate import status as state
 from stream.operate import verify as checking
 from stream.stores import open_stores
 
-local = typer.Typer(
+app = typer.Typer(
     name="local",
     help="Run everything on this machine: Kafka, Neo4j, OpenSearch, a development embedder, the workers.",
     no_args_is_help=True,
@@ -52,7 +53,7 @@ def _settings(profile: Profile) -> Settings:
     return config.only(profile.environment())
 
 
-@local.command()
+@app.command()
 def up(home: Home = HOME) -> None:
     """Start the servers, the embedder and the workers. Programs that already run are not restarted."""
     profile = Profile.from_environment(home)
@@ -75,14 +76,14 @@ def _start(profile: Profile) -> Settings:
     return settings
 
 
-@local.command()
+@app.command()
 def down(home: Home = HOME) -> None:
     """Stop everything that `up` started. The data are kept."""
     stop_all(Profile.from_environment(home))
     _say("stopped")
 
 
-@local.command()
+@app.command()
 def status(home: Home = HOME, json: Json = False) -> None:
     """Show the state of each program. Exit code 1 if any is not ready."""
     profile = Profile.from_environment(home)
@@ -101,7 +102,7 @@ def status(home: Home = HOME, json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@local.command("demo")
+@app.command("demo")
 def run_demo(home: Home = HOME) -> None:
     """Start everything, publish real text, wait until it is searchable, verify that no chunk is lost, and search."""
     profile = Profile.from_environment(home)

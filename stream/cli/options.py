@@ -1,12 +1,17 @@
 """Parsers for command-line arguments, and the options that several commands share."""
 
 import re
+import sys
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, BinaryIO, cast
 
 import typer
 
-from stream.kafka.deadletters import Place
+from stream import config
+from stream.config import Settings
+from stream.errors import ConfigurationError
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -51,9 +56,16 @@ def moment(text: str) -> int:
     return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def place(text: str) -> Place:
-    """Parses `PARTITION@OFFSET`."""
+def settings_of(context: typer.Context) -> Settings:
+    """Loads the settings, with the values of `--set` first."""
+    return config.load(**context.obj)
+
+
+def open_file(file: str, stack: ExitStack) -> tuple[BinaryIO, int | None]:
+    if file == "-":
+        return sys.stdin.buffer, None
+    path = Path(file)
     try:
-        return Place.of(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        return cast(BinaryIO, stack.enter_context(path.open("rb"))), path.stat().st_size
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {file}: {error.strerror}") from None

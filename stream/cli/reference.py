@@ -10,7 +10,7 @@ from stream import metrics
 from stream.cli.output import out
 from stream.config import Settings
 
-reference = typer.Typer()
+app = typer.Typer()
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print the page of docs/.")]
 
 SETTINGS = """\
@@ -35,7 +35,7 @@ Prometheus client library, such as `process_start_time_seconds`. vLLM serves its
 """
 
 
-@reference.command("settings")
+@app.command("settings")
 def show_settings(markdown: Markdown = False) -> None:
     """List every setting with its default and its meaning."""
     rows = [
@@ -45,7 +45,7 @@ def show_settings(markdown: Markdown = False) -> None:
     _show(("variable", "default", "meaning"), rows, SETTINGS if markdown else None)
 
 
-@reference.command("metrics")
+@app.command("metrics")
 def show_metrics(markdown: Markdown = False) -> None:
     """List the metrics that a worker serves to Prometheus."""
     rows = [(one.name, one.type, ", ".join(one.labels), one.meaning) for one in metrics.listed()]

@@ -7,8 +7,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.table import Table
 
-from stream.cli.commands import settings_of
-from stream.cli.options import Accept
+from stream.cli.options import Accept, settings_of
 from stream.cli.output import Json, out, print_json, progress_bars
 from stream.config import STAGES, StageName
 from stream.operate import reindex as reindexing
@@ -17,7 +16,7 @@ from stream.stores.base import Generation
 
 Result = TypeVar("Result")
 
-reindex = typer.Typer(
+app = typer.Typer(
     name="reindex", help="Build a new generation of both stores while the live one serves.", no_args_is_help=True
 )
 
@@ -29,7 +28,7 @@ AcceptOlder = Annotated[
 ]
 
 
-@reindex.command("start")
+@app.command("start")
 def start(
     context: typer.Context,
     swap: Annotated[bool, typer.Option(help="Swap when it is complete, or leave that to `swap`.")] = True,
@@ -49,7 +48,7 @@ def start(
     out.print(f"generation {number} is {'live' if swap else 'complete'}")
 
 
-@reindex.command("status")
+@app.command("status")
 def status(context: typer.Context, json: Json = False) -> None:
     """List the generations and the lag of each."""
 
@@ -88,7 +87,7 @@ def status(context: typer.Context, json: Json = False) -> None:
     return None
 
 
-@reindex.command("swap")
+@app.command("swap")
 def swap(
     context: typer.Context,
     number: Annotated[int, typer.Argument(min=1, help="The generation.")],
@@ -103,7 +102,7 @@ def swap(
     out.print(f"generation {number} is live")
 
 
-@reindex.command("rollback")
+@app.command("rollback")
 def rollback(context: typer.Context, accept: Accept = None, accept_older: AcceptOlder = False) -> None:
     """Swap back to the previous generation."""
     accepted = Accepted(accept or (), accept_older)
@@ -113,13 +112,13 @@ def rollback(context: typer.Context, accept: Accept = None, accept_older: Accept
     out.print(f"generation {number} is live")
 
 
-@reindex.command("abort")
+@app.command("abort")
 def abort(context: typer.Context) -> None:
     """Delete the generation that is being built."""
     _print_deleted(asyncio.run(reindexing.drop(settings_of(context), lambda one, live: one.number > live)))
 
 
-@reindex.command("prune")
+@app.command("prune")
 def prune(context: typer.Context) -> None:
     """Delete the generations older than the live one; a rollback to them is then impossible."""
     _print_deleted(asyncio.run(reindexing.drop(settings_of(context), lambda one, live: one.number < live)))

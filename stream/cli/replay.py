@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 from aiokafka.errors import CommitFailedError
 
-from stream.cli.commands import settings_of
-from stream.cli.options import DryRun, moment, utf8
+from stream.cli.options import DryRun, moment, settings_of, utf8
 from stream.cli.output import Json, out, print_json, progress_bars
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError
@@ -16,7 +15,7 @@ from stream.kafka import topics
 from stream.operate import replay as replaying
 from stream.operate.replay import Moment, Range
 
-replay = typer.Typer(name="replay", help="Let a stage process records again.", no_args_is_help=True)
+app = typer.Typer(name="replay", help="Let a stage process records again.", no_args_is_help=True)
 
 Stage = Annotated[StageName, typer.Argument(help="The stage that processes the records again.", show_default=False)]
 
@@ -46,7 +45,7 @@ def target(text: str) -> Moment:
     return moment(text)
 
 
-@replay.command("publish")
+@app.command("publish")
 def publish(
     context: typer.Context,
     stage: Stage,
@@ -119,7 +118,7 @@ async def _publish(
     return planned, sent
 
 
-@replay.command("reset")
+@app.command("reset")
 def reset(
     context: typer.Context,
     stage: Stage,

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from stream import __version__
 from stream.cli import app
-from stream.cli.commands import _lines, find
+from stream.cli.search import _lines, find
 from stream.config import STAGES, Settings
 from stream.kafka import clients, topics
 from stream.kafka.deadletters import letter_headers
