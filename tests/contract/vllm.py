@@ -77,6 +77,7 @@ def vllm(model: Path, name: str, key: str, port: int) -> Iterator[Server]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits leaves its core to the tests
     }
     address = f"http://127.0.0.1:{port}"
     with LOG.open("wb") as log, subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=log) as server:
