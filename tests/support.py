@@ -26,6 +26,7 @@ from stream.records import Chunk, Expanded, Headers, Record, Tombstone, sha256
 from stream.stores import Stores
 
 CONTRACTS: dict[StageName, Contract] = {"embed": "chunk", "expand": "embedded", "index": "expanded"}
+LONGEST = 280  # seconds that a test waits for what takes a few; a machine may be slow and busy
 LOGS = Path(__file__).parent.parent / ".local" / "test-logs"
 
 # Settings of a topic that Kafka compacts within seconds.
@@ -164,7 +165,7 @@ async def read(settings: Settings, topic: str) -> list[Record]:
     return [record async for record in reader.read_to_end(settings, topic)]
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 120, every: float = 0.2) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = LONGEST, every: float = 0.2) -> None:
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(every)
@@ -197,11 +198,11 @@ class Worker:
         self.process.send_signal(number)
         return await self.exit_code()
 
-    async def exit_code(self, seconds: float = 60) -> int:
+    async def exit_code(self, seconds: float = LONGEST) -> int:
         async with asyncio.timeout(seconds):
             return await asyncio.to_thread(self.process.wait)
 
-    async def ready(self, seconds: float = 60) -> None:
+    async def ready(self, seconds: float = LONGEST) -> None:
         async def answers() -> bool:
             if self.process.poll() is not None:
                 log = self.log.read_text()[-2000:]
@@ -210,7 +211,7 @@ class Worker:
 
         await until(answers, seconds)
 
-    async def in_the_middle(self, seconds: float = 60) -> None:
+    async def in_the_middle(self, seconds: float = LONGEST) -> None:
         """Waits until the worker has finished some batches and is processing another."""
 
         async def busy() -> bool:

@@ -53,7 +53,7 @@ class Several:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        await until(lambda: asyncio.sleep(0, not self.workers()), 60)
+        await until(lambda: asyncio.sleep(0, not self.workers()))
 
     def workers(self) -> dict[int, str]:
         """The workers' process IDs, with the GPU that each may use."""

@@ -21,7 +21,7 @@ from faults.dying_worker import POINTS, SESSIONS_CUT_OFF
 from faults.pipeline import SECONDS_TO_RECOVER, Kept, Pipeline
 from faults.proxy import Forward, Proxy, Spoil, changed, cutting, delayed, half, silence, status
 from neo4j.exceptions import TransientError
-from support import CONTRACTS, transactional, until_compacted
+from support import CONTRACTS, LONGEST, transactional, until_compacted
 
 from stream.config import STAGES
 from stream.errors import Outage
@@ -330,7 +330,7 @@ async def deadlocks(pipeline: Pipeline, rng: random.Random) -> int:
     async with (
         neo4j.AsyncGraphDatabase.driver(settings.neo4j_uri, auth=auth) as driver,
         driver.session() as session,
-        asyncio.timeout(120),
+        asyncio.timeout(LONGEST),
     ):
         while (struck := worker.logged("DeadlockDetected") - before) < 3:
             with suppress(TransientError):

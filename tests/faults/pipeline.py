@@ -67,7 +67,7 @@ class Kept:
         async def ended() -> bool:
             return len(self.exits) > before
 
-        await until(ended, 120, every=0.05)
+        await until(ended, SECONDS_TO_RECOVER, every=0.05)
         return self.exits[before]
 
     @asynccontextmanager
@@ -109,7 +109,7 @@ class Kept:
         async def obeyed() -> bool:
             return not self._order.exists()
 
-        await until(obeyed, 120, every=0.05)
+        await until(obeyed, SECONDS_TO_RECOVER, every=0.05)
 
     async def until_ready(self, ready: bool = True) -> None:
         """Waits until /readyz answers 200, or 503 without `ready`."""

@@ -82,7 +82,7 @@ class Proxy:
         async def reached() -> bool:
             return self.spoiled >= goal
 
-        await until(reached, 120, every=0.05)
+        await until(reached, every=0.05)
 
     async def _listen(self) -> None:
         self._site = web.TCPSite(self._runner, "127.0.0.1", self._port, ssl_context=self._context, reuse_address=True)

@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import free_ports
 from faults.proxy import Proxy
-from support import Worker, send, until
+from support import LONGEST, Worker, send, until
 
 from stream.operate.status import caught_up, stages
 
@@ -29,7 +29,7 @@ async def test_an_outage_beyond_its_bound_is_seen_ends_the_worker_with_75_and_co
         assert worker.log.read_text().splitlines()[-1].startswith("stream: the embedding server at")
         embed, *_ = await stages(flow)
         assert (embed.done, embed.dead_letters) == (0, 0)
-        async with Worker("embed", port=port, STREAM_EMBED_URL=proxy.url), asyncio.timeout(60):
+        async with Worker("embed", port=port, STREAM_EMBED_URL=proxy.url), asyncio.timeout(LONGEST):
             await caught_up(flow, ["embed"])
         embed, expand, _ = await stages(flow)
         assert (embed.lag, embed.dead_letters, expand.total) == (0, 0, len(lines))
@@ -58,5 +58,5 @@ async def unready(worker: Worker) -> str:
         said.append(body)
         return status == 503
 
-    await until(refuses, 30)
+    await until(refuses)
     return said[-1]

@@ -42,7 +42,7 @@ async def done(settings: Settings, *names: str) -> None:
         there = {record.key for record in await read(settings, topics.source(settings, "expand"))}
         return there >= {name.encode() for name in names}
 
-    await until(all_there, 60, every=0.5)
+    await until(all_there, every=0.5)
 
 
 async def add_partitions(settings: Settings, total: int) -> None:
@@ -52,7 +52,7 @@ async def add_partitions(settings: Settings, total: int) -> None:
         async def there() -> bool:
             return len(await clients.partitions(admin, [settings.topic])) == total
 
-        await until(there, 30)
+        await until(there)
 
 
 async def make_again(settings: Settings, name: str) -> None:
@@ -65,7 +65,7 @@ async def make_again(settings: Settings, name: str) -> None:
             await topics.create(settings)
             return await topic_ids(admin, [name]) != before
 
-        await until(made, 30)
+        await until(made)
 
 
 class Ended(BaseException):
@@ -90,10 +90,10 @@ def lag() -> float:
 async def test_records_of_a_partition_that_was_added_count_for_the_lag(flow, monkeypatch, caplog):
     monkeypatch.setattr(watch, "INTERVAL", 0.2)
     async with await watched(flow, []):
-        await until(lambda: asyncio.sleep(0, lag() == 0), 30)
+        await until(lambda: asyncio.sleep(0, lag() == 0))
         await add_partitions(flow, 4)
         await publish(flow, "c1", "c2", partition=3)
-        await until(lambda: asyncio.sleep(0, lag() == 2), 30)
+        await until(lambda: asyncio.sleep(0, lag() == 2))
     assert f"{flow.topic} has 4 partitions now, it had 2" in caplog.text
 
 
@@ -114,10 +114,10 @@ async def test_a_topic_that_was_made_again_ends_the_worker_and_one_that_is_gone_
     async with await watched(flow, failed) as wrong:
         async with clients.admin(flow) as admin:
             await admin.delete_topics([name])
-        await until(lambda: asyncio.sleep(0, name in (wrong() or "")), 30)
+        await until(lambda: asyncio.sleep(0, name in (wrong() or "")))
         assert failed == []
         await topics.create(flow)
-        await until(lambda: asyncio.sleep(0, any(isinstance(error, Outage) for error in failed)), 30)
+        await until(lambda: asyncio.sleep(0, any(isinstance(error, Outage) for error in failed)))
     assert f"{name} was deleted and recreated" in str(failed[-1])
     assert [str(error) for error in failed[:-1]] == (["read again"] if which == "source" else [])
 

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
 from conftest import free_ports
-from support import FORGETFUL, Worker, chunk, compacted, create_topics, expanded, names, read, transactional
+from support import FORGETFUL, LONGEST, Worker, chunk, compacted, create_topics, expanded, names, read, transactional
 
 from stream.config import Settings
 from stream.kafka import clients, topics
@@ -26,7 +26,7 @@ from stream.operate.status import caught_up, stages
 from stream.operate.verify import verify
 from stream.records import VERSION_HEADER, Record, Rejected, Tombstone, decode
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.servers
 
 PARTITIONS = [0, 1]
 
@@ -87,7 +87,7 @@ async def live_in(settings, topic, contract):
 
 
 async def test_a_worker_that_comes_first_reaches_the_end_and_so_does_what_is_replayed(flow, stores):
-    async with Worker("index", port=free_ports(1)[0]), asyncio.timeout(120):
+    async with Worker("index", port=free_ports(1)[0]), asyncio.timeout(LONGEST):
         await caught_up(flow, ["index"])
         assert (await stages(flow))[2].lag == 0
         report = await verify(flow, stores)
@@ -100,13 +100,13 @@ async def test_a_worker_that_comes_first_reaches_the_end_and_so_does_what_is_rep
 
 
 async def test_the_first_stage_passes_on_what_is_left_and_nothing_that_was_aborted(flow):
-    async with Worker("embed", port=free_ports(1)[0]), asyncio.timeout(120):
+    async with Worker("embed", port=free_ports(1)[0]), asyncio.timeout(LONGEST):
         await caught_up(flow, ["embed"])
     assert await live_in(flow, topics.source(flow, "expand"), "embedded") == LIVE
 
 
 async def test_a_reindex_ends_and_has_all_that_is_left(flow, stores):
-    async with asyncio.timeout(200):
+    async with asyncio.timeout(LONGEST):
         assert await reindex.start(flow) == 2
     report = await verify(flow, stores)
     assert (report.differences, report.indexed) == ([], len(LIVE))

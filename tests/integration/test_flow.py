@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import free_ports
-from support import Worker, read
+from support import LONGEST, Worker, read
 
 from stream import corpus
 from stream.config import STAGES
@@ -20,7 +20,7 @@ from stream.operate.status import caught_up, stages, status
 from stream.operate.verify import verify
 from stream.search import Searcher
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.servers
 
 COUNT = 1000
 FAULTY = str(Path(__file__).parent / "faulty_worker.py")
@@ -32,7 +32,7 @@ def lines() -> list[bytes]:
 
 
 async def finished(flow) -> None:
-    async with asyncio.timeout(240):
+    async with asyncio.timeout(LONGEST):
         await caught_up(flow)
 
 
@@ -122,7 +122,7 @@ async def test_a_worker_that_cannot_finish_before_its_partitions_move_ends(flow,
 async def everything_embedded_by_another(flow, lines, port):
     done, *_ = await stages(flow)
     assert done.done <= len({record.key for record in await read(flow, topics.source(flow, "expand"))})
-    async with Worker("embed", port=port), asyncio.timeout(60):
+    async with Worker("embed", port=port), asyncio.timeout(LONGEST):
         await caught_up(flow, ["embed"])
     outputs = {record.key for record in await read(flow, topics.source(flow, "expand"))}
     assert outputs == {json.loads(line)["chunk_id"].encode() for line in lines}

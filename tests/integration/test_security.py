@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, free_ports
 from guards import certificate, login_before, serving, tls_before
 from pydantic import SecretStr
-from support import Worker, chunk, read, send, until
+from support import LONGEST, Worker, chunk, read, send, until
 from typer.testing import CliRunner
 
 from stream.cli import app
@@ -29,7 +29,7 @@ from stream.local import kafka as local_kafka
 from stream.local.profile import HOST, Profile
 from stream.operate.status import caught_up
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(300), pytest.mark.xdist_group("security")]
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("security")]
 
 SEARCH = ("search", "sockets", "--mode", "dense")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -352,7 +352,7 @@ async def it_works(secure, workers, said):
     names = {f"c{n}" for n in range(20)}
     await send(secure, [(name.encode(), json.dumps(chunk(name, f"sockets {name}")).encode()) for name in names])
     await send(secure, [(b"bad", b"{")])
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(LONGEST):
         await caught_up(secure)
     for stage, worker in workers.items():
         for path in ("/metrics", "/readyz", "/healthz"):

@@ -67,7 +67,7 @@ async def test_only_what_is_missing_is_made(flow):
         async def gone() -> bool:
             return missing not in await admin.list_topics()
 
-        await until(gone, 30)
+        await until(gone)
     assert await topics.create(flow) == [missing]
 
 
@@ -140,7 +140,7 @@ async def do(settings: Settings, sentence: str) -> None:
     async def is_done() -> bool:
         return (await kept(settings, [name]))[name][key] == value
 
-    await until(is_done, 30)
+    await until(is_done)
 
 
 @pytest.mark.parametrize(("suffix", "told", "words"), LOSES)

@@ -112,7 +112,7 @@ def profile(profile: Profile | None) -> Profile:
     return profile
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def until(condition: Callable[[], bool], seconds: float = 280) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "timeout: the condition never became true"

@@ -17,7 +17,7 @@ import orjson
 import pytest
 import yaml
 from conftest import free_ports
-from support import LOGS, Worker, chunk, send, until
+from support import LOGS, LONGEST, Worker, chunk, send, until
 from typer.testing import CliRunner
 
 from stream import metrics
@@ -92,7 +92,6 @@ def test_no_panel_or_alert_asks_for_a_metric_that_is_not_there():
 
 
 @pytest.mark.servers
-@pytest.mark.timeout(300)
 async def test_every_panel_shows_something_while_chunks_flow(flow, stores, tmp_path):
     ports = dict(zip((*STAGES, "gpu", "prometheus"), free_ports(5), strict=True))
     async with AsyncExitStack() as stack:
@@ -116,7 +115,7 @@ async def test_every_panel_shows_something_while_chunks_flow(flow, stores, tmp_p
             await asked(rule["expr"])
         left = {expression.replace("$__rate_interval", "1m") for expression in EXPRESSIONS} - RARE
         number = 0
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(LONGEST):
             while left:
                 chunks = [chunk(f"c{number + n}", f"text {number + n} about sockets") for n in range(20)]
                 number += len(chunks)

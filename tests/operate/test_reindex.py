@@ -26,7 +26,7 @@ from stream.operate.verify import verify
 from stream.search import Searcher
 from stream.stores import open_stores
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.servers
 
 COUNT = 200
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import RecordsToDelete
-from support import send
+from support import LONGEST, send
 
 from stream.config import STAGES, Settings, StageName
 from stream.errors import ConfigurationError
@@ -110,13 +110,13 @@ async def test_caught_up_waits_for_the_last_record_and_shows_its_looks(flow):
         assert of("embed", await looks.get()).lag == 1
     assert not waiting.done()
     await commit(flow, "embed")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LONGEST):
         await waiting
 
 
 async def test_caught_up_waits_only_for_the_stages_that_are_named(flow):
     await publish(flow, 5)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LONGEST):
         await status.caught_up(flow, ["index"])
 
 

@@ -26,7 +26,7 @@ from stream.stores.base import NoGeneration, Put
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import OpenSearchStore
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.servers
 
 DIMENSIONS = 8
 CHUNKS = [f"c{n}" for n in range(4)]

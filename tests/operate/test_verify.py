@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import chunk, read, record, send
+from support import LONGEST, chunk, read, record, send
 
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError, Outage
@@ -487,7 +487,7 @@ async def test_a_chunk_that_arrives_while_it_waits_is_not_lost(flow, both):
     both.hold("a")
     looks = iter(range(100))
     both.both[0].looked = lambda: both.hold("b") if next(looks) == 2 else None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LONGEST):
         assert counts(await verify(flow, both, wait=1000)) == (2, 2, 0, 0, 0)
 
 
@@ -503,7 +503,7 @@ async def test_a_dead_letter_that_arrives_while_it_waits_is_seen(flow, both):
     (original,) = await read(flow, flow.topic)
     looked = asyncio.Event()
     both.both[0].looked = looked.set
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LONGEST):
         waiting = asyncio.create_task(verify(flow, both, wait=1000))
         await looked.wait()
         await reject(flow, original)
@@ -533,7 +533,7 @@ async def test_who_goes_on_writing_does_not_keep_it_from_an_answer(flow, both):
         return await Store.count(store)
 
     both.both[0].count = count
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LONGEST):
         report = await verify(flow, both, wait=1000)
     assert (report.clean, report.on_their_way) == (True, 3), "a new chunk, a version, a tombstone"
     assert next(rounds) == 3

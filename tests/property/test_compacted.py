@@ -21,7 +21,7 @@ from stream.operate.status import caught_up
 from stream.operate.verify import verify
 from stream.records import VERSION_HEADER
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.servers
 
 CHUNKS = 30  # few, so that most have several versions
 

@@ -29,7 +29,7 @@ from stream.operate.status import caught_up
 from stream.operate.verify import verify
 from stream.records import MAX_VERSION, Chunk, Record
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(500)]
+pytestmark = pytest.mark.servers
 
 GROUP = 20  # records that are published in the same way
 OPEN = {"cleanup.policy": "delete", "retention.ms": "-1", "message.timestamp.after.max.ms": str(2**63 - 1)}

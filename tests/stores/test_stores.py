@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from prometheus_client import REGISTRY
 from pydantic import SecretStr
-from support import expanded
+from support import LONGEST, expanded
 
 from stream.errors import ConfigurationError, Outage
 from stream.records import Tombstone
@@ -380,7 +380,7 @@ async def test_a_neo4j_that_hangs_is_an_outage(stores, settings, call):
     async with Freezing(settings.neo4j_uri) as server:
         mine = settings.model_copy(update={"neo4j_uri": server.uri, "store_timeout": 2})
         async with Neo4jStore(mine) as store, Neo4jStore(mine) as fresh:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(LONGEST):
                 await store.live()
                 server.freeze()
                 for each in (store, fresh):

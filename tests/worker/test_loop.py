@@ -106,7 +106,7 @@ class Run:
         async def done():
             return self.acknowledged == list(offsets)
 
-        await until(done, 5, every=0.01)
+        await until(done, every=0.01)
 
 
 async def test_a_batch_that_is_done_first_waits_for_those_ahead_of_it():
@@ -121,7 +121,7 @@ async def test_a_batch_that_is_done_first_waits_for_those_ahead_of_it():
     await run.take(run.event(2))
     gates["c2"].set()
     second = run.loop._started
-    await until(lambda: asyncio.sleep(0, second.qsize() <= 1), 5, every=0.01)
+    await until(lambda: asyncio.sleep(0, second.qsize() <= 1), every=0.01)
     assert (run.acknowledged, run.producer.sent) == ([], [])
     gates["c1"].set()
     await run.acknowledges(1, 2)
@@ -271,7 +271,7 @@ async def test_a_worker_whose_outputs_kafka_does_not_take_says_so(monkeypatch):
 
     run.producer.send = send
     await run.take(run.event(1))
-    await until(lambda: asyncio.sleep(0, "Kafka has not acknowledged" in (run.loop.unready() or "")), 5, every=0.01)
+    await until(lambda: asyncio.sleep(0, "Kafka has not acknowledged" in (run.loop.unready() or "")), every=0.01)
     taken.set()
     await run.acknowledges(1)
     assert run.loop.unready() is None
@@ -379,7 +379,7 @@ async def test_an_outage_that_is_waited_for_is_no_hang():
     await tries.get()
     nothing_happened_for(run, 141)
     await tries.get()
-    await until(lambda: asyncio.sleep(0, run.loop.unhealthy() is None), 5, every=0.01)
+    await until(lambda: asyncio.sleep(0, run.loop.unhealthy() is None), every=0.01)
 
 
 async def test_a_rate_limit_that_holds_a_batch_for_minutes_is_no_hang():

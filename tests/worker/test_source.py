@@ -10,7 +10,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic, RecordsToDelete
 from prometheus_client import REGISTRY
 from running import passing, running
-from support import chunk, open_transaction, read, send, until
+from support import LONGEST, chunk, open_transaction, read, send, until
 
 from stream.config import Settings
 from stream.kafka import clients, lag, topics
@@ -350,7 +350,7 @@ async def test_offset_0_survives_compaction_and_the_next_do_not(one):
     last = await end(one)
     async with running(one):
         await commits(one, last)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(LONGEST):
         while True:
             try:
                 await replay.reset(one, "embed", "earliest")
@@ -367,7 +367,7 @@ async def test_a_reindex_gets_past_a_topic_that_ends_with_a_marker(one, topic):
     await send(one, [good(0)])
     await abort_many(one, 1)
     looks: list[tuple[str, int, int]] = []
-    async with running(one), asyncio.timeout(60):
+    async with running(one), asyncio.timeout(LONGEST):
         await reindex._pass_end(one, ["embed"], lambda *look: looks.append(look))
     assert looks[-1] == ("embed", 3, 3)
 

@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from support import Worker, chunk, record
+from support import LONGEST, Worker, chunk, record
 
 from stream.config import STAGES
 from stream.kafka import clients
@@ -68,7 +68,7 @@ async def test_a_chunk_s_whole_way_is_in_its_producer_s_trace(flow, stores, coll
             for chunk_id, headers in (("traced", [SAMPLED]), ("unsampled", [NOT_SAMPLED]), ("bare", [])):
                 value = orjson.dumps(chunk(chunk_id, SECRET))
                 await producer.send_and_wait(flow.topic, value, key=chunk_id.encode(), headers=headers)
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(LONGEST):
             await caught_up(flow)
         for worker in workers:
             assert await worker.end(signal.SIGTERM) == 0
