@@ -23,7 +23,7 @@ from stream.local.profile import Profile
 NAMED = 10  # differences that are printed
 
 HEAD = """\
-# What was done to it
+# Injected faults
 
 Every fault is done to the real servers and worker processes while chunks, newer versions and tombstones are being
 published, some of them in transactions, of which some are aborted. Kafka compacts the topics all the time. Then
