@@ -32,8 +32,6 @@ from stream.records import Done, Rejected
 from stream.stages.embed import embed
 from stream.vectors import has_unit_norm, unpack
 
-pytestmark = pytest.mark.xdist_group("vLLM")
-
 MODEL = "Qwen/Qwen3-Embedding-8B"
 KEY = "of-this-run"
 LIMIT = 32_768

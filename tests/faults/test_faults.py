@@ -12,7 +12,7 @@ from faults.run import run
 
 from stream.local.profile import Profile
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.servers
 
 SEED = int(os.environ.get("SEED", "1"))
 

@@ -29,7 +29,7 @@ from stream.local import kafka as local_kafka
 from stream.local.profile import HOST, Profile
 from stream.operate.status import caught_up
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("security")]
+pytestmark = pytest.mark.servers
 
 SEARCH = ("search", "sockets", "--mode", "dense")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")

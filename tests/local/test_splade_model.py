@@ -14,7 +14,6 @@ from stream.local.splade_model import build
 
 Encode = Callable[[Sequence[str]], list[dict[str, float]]]
 
-pytestmark = pytest.mark.xdist_group("splade_model")
 
 TEXTS = ["open the socket", "read the file", "close the socket and the file"] * 5
 

@@ -14,8 +14,6 @@ from stream.models import splade
 from stream.models.packed import PackedModel
 from stream.models.splade import SparseEncoder
 
-pytestmark = pytest.mark.xdist_group("splade")
-
 WORDS = ["socket", "port", "file", "read", "##er", "open", "close", "the", "a", "of", "and", "."]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXTS = ["socket", "open the socket and read a file .", "", "close", "the port of the reader unknownword"]
