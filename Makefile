@@ -15,11 +15,11 @@ demo: .venv/installed ## Start servers and workers on this machine, publish real
 down: ## Stop what `make demo` started; keep its data
 	@if test -x $(BIN)/stream; then $(BIN)/stream local down; fi
 
-check: lint types ## Before a commit: check style and types, run the tests that need no server
-	$(BIN)/pytest -q -m "not servers and not slow"
+check: lint types prometheus ## Style, types and the tests that need no server: for the minute before a commit
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "not servers"
 
 test: lint types vllm prometheus ## Run every test, including those against real servers
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-gpu: .venv/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu

@@ -32,6 +32,8 @@ from stream.records import Done, Rejected
 from stream.stages.embed import embed
 from stream.vectors import has_unit_norm, unpack
 
+pytestmark = pytest.mark.servers
+
 MODEL = "Qwen/Qwen3-Embedding-8B"
 KEY = "of-this-run"
 LIMIT = 32_768
