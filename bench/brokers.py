@@ -60,13 +60,13 @@ class Brokers:
 
     def format(self, n: int) -> None:
         self._conf(n).write_text(self._properties(n))
-        tool = ("clients.tools.StorageTool", "format", "-t", CLUSTER, "-c", str(self._conf(n)))
+        tool = ("kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c", str(self._conf(n)))
         java.run(java.find(), [*LOG_FORMAT, "-cp", f"{self._jars}/*", *tool], self._folder)
 
     def start(self, n: int) -> None:
-        with (self._folder / "clients.log").open("ab") as log:
+        with (self._folder / "kafka.log").open("ab") as log:
             command = [java.find().executable, "-Xmx512m", *LOG_FORMAT, "-cp", f"{self._jars}/*"]
-            self._running[n] = subprocess.Popen([*command, "clients.Kafka", str(self._conf(n))], stdout=log, stderr=log)
+            self._running[n] = subprocess.Popen([*command, "kafka.Kafka", str(self._conf(n))], stdout=log, stderr=log)
 
     def kill(self, n: int) -> None:
         self._running[n].kill()

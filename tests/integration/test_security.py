@@ -75,15 +75,15 @@ async def broker(tmp_path_factory, certificates):
     folder = java.assemble(profile, local_kafka.NAME, print)
     configuration = secured(profile, addresses, certificates)
     users = [f"{mechanism}=[name=alice,password={SECRETS['kafka']}]" for mechanism in MECHANISMS[1:]]
-    tool = ["clients.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAQ", "-c", str(configuration)]
+    tool = ["kafka.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAQ", "-c", str(configuration)]
     tool += [word for user in users for word in ("--add-scram", user)]
     java.run(java.find(), ["-cp", f"{folder}/lib/*", *tool], home)
-    with (home / "clients.log").open("wb") as log:
+    with (home / "kafka.log").open("wb") as log:
         process = subprocess.Popen(local_kafka.program(profile).command, cwd=home, stdout=log, stderr=log)
     made = Broker(addresses, certificates)
 
     async def answers():
-        assert process.poll() is None, (home / "clients.log").read_text()[-3000:]
+        assert process.poll() is None, (home / "kafka.log").read_text()[-3000:]
         with suppress(Outage):
             async with clients.admin(only(made.login())):
                 return True
