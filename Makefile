@@ -19,7 +19,7 @@ check: lint types prometheus ## Style, types and the tests that need no server: 
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not servers"
 
 test: lint types vllm prometheus ## Run every test, including those against real servers
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-gpu: .venv/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
