@@ -7,6 +7,7 @@ import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack
 from itertools import count
+from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
@@ -23,6 +24,7 @@ from stream.records import Record
 from stream.stages.registry import open_stage
 from stream.stores import open_stores
 from stream.worker.loop import BatchLoop
+from stream.worker.outputs import Outputs
 
 pytestmark = pytest.mark.servers
 
@@ -93,12 +95,18 @@ class Driven:
         """Passes a batch to the loop and checks the outcomes; returns the cases that came through."""
         outputs = Wire(self._settings.max_message_bytes)
         letters = Wire(self._settings.max_letter_bytes, GZIP)
-        loop = BatchLoop(self.stage, outputs, letters, self._settings, fail)  # type: ignore[arg-type]
-        records = [case.record for case in batch]
-        done = self.run(loop._process(records))
-        self.run(loop._publish(done))
+        self.run(self._pass([case.record for case in batch], Outputs(self._name, outputs, letters, self._settings)))
         self.seen.update(case.kind for case in batch)
         return check(self._name, self._settings, batch, outputs.records, letters.records)
+
+    async def _pass(self, records: list[Record], outputs: Outputs) -> None:
+        source = SimpleNamespace(connect=lambda *_: None, heartbeat_answered=0.0)
+        loop = BatchLoop(self.stage, source, outputs, self._settings, fail)  # type: ignore[arg-type]
+        try:
+            await loop._publish(await loop._process(records))
+        finally:
+            for task in (loop._finisher, loop._watchdog):
+                task.cancel()
 
     def assert_enough(self) -> None:
         print(f"{self._name}: {self.seen.total():,} records of {len(self.seen)} kinds")
