@@ -10,7 +10,7 @@ from stream.models.padded import PaddedModel
 
 
 def test_the_largest_logits_are_nearly_those_of_transformers():
-    of = windows([1, 3, 63, 64, 65, 2, 127, 128, 129])
+    of = windows([1, 64, 65, 129])
     torch.manual_seed(0)
     model = bert(initializer_range=0.1)
     expected = pooled(PaddedModel(model, CPU), of)
