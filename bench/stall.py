@@ -35,7 +35,7 @@ from stream.config import STAGES, StageName
 from stream.kafka import topics
 from stream.local import supervisor
 from stream.local.profile import Profile
-from stream.worker.run import WEB_PORTS
+from stream.worker.ports import WEB_PORTS
 
 EVERY = 0.5  # seconds between two samples
 STALLED: dict[StageName, str] = {"embed": "embedder", "expand": "kafka", "index": "opensearch"}

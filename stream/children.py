@@ -18,6 +18,11 @@ from stream.errors import Outage
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
+def arguments(stage: StageName, assignments: Mapping[str, str]) -> list[str]:
+    """The arguments of `stream` that run a worker with these settings."""
+    return [*(f"--set={name}={value}" for name, value in assignments.items()), "worker", stage]
+
+
 def worker(
     stage: StageName, assignments: Mapping[str, str], variables: Mapping[str, str], log: IO[bytes] | None = None
 ) -> "subprocess.Popen[bytes]":
@@ -25,9 +30,8 @@ def worker(
 
     The worker drains when this process dies, even by kill -9 (Linux). Its output goes to `log`, else to this process's.
     """
-    options = [f"--set={name}={value}" for name, value in assignments.items()]
     return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "stream", *options, "worker", stage],
+        [sys.executable, "-m", "stream", *arguments(stage, assignments)],
         env=os.environ | variables,
         stdout=log,
         stderr=log,

@@ -16,6 +16,9 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import IO
 
+from stream import children
+from stream.config import StageName
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
@@ -82,12 +85,11 @@ class Process:
 
 
 def child(
-    stage: str, assignments: Mapping[str, str], variables: Mapping[str, str], log: IO[bytes] | None = None
+    stage: StageName, assignments: Mapping[str, str], variables: Mapping[str, str], log: IO[bytes] | None = None
 ) -> Process:
     """In place of `stream.children.worker`."""
-    options = [f"--set={name}={value}" for name, value in assignments.items()]
     path = Path(log.name) if log else Path(os.devnull)
-    return Process([*options, "worker", stage], environment=os.environ | variables, log=path)
+    return Process(children.arguments(stage, assignments), environment=os.environ | variables, log=path)
 
 
 def run(*arguments: str | bytes, script: str | None = None, **variables: str) -> SimpleNamespace:
@@ -104,9 +106,6 @@ def _run(arguments: list[str], script: str | None, environment: dict[str, str], 
     for descriptor, name in zip((1, 2), files, strict=True):
         with Path(name).open("ab") as file:
             os.dup2(file.fileno(), descriptor)
-    for number in (signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [script or "stream", *arguments]
     if script:
         runpy.run_path(script, run_name="__main__")

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import os
 import signal
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -171,6 +172,14 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = LONGE
             await asyncio.sleep(every)
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """As `until`, for tests without an event loop."""
+    deadline = time.monotonic() + LONGEST
+    while not condition():
+        assert time.monotonic() < deadline, "timeout: the condition never became true"
+        time.sleep(0.02)
+
+
 class Worker:
     """A worker in its own process. `script` runs it with a fault; the default is the product itself."""
 
@@ -180,11 +189,8 @@ class Worker:
         self.url = f"http://127.0.0.1:{port}"
         self.log = LOGS / f"{os.environ['STREAM_TOPIC']}-{stage}.log"
         environment = os.environ | variables | {"STREAM_WEB_PORT": str(port)}
-        if script:
-            path, *arguments = script
-            self.process = Process([*arguments, stage], script=path, environment=environment, log=self.log)
-        else:
-            self.process = Process(["worker", stage], environment=environment, log=self.log)
+        path, *arguments = script or (None, "worker")
+        self.process = Process([*arguments, stage], script=path, environment=environment, log=self.log)
 
     async def __aenter__(self) -> Self:
         return self

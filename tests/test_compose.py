@@ -8,7 +8,7 @@ import yaml
 from compose_spec import PyCompose
 
 from stream.config import STAGES, Settings
-from stream.worker.run import WEB_PORTS
+from stream.worker.ports import WEB_PORTS
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "compose" / "docker-compose.yml"

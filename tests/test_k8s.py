@@ -10,7 +10,7 @@ import yaml
 
 from stream.config import STAGES, Settings
 from stream.kafka.topics import group, source
-from stream.worker.run import WEB_PORTS
+from stream.worker.ports import WEB_PORTS
 
 COMPOSE = Path(__file__).parent.parent / "compose"
 K8S = COMPOSE / "k8s"

@@ -14,11 +14,13 @@ from stream.terminal import printable
 
 app = typer.Typer()
 
+ChunksFile = Annotated[str, typer.Argument(metavar="FILE.jsonl|-", help="One chunk per line; - means standard input.")]
+
 
 @app.command()
 def publish(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE.jsonl|-", help="One chunk per line; - means standard input.")],
+    file: ChunksFile,
 ) -> None:
     """Check chunks and publish the good ones. Bad lines are reported by line number, with exit code 1."""
     with ExitStack() as stack:
@@ -38,7 +40,7 @@ def publish(
 @app.command()
 def validate(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE.jsonl|-", help="One chunk per line; - means standard input.")],
+    file: ChunksFile,
     json: Json = False,
 ) -> None:
     """Check chunks as `publish` does, without Kafka and without publishing. Exit code 1 if any line is bad."""

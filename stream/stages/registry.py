@@ -4,19 +4,16 @@ A stage is imported when it is opened: no worker pays for the libraries of the o
 """
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 
 from stream.config import Settings, StageName
 from stream.stages.base import Stage
 
 
-@asynccontextmanager
-async def open_stage(name: StageName, settings: Settings) -> AsyncIterator[Stage]:
+def open_stage(name: StageName, settings: Settings) -> AbstractAsyncContextManager[Stage]:
     """A stage ready to run, its model loaded or its stores set up; raises `Outage` or `ConfigurationError`."""
-    opened = {"embed": _embed, "expand": _expand, "index": _index}[name]
-    async with opened(settings) as stage:
-        yield stage
+    return {"embed": _embed, "expand": _expand, "index": _index}[name](settings)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from stream import children, signals
 from stream.config import Settings, StageName
 from stream.errors import GpuRequired, Outage
-from stream.worker.run import WEB_PORTS
+from stream.worker.ports import web_port
 
 PORTS_APART = 100  # between the web ports of two GPUs' workers; the stages' ports fit in between
 VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -37,7 +37,7 @@ def run(stage: StageName, settings: Settings, assignments: Mapping[str, str], gp
     Returns the exit code of the first worker that ended, or 75 if a signal ended it. Worker n has the name of the
     instance with the suffix `-gpu<n>`, and its web port is `PORTS_APART`·n above the first worker's.
     """
-    port = WEB_PORTS[stage] if settings.web_port is None else settings.web_port
+    port = web_port(stage, settings)
     workers: list[subprocess.Popen[bytes]] = []
     stopping = False
 

@@ -19,12 +19,12 @@ from stream.stages.registry import open_stage
 from stream.worker import logs, scratch, traces
 from stream.worker.loop import BatchLoop
 from stream.worker.outputs import Outputs
+from stream.worker.ports import web_port
 from stream.worker.source import Source
 
 log = logging.getLogger(__name__)
 
 _claims: list[object] = []  # held until the process ends
-WEB_PORTS: dict[StageName, int] = {"embed": 9101, "expand": 9102, "index": 9103}
 PAUSE_BEFORE_RESTART = 5.0  # seconds: a supervisor may restart a worker without a pause
 
 
@@ -55,7 +55,7 @@ async def _work(name: StageName, settings: Settings) -> None:
     ):
         source = Source(name, settings)
         loop = BatchLoop(stage, source, Outputs(name, producer, letters, settings), settings, fail)
-        port = WEB_PORTS[name] if settings.web_port is None else settings.web_port
+        port = web_port(name, settings)
         async with (
             watch.watched(settings, stage, fail, loop.read_again) as wrong,
             web.serve(settings.web_host, port, loop.unhealthy, lambda: loop.unhealthy() or loop.unready() or wrong()),

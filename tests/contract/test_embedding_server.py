@@ -21,7 +21,7 @@ import pytest
 from conftest import free_ports
 from contract.vllm import Server, random_model, vllm
 from prometheus_client.parser import text_string_to_metric_families
-from support import LONGEST, Worker, chunk, read, until
+from support import Worker, chunk, read, until
 
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
@@ -184,8 +184,8 @@ async def test_each_text_of_a_batch_counts_as_one_that_runs_or_waits(http):
     async def none_is_left() -> bool:
         return await at_work(http) == [0, 0]
 
-    await until(several_are_seen, LONGEST)
-    await until(none_is_left, LONGEST)
+    await until(several_are_seen)
+    await until(none_is_left)
 
 
 async def test_the_client_takes_it_for_what_it_needs(address):

@@ -1,8 +1,6 @@
 """If these fail, the local servers do not start, do not restart after a crash, or leave processes running."""
 
 import signal
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import which
@@ -11,6 +9,7 @@ import httpx
 import pytest
 import yaml
 from conftest import free_ports
+from support import wait_until
 
 from stream.errors import ConfigurationError, Outage
 from stream.local import java, servers, supervisor
@@ -112,13 +111,6 @@ def profile(profile: Profile | None) -> Profile:
     return profile
 
 
-def until(condition: Callable[[], bool], seconds: float = 280) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timeout: the condition never became true"
-        time.sleep(0.1)
-
-
 def pids(profile: Profile) -> list[int | None]:
     return [status.pid for status in supervisor.status(profile, servers.servers(profile))]
 
@@ -149,8 +141,8 @@ def test_a_killed_kafka_comes_back_by_itself(profile: Profile) -> None:
     kafka = servers.servers(profile)[0]
     before = pids(profile)[0]
     supervisor.kill(profile, "kafka", signal.SIGKILL)
-    until(lambda: pids(profile)[0] not in (None, before))
-    until(kafka.ready)
+    wait_until(lambda: pids(profile)[0] not in (None, before))
+    wait_until(kafka.ready)
 
 
 @pytest.mark.servers

@@ -5,13 +5,13 @@ import select
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import free_ports
+from support import wait_until
 
 from stream.errors import ConfigurationError, Outage
 from stream.local import supervisor
@@ -33,13 +33,6 @@ def connects(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def until(condition: Callable[[], bool], seconds: float = 280) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timeout: the condition never became true"
-        time.sleep(0.02)
 
 
 def ended(pid: int, seconds: float = 20) -> bool:
@@ -137,8 +130,8 @@ def test_a_killed_program_comes_back(profile: Profile) -> None:
     supervisor.up(profile, [embed])
     before = pid_of(profile, "embed")
     supervisor.kill(profile, "embed", signal.SIGKILL)
-    until(lambda: pid_of(profile, "embed") not in (None, before))
-    until(lambda: running(profile, embed)["embed"].ready is True)
+    wait_until(lambda: pid_of(profile, "embed") not in (None, before))
+    wait_until(lambda: running(profile, embed)["embed"].ready is True)
 
 
 @pytest.mark.parametrize(("code", "stays_down"), [(0, True), (78, True), (99, True), (75, False)])
@@ -153,10 +146,10 @@ def test_an_exit_code_says_whether_to_start_again(profile: Profile, code: int, s
     supervisor.up(profile, [program(profile, "embed", text, ready=ready.exists)])
     word.touch()
     if stays_down:
-        until(lambda: running(profile)["embed"].state == "EXITED")
+        wait_until(lambda: running(profile)["embed"].state == "EXITED")
         assert ready.read_text() == "x"
     else:
-        until(lambda: len(ready.read_text()) > 2)
+        wait_until(lambda: len(ready.read_text()) > 2)
 
 
 def test_a_program_that_dies_at_once_shows_the_end_of_its_log(profile: Profile) -> None:
@@ -192,7 +185,7 @@ def test_stop_and_start(profile: Profile) -> None:
     supervisor.stop(profile, "embed")
     assert running(profile, embed)["embed"] == ProgramStatus("embed", "STOPPED", None, 0, False, embed.address)
     supervisor.start(profile, "embed")
-    until(lambda: running(profile, embed)["embed"].ready is True)
+    wait_until(lambda: running(profile, embed)["embed"].ready is True)
 
 
 def test_a_program_that_was_never_started_is_one_sentence(profile: Profile) -> None:
