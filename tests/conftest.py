@@ -9,6 +9,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import hypothesis
 import pytest
 from dotenv import dotenv_values
 from filelock import FileLock
-from support import empty_neo4j
+from support import DIMENSIONS, empty_neo4j
 
 from stream import corpus
 from stream.config import Settings
@@ -25,7 +26,7 @@ from stream.local import splade_model
 from stream.local.demo import embedder
 from stream.local.profile import Profile
 from stream.local.servers import install, servers
-from stream.local.supervisor import down, status, up
+from stream.local.supervisor import Program, down, status, up
 from stream.stores import Stores, open_stores
 
 ROOT = Path(__file__).parent.parent
@@ -62,12 +63,25 @@ def own_servers() -> Iterator[Profile]:
         with FileLock(MODELS / "lock"):
             model = Path(profile.environment()["STREAM_SPLADE_MODEL"])
             splade_model.build((chunk["text"] for chunk in corpus.chunks()), model)
-        up(profile, [*servers(profile), embedder(profile)], print)
+        up(profile, programs(profile), print)
         yield profile
     finally:
         running = [program.pid for program in status(profile) if program.pid]
         down(profile)
         assert [pid for pid in running if Path(f"/proc/{pid}").exists()] == []
+
+
+def programs(profile: Profile) -> list[Program]:
+    """The servers and the embedder as the tests run them: with short vectors, and Java's fast compiler alone.
+
+    Most CPU time of a server that lives for minutes would go into the slow one.
+    """
+    quick = {"JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1"}
+    hashing = embedder(profile)
+    return [
+        *(replace(server, environment={**server.environment, **quick}) for server in servers(profile)),
+        replace(hashing, command=[*hashing.command, "--dimensions", str(DIMENSIONS)]),
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -83,9 +97,8 @@ def profile() -> Iterator[Profile | None]:
 @pytest.fixture(scope="session")
 def environment(profile: Profile | None) -> dict[str, str]:
     """STREAM_… variables of running servers."""
-    if profile:
-        return profile.environment()
-    return {n: value for n, value in dotenv_values(os.environ["STREAM_TEST_ENV_FILE"]).items() if value is not None}
+    variables = profile.environment() if profile else dotenv_values(os.environ["STREAM_TEST_ENV_FILE"])
+    return {n: value for n, value in variables.items() if value} | {"STREAM_EMBED_DIMENSIONS": str(DIMENSIONS)}
 
 
 def free_ports(count: int) -> list[int]:

@@ -27,6 +27,7 @@ from stream.records import Chunk, Expanded, Headers, Record, Tombstone, sha256
 from stream.stores import Stores
 
 CONTRACTS: dict[StageName, Contract] = {"embed": "chunk", "expand": "embedded", "index": "expanded"}
+DIMENSIONS = 256  # numbers in a vector, where a test does not need the real model's 4,096
 LONGEST = 280  # seconds that a test waits for what takes a few; a machine may be slow and busy
 LOGS = Path(__file__).parent.parent / ".local" / "test-logs"
 
@@ -46,7 +47,7 @@ def chunk(chunk_id: str = "c1", text: str = "a text about sockets", version: int
     return {"chunk_id": chunk_id, "doc_id": "d1", "text": text, "version": version, **more}
 
 
-def vector(seed: int = 0, dimensions: int = 4096) -> str:
+def vector(seed: int = 0, dimensions: int = DIMENSIONS) -> str:
     numbers = np.random.default_rng(seed).standard_normal(dimensions).astype("<f4")
     return base64.b64encode((numbers / np.linalg.norm(numbers)).tobytes()).decode()
 
@@ -103,7 +104,7 @@ async def transactional(settings: Settings, name: str, **options: Any) -> AsyncI
     async with AIOKafkaProducer(
         bootstrap_servers=settings.kafka_servers,
         transactional_id=name,
-        **{"transaction_timeout_ms": 10_000, "max_request_size": settings.max_message_bytes} | options,
+        **{"transaction_timeout_ms": 1000 * LONGEST, "max_request_size": settings.max_message_bytes} | options,
     ) as producer:
         yield producer
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from support import expanded
+from support import DIMENSIONS, expanded
 from typer.testing import CliRunner
 
 from stream.bench.load import quantile
@@ -44,6 +44,6 @@ async def test_chunks_are_followed_to_the_stores(settings, stores, tmp_path):
 
 @pytest.mark.servers
 async def test_a_store_that_is_in_use_is_left_alone(settings, stores):
-    await stores.neo4j.write([Put(expanded("mine"), np.ones(4096) / 64)])
+    await stores.neo4j.write([Put(expanded("mine"), np.ones(DIMENSIONS) / DIMENSIONS**0.5)])
     with pytest.raises(ConfigurationError, match="Neo4j holds 1 chunks"):
         await asyncio.to_thread(CliRunner().invoke, app, ["bench", "load"], catch_exceptions=False)

@@ -48,8 +48,8 @@ BOUNDARY = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # 
 Vector = npt.NDArray[np.float32]
 
 
-def embed(text: str) -> Vector:
-    """The vector (4096,) of a text, unit norm, the same on every machine.
+def embed(text: str, dimensions: int = DIMENSIONS) -> Vector:
+    """The vector (dimensions,) of a text, unit norm, the same on every machine.
 
     The weight of a word is 1 + log(occurrences); an adjacent pair has half, a stop word a tenth of that. An identifier
     counts as itself and as its parts. If a text has no words, its characters count. Of a query in the format of
@@ -66,9 +66,10 @@ def embed(text: str) -> Vector:
     weights += [PAIR_WEIGHT * _weight(n) for n in pairs.values()]
 
     hashes = np.frombuffer(b"".join(map(_digest, [*features, *pairs])), "<u2").reshape(-1, BUCKETS)
-    buckets = hashes % (DIMENSIONS // BUCKETS) + np.arange(BUCKETS) * (DIMENSIONS // BUCKETS)
+    width = dimensions // BUCKETS
+    buckets = hashes % width + np.arange(BUCKETS) * width
     signed = np.where(hashes >> 15, -1.0, 1.0) * np.array(weights)[:, None]
-    vector = np.bincount(buckets.ravel(), signed.ravel(), DIMENSIONS)
+    vector = np.bincount(buckets.ravel(), signed.ravel(), dimensions)
     return (vector / math.sqrt(math.fsum((vector * vector).tolist()))).astype(np.float32)
 
 
@@ -116,8 +117,9 @@ class EmbeddingRequest(BaseModel):
 class Server:
     """The HTTP interface for one model name. Run `application()` once, in one event loop."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, dimensions: int = DIMENSIONS) -> None:
         self._model = model
+        self._dimensions = dimensions
         self._lock = asyncio.Lock()
         self._registry = CollectorRegistry()
         self._waiting = self._gauge("vllm:num_requests_waiting", "Texts that wait to be embedded.")
@@ -205,8 +207,8 @@ class Server:
             "created": int(time.time()),
             "model": self._model,
             "data": [
-                {"index": index, "object": "embedding", "embedding": encode(embed(text), request.endianness)}
-                for index, text in enumerate(texts)
+                {"index": index, "object": "embedding", "embedding": encode(vector, request.endianness)}
+                for index, vector in enumerate(embed(text, self._dimensions) for text in texts)
             ],
             "usage": {
                 "prompt_tokens": sum(lengths),
@@ -233,12 +235,12 @@ def _refusal(kind: type[web.HTTPClientError], message: str, param: str | None = 
     return kind(text=orjson.dumps({"error": error}).decode(), content_type="application/json")
 
 
-def serve(model: str, host: str, port: int) -> None:
+def serve(model: str, dimensions: int, host: str, port: int) -> None:
     """Serves until SIGTERM or SIGINT. Raises `ConfigurationError` if it cannot listen on the address."""
     greeting = f"development embedder as {model} on http://{host}:{port}: hashes words, lexical not semantic"
     try:
         web.run_app(
-            Server(model).application(),
+            Server(model, dimensions).application(),
             host=host,
             port=port,
             print=lambda _: typer.echo(greeting),
@@ -255,10 +257,11 @@ def main(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 18000,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     model: Annotated[str, typer.Option(help="The model name that clients see.")] = "Qwen/Qwen3-Embedding-8B",
+    dimensions: Annotated[int, typer.Option(min=BUCKETS, help="The length of a vector.")] = DIMENSIONS,
 ) -> None:
     """An OpenAI-compatible embedding server for development: it hashes words, lexical not semantic."""
     try:
-        serve(model, host, port)
+        serve(model, dimensions, host, port)
     except ConfigurationError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None

@@ -15,7 +15,7 @@ import processes
 import pytest
 from click.testing import Result
 from conftest import free_ports
-from support import chunk, expanded, read, send
+from support import DIMENSIONS, chunk, expanded, read, send
 from typer.testing import CliRunner
 
 from stream import __version__
@@ -525,7 +525,7 @@ def nvidia_smi(folder: Path, code: int, said: str) -> str:
         ({"STREAM_EMBED_URL": f"http://{CLOSED}"}, "does not answer"),
         ({"STREAM_EMBED_URL": f"http://{CLOSED},http://localhost:2"}, "localhost:2"),
         ({"STREAM_EMBED_MODEL": "another"}, "not another"),
-        ({"STREAM_EMBED_DIMENSIONS": "8"}, "4096 numbers, not 8"),
+        ({"STREAM_EMBED_DIMENSIONS": "8"}, f"{DIMENSIONS} numbers, not 8"),
     ],
     ids=["down", "both down", "wrong model", "wrong dimension"],
 )

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import chunk, expanded, sparse_vector
+from support import DIMENSIONS, chunk, expanded, sparse_vector
 
 from stream.errors import Outage, Refused
 from stream.records import Done, Rejected, Tombstone, sha256
@@ -104,7 +104,7 @@ class PickyStore(FakeStore):
 
 
 async def run(records, *stores):
-    return await index(records, stores=stores, dimensions=4096)
+    return await index(records, stores=stores, dimensions=DIMENSIONS)
 
 
 async def test_index_writes_to_all_stores_and_rejects_what_one_refuses():
@@ -147,7 +147,15 @@ def packed(*numbers):
 
 @pytest.mark.parametrize(
     "broken",
-    ["AAAA", "!", packed(np.nan), packed(*[np.nan] * 4096), packed(1), packed(*[0] * 4096), packed(*[1] * 4096)],
+    [
+        "AAAA",
+        "!",
+        packed(np.nan),
+        packed(*[np.nan] * DIMENSIONS),
+        packed(1),
+        packed(*[0] * DIMENSIONS),
+        packed(*[1] * DIMENSIONS),
+    ],
     ids=["no float32", "no base64", "one NaN", "NaN", "too short", "zero", "not of unit norm"],
 )
 async def test_a_vector_that_could_not_be_found_is_rejected_alone(broken):

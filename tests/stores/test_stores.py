@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from prometheus_client import REGISTRY
 from pydantic import SecretStr
-from support import LONGEST, expanded
+from support import DIMENSIONS, LONGEST, expanded
 
 from stream.errors import ConfigurationError, Outage
 from stream.records import Tombstone
@@ -454,7 +454,7 @@ async def test_a_vector_that_neo4j_refuses_is_refused_alone(stores):
 
 async def test_another_number_of_dimensions_is_noticed_at_the_start(stores, settings):
     async with Neo4jStore(settings.model_copy(update={"embed_dimensions": 1024})) as store:
-        with pytest.raises(ConfigurationError, match="4096 dimensions"):
+        with pytest.raises(ConfigurationError, match=f"{DIMENSIONS} dimensions"):
             await store.set_up()
 
 

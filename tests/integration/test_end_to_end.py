@@ -1,0 +1,81 @@
+"""The whole flow on real servers, with vectors of the real model's length: if this fails, chunks are lost."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
+from itertools import islice
+
+import pytest
+from conftest import free_ports
+from processes import Process
+from support import LOGS, LONGEST, Worker, wait_until
+
+from stream import corpus
+from stream.config import STAGES
+from stream.local import embedder
+from stream.models.embeddings import EmbeddingClient
+from stream.operate.publish import publish
+from stream.operate.status import caught_up, stages, status
+from stream.operate.verify import verify
+from stream.search import Searcher
+
+pytestmark = pytest.mark.servers
+
+COUNT = 1000
+
+
+@pytest.fixture
+def variables(variables: dict[str, str]) -> Iterator[dict[str, str]]:
+    """With an embedding server, a node label and a vector index for this length."""
+    (port,) = free_ports(1)
+
+    def listens() -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+        return False
+
+    own = {
+        "STREAM_EMBED_URL": f"http://127.0.0.1:{port}",
+        "STREAM_EMBED_DIMENSIONS": str(embedder.DIMENSIONS),
+        "STREAM_NEO4J_LABEL": "FullSize",
+        "STREAM_NEO4J_INDEX": "full_size_idx",
+    }
+    LOGS.mkdir(parents=True, exist_ok=True)
+    process = Process(["--port", str(port)], script=embedder.__file__, environment=os.environ, log=LOGS / "long.log")
+    wait_until(listens)
+    yield variables | own
+    process.terminate()
+    process.wait()
+
+
+async def test_a_thousand_chunks_end_to_end(flow, stores):
+    lines = [json.dumps(chunk).encode() for chunk in islice(corpus.chunks(), COUNT)]
+    async with AsyncExitStack() as stack:
+        workers = [Worker(stage, port=port) for stage, port in zip(STAGES, free_ports(3), strict=True)]
+        for worker in workers:
+            await stack.enter_async_context(worker)
+        assert (await publish(lines, flow)).sent == COUNT
+        async with asyncio.timeout(LONGEST):
+            await caught_up(flow)
+        report = await verify(flow, stores)
+        assert report.differences == []
+        assert (report.published, report.indexed, report.dead_lettered) == (COUNT, COUNT, 0)
+        assert (await status(flow, stores)).stores == {"Neo4j": COUNT, "OpenSearch": COUNT}
+        assert await searching(flow, stores)
+        for worker in workers:
+            assert await worker.end(signal.SIGTERM) == 0
+    assert all(stage.lag == 0 for stage in await stages(flow))
+
+
+async def searching(flow, stores) -> bool:
+    """Whether both search modes find a chunk by the words of its text."""
+    async with EmbeddingClient(flow) as embedder:
+        searcher = Searcher(flow, stores, embedder)
+        chunk = next(c for c in islice(corpus.chunks(), COUNT) if len(c["text"].split()) > 20)
+        query = " ".join(chunk["text"].split()[:20])
+        found = [await searcher.search(query, mode, 3) for mode in ("lexical", "dense")]
+    return all(chunk["chunk_id"] in [hit.chunk_id for hit in hits] for hits in found)
