@@ -224,7 +224,12 @@ async def test_a_text_that_is_too_long_is_cut_if_that_is_wanted(address):
 async def test_chunks_pass_the_stage_from_topic_to_topic(flow, address):
     lines = [orjson.dumps(chunk(f"c{n}", text)) for n, text in enumerate([*TEXTS, TOO_LONG])]
     await publish(lines, flow)
-    own = {"STREAM_EMBED_URL": address, "STREAM_EMBED_API_KEY": KEY, "STREAM_EMBED_TIMEOUT": "300"}
+    own = {
+        "STREAM_EMBED_DIMENSIONS": "4096",
+        "STREAM_EMBED_URL": address,
+        "STREAM_EMBED_API_KEY": KEY,
+        "STREAM_EMBED_TIMEOUT": "300",
+    }
     sent_on, refused = topics.source(flow, "expand"), topics.dead_letters(flow, "embed")
     async with Worker("embed", port=free_ports(1)[0], **own) as worker:
 
