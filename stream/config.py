@@ -22,7 +22,7 @@ REVISIONS = {"naver/splade-v3": "fdfeceb91d7b9de7985b38addd3ba9f53a59a355"}
 StageName = Literal["embed", "expand", "index"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-SearchMode = Literal["lexical", "dense"]
+SearchMode = Literal["lexical", "bm25", "splade", "dense"]
 STAGES: tuple[StageName, ...] = ("embed", "expand", "index")
 
 SERVERS = r"^(\[[^\]]+\]|[^:,\s]+):\d{1,5}(,(\[[^\]]+\]|[^:,\s]+):\d{1,5})*$"
@@ -178,7 +178,7 @@ class Settings(BaseSettings):
     )
     embed_instruction: str = Field(
         "Given a web search query, retrieve relevant passages that answer the query",
-        description="Instruction that is sent with each query (Qwen3-Embedding); documents are sent without one.",
+        description="Instruction that is sent with each query (Qwen3-Embedding); empty: the query alone.",
     )
 
     # The sparse model

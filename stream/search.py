@@ -37,12 +37,24 @@ class Searcher:
         self._encoded: TTLCache[bytes, SparseVector] = TTLCache(CACHED_QUERIES, CACHE_SECONDS)
 
     async def search(self, query: str, mode: SearchMode, k: int = 10) -> list[Hit]:
-        """The k best chunks. `lexical`: SPLADE terms and BM25 in one query; `dense`: nearest vectors by cosine."""
+        """The k best chunks.
+
+        `bm25`: words of the text; `splade`: the dot product of the raw sparse vectors; `lexical`: both in one query;
+        `dense`: nearest vectors by cosine.
+        """
         if mode == "dense":
             asked = await self._embedder.embed_query(query)
             return await self._stores.neo4j.nearest(asked, k, self._embedder.provenance)
-        words, terms = fitting(query, (await self.encode(query)).terms)
-        return await self._stores.opensearch.search(words, terms, k)
+        opensearch = self._stores.opensearch
+        if mode == "bm25":
+            words, _ = fitting(query, {})
+            return await opensearch.search_words(words, k)
+        vector = await self.encode(query)
+        if mode == "splade":
+            scale = vector.norm if self._settings.splade_normalise else 1
+            return await opensearch.search_terms({term: scale * weight for term, weight in vector.terms.items()}, k)
+        words, terms = fitting(query, vector.terms)
+        return await opensearch.search(words, terms, k)
 
     async def encode(self, query: str) -> "SparseVector":
         """The query's sparse vector, from the cache if it was encoded within the last minute."""

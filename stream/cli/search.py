@@ -28,7 +28,10 @@ def search(
     context: typer.Context,
     query: Annotated[str, typer.Argument(parser=non_blank, metavar="QUERY", help="What to search for.")],
     mode: Annotated[
-        SearchMode, typer.Option(help="lexical: SPLADE terms and BM25 in OpenSearch. dense: vectors in Neo4j.")
+        SearchMode,
+        typer.Option(
+            help="bm25: words. splade: terms. lexical: words and terms in one query. dense: vectors in Neo4j."
+        ),
     ] = "lexical",
     limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=1000, help="Maximum number of hits.")] = 10,
     json: Json = False,

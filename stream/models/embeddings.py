@@ -112,8 +112,9 @@ class EmbeddingClient:
         return vectors
 
     async def embed_query(self, query: str) -> Vector:
-        """The vector (embed_dimensions,) of a query, with the instruction of Qwen3-Embedding's model card."""
-        (vector,) = await self.embed([f"Instruct: {self._settings.embed_instruction}\nQuery:{query}"])
+        """The vector (embed_dimensions,) of a query, with the instruction, if any, in the form of Qwen3-Embedding."""
+        instruction = self._settings.embed_instruction
+        (vector,) = await self.embed([f"Instruct: {instruction}\nQuery:{query}" if instruction else query])
         return unpack(vector)
 
     async def answer(self) -> None:

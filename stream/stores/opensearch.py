@@ -324,16 +324,22 @@ class OpenSearchStore:
 
     async def search(self, query: str, terms: Mapping[str, float], k: int) -> list[Hit]:
         """The k best chunks by the sum of BM25 on the text and the dot product of the sparse vectors."""
-        heaviest = sorted(terms.items(), key=lambda item: -item[1])[:MOST_CLAUSES]
-        clauses: list[dict[str, Any]] = [
-            {"rank_feature": {"field": f"splade_terms.{escape(term)}", "boost": weight, "linear": {}}}
-            for term, weight in heaviest
-        ]
-        body = {
-            "size": k,
-            "_source": ["chunk_id", "doc_id", "text"],
-            "query": {"bool": {"should": [{"match": {"text": query}}, *clauses]}},
-        }
+        return await self._best({"bool": {"should": [_words(query), *_terms(terms)]}}, k)
+
+    async def search_words(self, query: str, k: int) -> list[Hit]:
+        """The k best chunks by BM25 on the text."""
+        return await self._best(_words(query), k)
+
+    async def search_terms(self, terms: Mapping[str, float], k: int) -> list[Hit]:
+        """The k best chunks by the dot product of the raw sparse vectors: normalised ones are scaled by their norm."""
+        query: Any = {"bool": {"should": _terms(terms)}}
+        if self._settings.splade_normalise:
+            norm = {"field": "splade_norm", "missing": 1}
+            query = {"function_score": {"query": query, "field_value_factor": norm, "boost_mode": "multiply"}}
+        return await self._best(query, k)
+
+    async def _best(self, query: Any, k: int) -> list[Hit]:
+        body = {"size": k, "_source": ["chunk_id", "doc_id", "text"], "query": query}
         try:
             answer = await self._call("POST", f"/{self._target}/_search", body=body)
         except Outage:
@@ -375,6 +381,18 @@ class OpenSearchStore:
             raise Outage(f"the response of OpenSearch at {where} cannot be parsed: {error}", "opensearch") from error
         finally:
             progress.made()
+
+
+def _words(query: str) -> Any:
+    return {"match": {"text": query}}
+
+
+def _terms(terms: Mapping[str, float]) -> list[Any]:
+    heaviest = sorted(terms.items(), key=lambda item: -item[1])[:MOST_CLAUSES]
+    return [
+        {"rank_feature": {"field": f"splade_terms.{escape(term)}", "boost": weight, "linear": {}}}
+        for term, weight in heaviest
+    ]
 
 
 def _called(flow: str) -> str:

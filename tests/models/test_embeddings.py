@@ -90,6 +90,19 @@ async def test_a_query_carries_the_instruction_and_is_unpacked():
     assert found.shape == (8,)
 
 
+async def test_without_an_instruction_a_query_is_sent_as_it_is():
+    bodies = []
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        bodies.append(orjson.loads(request.content))
+        return vectors(1)
+
+    settings = SETTINGS.model_copy(update={"embed_instruction": ""})
+    async with EmbeddingClient(settings, transport=httpx.MockTransport(serve)) as client:
+        await client.embed_query("sockets")
+    assert bodies[0]["input"] == ["sockets"]
+
+
 @pytest.mark.parametrize(
     "fault",
     [
