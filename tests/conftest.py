@@ -6,6 +6,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kern
 
 import shutil
 import socket
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +23,7 @@ from support import DIMENSIONS, empty_neo4j
 from stream import corpus
 from stream.config import Settings
 from stream.kafka import topics
-from stream.local import splade_model
+from stream.local import splade_model, trained
 from stream.local.demo import embedder
 from stream.local.profile import Profile
 from stream.local.servers import install, servers
@@ -30,7 +31,16 @@ from stream.local.supervisor import Program, down, status, up
 from stream.stores import Stores, open_stores
 
 ROOT = Path(__file__).parent.parent
-MODELS = ROOT / ".local" / "test-models"  # the demo's, which is built once
+MODELS = ROOT / ".local" / "test-models"  # built and downloaded once
+STAND_INS = {  # an embedder that hashes words, and a SPLADE that was computed
+    "STREAM_EMBED_MODEL": "Qwen/Qwen3-Embedding-8B",
+    "STREAM_EMBED_REVISION": "development",
+    "STREAM_EMBED_DIMENSIONS": str(DIMENSIONS),
+    "STREAM_EMBED_INSTRUCTION": Settings.model_fields["embed_instruction"].default,
+    "STREAM_EMBED_LONG_TEXTS": "reject",
+    "STREAM_SPLADE_MODEL": str(MODELS / "splade"),
+    "STREAM_SPLADE_REVISION": "development",
+}
 PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "")  # "gw0", "gw1", … with `pytest -n`, else nothing
 PORTS = 1000  # of each process, below those that the kernel gives to clients
 FIRST_PORT = 20_000 + PORTS * int(PROCESS.removeprefix("gw") or 9)
@@ -58,11 +68,9 @@ def own_servers() -> Iterator[Profile]:
     profile.home.mkdir(parents=True, mode=0o700)
     try:
         install(profile, print)
-        (profile.home / "models").symlink_to(MODELS)
         MODELS.mkdir(exist_ok=True)
         with FileLock(MODELS / "lock"):
-            model = Path(profile.environment()["STREAM_SPLADE_MODEL"])
-            splade_model.build((chunk["text"] for chunk in corpus.chunks()), model)
+            splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(STAND_INS["STREAM_SPLADE_MODEL"]))
         up(profile, programs(profile), print)
         yield profile
     finally:
@@ -72,16 +80,23 @@ def own_servers() -> Iterator[Profile]:
 
 
 def programs(profile: Profile) -> list[Program]:
-    """The servers and the embedder as the tests run them: with short vectors, and Java's fast compiler alone.
+    """The servers with Java's fast compiler alone, and the embedder without a trained model.
 
-    Most CPU time of a server that lives for minutes would go into the slow one.
+    Most CPU time of a server that lives for minutes would go into the slow compiler.
     """
     quick = {"JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1"}
-    hashing = embedder(profile)
+    hashing = [sys.executable, "-m", "stream.local.embedder", "--port", str(profile.embedder_port)]
     return [
         *(replace(server, environment={**server.environment, **quick}) for server in servers(profile)),
-        replace(hashing, command=[*hashing.command, "--dimensions", str(DIMENSIONS)]),
+        replace(embedder(profile), command=[*hashing, "--dimensions", str(DIMENSIONS)]),
     ]
+
+
+@pytest.fixture(scope="session")
+def trained_models() -> Path:
+    """The folder of the trained models."""
+    trained.install(MODELS)
+    return MODELS
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +113,7 @@ def profile() -> Iterator[Profile | None]:
 def environment(profile: Profile | None) -> dict[str, str]:
     """STREAM_… variables of running servers."""
     variables = profile.environment() if profile else dotenv_values(os.environ["STREAM_TEST_ENV_FILE"])
-    return {n: value for n, value in variables.items() if value} | {"STREAM_EMBED_DIMENSIONS": str(DIMENSIONS)}
+    return {name: value for name, value in variables.items() if value is not None} | STAND_INS
 
 
 def free_ports(count: int) -> list[int]:

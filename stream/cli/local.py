@@ -2,27 +2,29 @@
 
 import asyncio
 from datetime import timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from stream import config, corpus
+from stream import config
 from stream.cli.output import Json, err, out, print_json, progress_bars
-from stream.cli.search import find, print_hits
 from stream.cli.state import print_report
 from stream.config import SearchMode, Settings
 from stream.kafka import topics
-from stream.local import demo
+from stream.local import demo, trained
 from stream.local.profile import Profile
 from stream.local.servers import install, servers
 from stream.local.supervisor import Program
 from stream.local.supervisor import down as stop_all
 from stream.local.supervisor import status as programs_status
 from stream.local.supervisor import up as start_all
+from stream.models.embeddings import EmbeddingClient
 from stream.operate import status as state
 from stream.operate import verify as checking
+from stream.search import Searcher
 from stream.stores import open_stores
 
 app = typer.Typer(
@@ -33,10 +35,14 @@ app = typer.Typer(
 
 Home = Annotated[Path, typer.Option(help="Folder for the servers' programs, data and logs.")]
 HOME = Path(".local")
-QUERIES: tuple[tuple[SearchMode, str], ...] = (
-    ("lexical", "listen on a socket for connections"),
-    ("dense", "standard deviation of a sample"),
+MODES: tuple[SearchMode, ...] = ("bm25", "splade", "dense")
+QUESTIONS = (  # in other words than the answers; for some of them one mode fails and another helps
+    "run a function after some seconds",
+    "split a shell command the way a shell would",
+    "compare two floating point numbers that are nearly equal",
+    "how do I wait for several coroutines at once",
 )
+HITS = 5
 
 
 def _say(sentence: str) -> None:
@@ -62,13 +68,11 @@ def up(home: Home = HOME) -> None:
 
 
 def _start(profile: Profile) -> Settings:
-    from stream.local import splade_model  # noqa: PLC0415 - torch takes seconds to import
-
-    _say("REQUIRE_GPU=0: development profile. Vectors are hashed words (lexical, not semantic); SPLADE is not trained.")
+    _say("REQUIRE_GPU=0: development profile, with two small trained models on the CPU.")
     install(profile, _say)
+    trained.install(profile.models, _say)
     profile.write_env_file()
     settings = _settings(profile)
-    splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(settings.splade_model))
     basis, workers = _programs(profile)
     start_all(profile, basis, _say)
     asyncio.run(topics.create(settings))
@@ -123,15 +127,27 @@ def run_demo(home: Home = HOME) -> None:
     print_report(report)
     if not report.clean:
         raise typer.Exit(1)
-    for mode, query in QUERIES:
-        out.print(f"\n[bold]stream search {query!r} --mode {mode}[/]")
-        print_hits(asyncio.run(find(settings, query, mode, 5)))
+    for question, found in asyncio.run(_asked(settings)):
+        table = Table(*MODES, title=question, title_justify="left", title_style="bold")
+        for row in zip_longest(*found, fillvalue=""):
+            table.add_row(*row)
+        out.print("", table)
     _say(
         f"\nIt runs: Kafka at {settings.kafka_servers}, Neo4j at {settings.neo4j_uri}, "
         f"OpenSearch at {settings.opensearch_url}, three workers."
         f"\nuse it:   export STREAM_ENV_FILE={profile.env_file}; stream search 'your words'"
         "\nstop it:  make down"
     )
+
+
+async def _asked(settings: Settings) -> list[tuple[str, list[list[str]]]]:
+    """Each question with the chunk_ids that each mode finds."""
+    async with open_stores(settings) as stores, EmbeddingClient(settings) as embedder:
+        searcher = Searcher(settings, stores, embedder)
+        return [
+            (question, [[hit.chunk_id for hit in await searcher.search(question, mode, HITS)] for mode in MODES])
+            for question in QUESTIONS
+        ]
 
 
 async def _verify(settings: Settings) -> checking.Report:

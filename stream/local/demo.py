@@ -13,6 +13,7 @@ from stream.corpus import chunks
 from stream.kafka import reader, topics
 from stream.local.profile import HOST, Profile
 from stream.local.supervisor import Program
+from stream.local.trained import MINILM
 from stream.operate.publish import Published, publish
 
 Say = Callable[[str], None]
@@ -22,7 +23,10 @@ def embedder(profile: Profile) -> Program:
     """The development embedder as a supervised program."""
     return Program(
         name="embedder",
-        command=[sys.executable, "-m", "stream.local.embedder", "--host", HOST, "--port", str(profile.embedder_port)],
+        command=[
+            *(sys.executable, "-m", "stream.local.embedder", "--host", HOST, "--port", str(profile.embedder_port)),
+            *("--model", MINILM.name, "--weights", str(MINILM.folder(profile.models))),
+        ],
         log=profile.home / "logs" / "embedder.log",
         ready=lambda: _answers(f"http://{HOST}:{profile.embedder_port}/health"),
         address=f"http://{HOST}:{profile.embedder_port}",

@@ -1,27 +1,20 @@
-"""The development embedder: a server with vLLM's HTTP interface that hashes words. Lexical, not semantic.
+"""The development embedder: vLLM's HTTP interface before a model that runs on the CPU.
 
-It exists so that the whole system runs on a machine without a GPU. A search finds texts that share words with the
-query, never texts that share only its meaning. The vector is a signed feature hash (Weinberger et al. 2009, arXiv
-0902.2206) of words and of pairs of adjacent words. The HTTP interface follows the source of vLLM 0.32.0.
+It exists so that the whole system runs on a machine without a GPU. The model is a trained sentence model
+(`stream.local.sentences`) or, without weights, a stand-in that hashes words (`stream.local.hashing`). The HTTP
+interface follows the source of vLLM 0.32.0.
 
-    python -m stream.local.embedder --port 18000
+    python -m stream.local.embedder --port 18000 --weights FOLDER
 """
 
 import asyncio
 import base64
-import math
-import re
 import time
 import uuid
-from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
-from hashlib import blake2b
-from itertools import islice, pairwise
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 import typer
 from aiohttp import web
@@ -29,73 +22,26 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 from pydantic import BaseModel, Field, ValidationError
 
 from stream.errors import ConfigurationError
+from stream.local import hashing
+from stream.local.hashing import Vector
 
-DIMENSIONS = 4096
-MAX_MODEL_LEN = 32_768  # of Qwen3-Embedding-8B
-BUCKETS = 4  # a word has one in each quarter of the vector: words that collide in one quarter differ in the other three
-PAIR_WEIGHT = 0.5
-STOP_WEIGHT = 0.1  # with full weight, words of every text would decide which texts are similar
-STOP_WORDS = frozenset(
-    "a an and are as at be by for from if in into is it its of on or that the this to with".split()  # noqa: SIM905
-)
 BYTE_ORDERS = {"native": "=f4", "little": "<f4", "big": ">f4"}
-OWNER = "stream.local.embedder: hashes words, lexical not semantic"
-
-TOKEN = re.compile(r"\w+|[^\w\s]")
-WORD = re.compile(r"\w+")
-BOUNDARY = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # inside snake_case and camelCase
-
-Vector = npt.NDArray[np.float32]
 
 
-def embed(text: str, dimensions: int = DIMENSIONS) -> Vector:
-    """The vector (dimensions,) of a text, unit norm, the same on every machine.
+class Model(Protocol):
+    """What the server needs of a model. `owner` says what it is."""
 
-    The weight of a word is 1 + log(occurrences); an adjacent pair has half, a stop word a tenth of that. An identifier
-    counts as itself and as its parts. If a text has no words, its characters count. Of a query in the format of
-    Qwen3-Embedding ("Instruct: {task}\\nQuery:{query}") only the part after "Query:" counts.
-    """
-    if text.startswith("Instruct: "):
-        text = text.partition("\nQuery:")[2] or text
-    words = WORD.findall(text)
-    parts = [part for word in words for part in _parts(word)]
-    identifiers = [word.lower() for word in words if len(_parts(word)) > 1]
-    features = Counter(parts + identifiers) or Counter(text) or Counter([""])
-    pairs = Counter(f"{first} {second}" for first, second in pairwise(parts))
-    weights = [_weight(n) * (STOP_WEIGHT if feature in STOP_WORDS else 1) for feature, n in features.items()]
-    weights += [PAIR_WEIGHT * _weight(n) for n in pairs.values()]
+    owner: str
+    max_model_len: int
 
-    hashes = np.frombuffer(b"".join(map(_digest, [*features, *pairs])), "<u2").reshape(-1, BUCKETS)
-    width = dimensions // BUCKETS
-    buckets = hashes % width + np.arange(BUCKETS) * width
-    signed = np.where(hashes >> 15, -1.0, 1.0) * np.array(weights)[:, None]
-    vector = np.bincount(buckets.ravel(), signed.ravel(), dimensions)
-    return (vector / math.sqrt(math.fsum((vector * vector).tolist()))).astype(np.float32)
+    def tokens(self, texts: Sequence[str]) -> list[int]:
+        """The number of tokens of each text."""
 
+    def truncated(self, text: str, limit: int) -> str:
+        """The beginning of the text that has at most `limit` tokens."""
 
-def tokens(text: str) -> int:
-    """The number of tokens of a text: words, other characters that are not white space, and one end token."""
-    return len(TOKEN.findall(text)) + 1
-
-
-def truncated(text: str, limit: int) -> str:
-    """The beginning of the text that has at most `limit` tokens, with the end token included."""
-    ends = [match.end() for match in islice(TOKEN.finditer(text), limit)]
-    return text if len(ends) < limit else text[: ends[limit - 2]] if limit > 1 else ""
-
-
-def _weight(count: int) -> float:
-    return 1 + round(math.log(count), 6)  # the last bits of a logarithm differ between machines
-
-
-@lru_cache(maxsize=2**16)
-def _parts(word: str) -> tuple[str, ...]:
-    return tuple(part.lower() for part in BOUNDARY.split(word) if part)
-
-
-@lru_cache(maxsize=2**18)
-def _digest(feature: str) -> bytes:
-    return blake2b(feature.encode(), digest_size=2 * BUCKETS).digest()
+    def embed(self, texts: Sequence[str]) -> Sequence[Vector]:
+        """The vectors of the texts, unit norm."""
 
 
 class EmbeddingRequest(BaseModel):
@@ -115,18 +61,18 @@ class EmbeddingRequest(BaseModel):
 
 
 class Server:
-    """The HTTP interface for one model name. Run `application()` once, in one event loop."""
+    """The HTTP interface for a model under one name. Run `application()` once, in one event loop."""
 
-    def __init__(self, model: str, dimensions: int = DIMENSIONS) -> None:
+    def __init__(self, name: str, model: Model) -> None:
+        self._name = name
         self._model = model
-        self._dimensions = dimensions
         self._lock = asyncio.Lock()
         self._registry = CollectorRegistry()
         self._waiting = self._gauge("vllm:num_requests_waiting", "Texts that wait to be embedded.")
         self._running = self._gauge("vllm:num_requests_running", "Texts that are being embedded.")
 
     def _gauge(self, name: str, description: str) -> Gauge:
-        return Gauge(name, description, ["model_name"], registry=self._registry).labels(self._model)
+        return Gauge(name, description, ["model_name"], registry=self._registry).labels(self._name)
 
     def application(self) -> web.Application:
         """The application. It does not listen yet."""
@@ -145,11 +91,11 @@ class Server:
 
     async def _models(self, _: web.Request) -> web.Response:
         card = {
-            "id": self._model,
+            "id": self._name,
             "object": "model",
             "created": int(time.time()),
-            "owned_by": OWNER,
-            "max_model_len": MAX_MODEL_LEN,
+            "owned_by": self._model.owner,
+            "max_model_len": self._model.max_model_len,
         }
         return web.json_response({"object": "list", "data": [card]})
 
@@ -157,7 +103,8 @@ class Server:
         request = self._checked(http.content_type, await http.read())
         texts = [request.input] if isinstance(request.input, str) else request.input
         if (limit := request.truncate_prompt_tokens) is not None:
-            texts = [truncated(text, MAX_MODEL_LEN if limit == -1 else limit) for text in texts]
+            most = self._model.max_model_len if limit == -1 else limit
+            texts = [self._model.truncated(text, most) for text in texts]
         if not texts:
             raise _refusal(web.HTTPBadRequest, "You must pass at least one prompt")
         self._waiting.inc(len(texts))
@@ -181,22 +128,22 @@ class Server:
             raise _refusal(web.HTTPBadRequest, f"{field or 'body'}: {first['msg']}", field or None) from None
         if "normalize" in request.model_fields_set:
             raise _refusal(web.HTTPBadRequest, "Parameter `normalize` was removed", "normalize")
-        if request.model and request.model != self._model:
+        if request.model and request.model != self._name:
             raise _refusal(web.HTTPNotFound, f"The model `{request.model}` does not exist.", "model")
         if request.dimensions is not None:
             raise _refusal(
                 web.HTTPBadRequest,
-                f"Model {self._model!r} does not support Matryoshka embeddings; dimensions must be unset "
+                f"Model {self._name!r} does not support Matryoshka embeddings; dimensions must be unset "
                 f"(received dimensions={request.dimensions}).",
             )
         return request
 
     def _answer(self, texts: Sequence[str], request: EmbeddingRequest) -> bytes:
-        lengths = [tokens(text) for text in texts]
-        if max(lengths) > MAX_MODEL_LEN:
+        lengths, most = self._model.tokens(texts), self._model.max_model_len
+        if max(lengths) > most:
             raise _refusal(
                 web.HTTPBadRequest,
-                f"This model's maximum context length is {MAX_MODEL_LEN} tokens. However, your prompt contains "
+                f"This model's maximum context length is {most} tokens. However, your prompt contains "
                 f"{max(lengths)} input tokens. Please reduce the length of the input prompt.",
                 "input_tokens",
             )
@@ -205,10 +152,10 @@ class Server:
             "id": f"embd-{uuid.uuid4().hex}",
             "object": "list",
             "created": int(time.time()),
-            "model": self._model,
+            "model": self._name,
             "data": [
                 {"index": index, "object": "embedding", "embedding": encode(vector, request.endianness)}
-                for index, vector in enumerate(embed(text, self._dimensions) for text in texts)
+                for index, vector in enumerate(self._model.embed(texts))
             ],
             "usage": {
                 "prompt_tokens": sum(lengths),
@@ -235,12 +182,12 @@ def _refusal(kind: type[web.HTTPClientError], message: str, param: str | None = 
     return kind(text=orjson.dumps({"error": error}).decode(), content_type="application/json")
 
 
-def serve(model: str, dimensions: int, host: str, port: int) -> None:
+def serve(name: str, model: Model, host: str, port: int) -> None:
     """Serves until SIGTERM or SIGINT. Raises `ConfigurationError` if it cannot listen on the address."""
-    greeting = f"development embedder as {model} on http://{host}:{port}: hashes words, lexical not semantic"
+    greeting = f"development embedder as {name} on http://{host}:{port}: {model.owner}"
     try:
         web.run_app(
-            Server(model, dimensions).application(),
+            Server(name, model).application(),
             host=host,
             port=port,
             print=lambda _: typer.echo(greeting),
@@ -253,15 +200,24 @@ def serve(model: str, dimensions: int, host: str, port: int) -> None:
         ) from error
 
 
+def _model(weights: Path | None, dimensions: int) -> Model:
+    if weights is None:
+        return hashing.HashedWords(dimensions)
+    from stream.local.sentences import SentenceModel  # noqa: PLC0415 - torch takes seconds to import
+
+    return SentenceModel(weights)
+
+
 def main(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 18000,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     model: Annotated[str, typer.Option(help="The model name that clients see.")] = "Qwen/Qwen3-Embedding-8B",
-    dimensions: Annotated[int, typer.Option(min=BUCKETS, help="The length of a vector.")] = DIMENSIONS,
+    weights: Annotated[Path | None, typer.Option(help="Folder of a model; without it, words are hashed.")] = None,
+    dimensions: Annotated[int, typer.Option(min=4, help="Length of a vector of hashed words.")] = hashing.DIMENSIONS,
 ) -> None:
-    """An OpenAI-compatible embedding server for development: it hashes words, lexical not semantic."""
+    """An OpenAI-compatible embedding server for development, on the CPU."""
     try:
-        serve(model, dimensions, host, port)
+        serve(model, _model(weights, dimensions), host, port)
     except ConfigurationError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None

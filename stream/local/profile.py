@@ -5,7 +5,7 @@ home/            default .local
 ├── conf/            each server's configuration, written by `servers.install`
 ├── data/            the servers' data
 ├── logs/            one log for each program, and supervisord's
-├── models/          models that are built on this machine
+├── models/          the trained models
 ├── neo4j-password   generated once, readable by its owner only
 ├── stream.env       the settings, as a file for STREAM_ENV_FILE
 └── supervisor/      supervisord's configuration
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from stream.errors import ConfigurationError
+from stream.local.trained import MINILM, SPLADE_TINY
 
 HOST = "127.0.0.1"  # the local profile must not be reachable from another machine
 
@@ -73,6 +74,11 @@ class Profile:
             raise ConfigurationError(f"this user cannot write {self.home}; choose another home")
 
     @property
+    def models(self) -> Path:
+        """The folder of the trained models."""
+        return self.home / "models"
+
+    @property
     def env_file(self) -> Path:
         """The file for `STREAM_ENV_FILE`."""
         return self.home / "stream.env"
@@ -96,8 +102,13 @@ class Profile:
             "STREAM_KAFKA_SERVERS": f"{HOST}:{self.kafka_port}",
             "STREAM_PARTITIONS": "2",
             "STREAM_EMBED_URL": f"http://{HOST}:{self.embedder_port}",
-            "STREAM_EMBED_REVISION": "development",  # the embedder uses the real model's name
-            "STREAM_SPLADE_MODEL": str(self.home / "models" / "splade"),
+            "STREAM_EMBED_MODEL": MINILM.name,
+            "STREAM_EMBED_REVISION": MINILM.revision,
+            "STREAM_EMBED_DIMENSIONS": "384",
+            "STREAM_EMBED_INSTRUCTION": "",
+            "STREAM_EMBED_LONG_TEXTS": "truncate",
+            "STREAM_SPLADE_MODEL": str(SPLADE_TINY.folder(self.models)),
+            "STREAM_SPLADE_REVISION": SPLADE_TINY.revision,
             "STREAM_NEO4J_URI": f"bolt://{HOST}:{self.neo4j_port}",
             "STREAM_NEO4J_USER": "neo4j",
             "STREAM_NEO4J_PASSWORD": self.neo4j_password,

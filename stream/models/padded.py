@@ -24,7 +24,7 @@ class PaddedModel:
 
     def pool(self, windows: Windows, out: Tensor) -> None:
         """Sets out (texts, V) float32 on the device to the maximum of itself and the logits of each text's windows."""
-        for batch in _batches_by_length(windows.lengths, TOKENS[self._device.type]):
+        for batch in batches_by_length(windows.lengths, TOKENS[self._device.type]):
             ids = torch.zeros(len(batch), int(windows.lengths[batch].max()), dtype=torch.int64)
             real = torch.zeros_like(ids)
             for row, i in enumerate(batch):
@@ -40,7 +40,7 @@ class PaddedModel:
             progress.made()
 
 
-def _batches_by_length(lengths: Any, budget: int) -> list[list[int]]:
+def batches_by_length(lengths: Any, budget: int) -> list[list[int]]:
     """Indices in batches of similar length, each at most `budget` tokens when padded to its longest."""
     batches: list[list[int]] = []
     for i in np.argsort(-lengths, kind="stable").tolist():

@@ -13,7 +13,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from conftest import isolated, own_servers
+from conftest import STAND_INS, isolated, own_servers
 from faults.faults import FAULTS, Fault
 from faults.pipeline import pipeline
 from faults.run import Result, run
@@ -41,7 +41,7 @@ async def one_round(
     """Every fault once, in the seed's order, until one breaks the pipeline; counts the workers' exit codes."""
     order = random.Random(seed).sample(faults, len(faults))
     result = Result()
-    async with pipeline(profile, isolated(profile.environment()), seed) as flow:
+    async with pipeline(profile, isolated(profile.environment() | STAND_INS), seed) as flow:
         for fault in order:
             if time.monotonic() > deadline:
                 break

@@ -16,7 +16,7 @@ from support import LOGS, LONGEST, Worker, wait_until
 
 from stream import corpus
 from stream.config import STAGES
-from stream.local import embedder
+from stream.local import embedder, hashing
 from stream.models.embeddings import EmbeddingClient
 from stream.operate.publish import publish
 from stream.operate.status import caught_up, stages, status
@@ -40,7 +40,7 @@ def variables(variables: dict[str, str]) -> Iterator[dict[str, str]]:
 
     own = {
         "STREAM_EMBED_URL": f"http://127.0.0.1:{port}",
-        "STREAM_EMBED_DIMENSIONS": str(embedder.DIMENSIONS),
+        "STREAM_EMBED_DIMENSIONS": str(hashing.DIMENSIONS),
         "STREAM_NEO4J_LABEL": "FullSize",
         "STREAM_NEO4J_INDEX": "full_size_idx",
     }

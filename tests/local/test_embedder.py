@@ -15,7 +15,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from stream.config import Settings
-from stream.local.embedder import MAX_MODEL_LEN, Server, embed, tokens
+from stream.local.embedder import Server
+from stream.local.hashing import MAX_MODEL_LEN, HashedWords, embed, tokens
 from stream.models.embeddings import EmbeddingClient
 from stream.vectors import unpack
 
@@ -24,7 +25,7 @@ MODEL = "Qwen/Qwen3-Embedding-8B"
 
 @pytest.fixture
 async def client() -> AsyncIterator[TestClient[Any, Any]]:
-    async with TestClient(TestServer(Server(MODEL).application())) as client:
+    async with TestClient(TestServer(Server(MODEL, HashedWords()).application())) as client:
         yield client
 
 

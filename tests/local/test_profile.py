@@ -20,7 +20,7 @@ def test_the_package_reads_its_settings_from_the_env_file(profile: Profile, monk
     monkeypatch.setenv("STREAM_ENV_FILE", str(profile.write_env_file()))
     settings = load()
     assert settings.kafka_servers == "127.0.0.1:20001"
-    assert settings.splade_model == str(profile.home / "models" / "splade")
+    assert settings.splade_model == str(profile.home / "models" / "splade-tiny")
     assert settings.neo4j_password is not None
     assert settings.neo4j_password.get_secret_value() == profile.neo4j_password
     assert settings.require_gpu is False

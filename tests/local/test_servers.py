@@ -8,7 +8,7 @@ from shutil import which
 import httpx
 import pytest
 import yaml
-from conftest import free_ports
+from conftest import free_ports, programs
 from support import wait_until
 
 from stream.errors import ConfigurationError, Outage
@@ -125,7 +125,7 @@ def test_all_three_are_ready_and_a_second_up_changes_nothing(profile: Profile) -
     }
     before = pids(profile)
     servers.install(profile)
-    supervisor.up(profile, servers.servers(profile))
+    supervisor.up(profile, programs(profile))
     assert pids(profile) == before
 
 
