@@ -28,6 +28,7 @@ MODULES = {  # of each command, in the order of the help
     "status": "state",
     "verify": "state",
     "search": "search",
+    "eval": "evaluate",
     "topics": "state",
     "local": "local",
     "dlq": "dlq",

@@ -1,0 +1,96 @@
+"""`stream eval`: measures the quality of search."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from stream.cli.options import settings_of
+from stream.cli.output import Json, err, out, print_json, progress_bars
+from stream.config import STAGES, SearchMode
+from stream.evaluate import evaluation, plots, runs
+from stream.evaluate.collection import Collection, read, read_judged
+from stream.evaluate.evaluation import Figure, Report
+from stream.evaluate.measures import MEASURES, require
+
+app = typer.Typer()
+
+MODES: list[SearchMode] = ["bm25", "splade", "dense", "lexical"]
+
+
+@app.command("eval")
+def evaluate(
+    context: typer.Context,
+    *,
+    collection: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Index this collection and measure with it.")
+    ] = None,
+    queries: Annotated[Path | None, typer.Option(help="Queries for what is indexed already; needs --qrels.")] = None,
+    qrels: Annotated[Path | None, typer.Option(help="The judgements of these queries.")] = None,
+    mode: Annotated[
+        list[SearchMode] | None, typer.Option(help="A mode to measure; others are compared with the first. Repeatable.")
+    ] = None,
+    depth: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of hits of a query.")] = 100,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this file (.svg or .png).")] = None,
+    run_files: Annotated[
+        Path | None, typer.Option("--runs", metavar="FOLDER", help="Write a TREC run file of each mode into it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure how well each search mode finds the chunks that people judged to be relevant.
+
+    A collection is indexed in names of its own. Running the command again measures without indexing again.
+    """
+    require("ir_measures", *(["matplotlib"] if plot else []))
+    if plot and plot.suffix not in (".svg", ".png"):
+        raise typer.BadParameter("expected a name that ends with .svg or .png", param_hint="--plot")
+    settings, given = settings_of(context), _input(collection, queries, qrels)
+    with progress_bars() as bars:
+        names = ("publish", *STAGES, "search") if collection else ("search",)
+        tasks = {name: bars.add_task(name, total=None) for name in names}
+        report, found = asyncio.run(
+            evaluation.run(
+                settings,
+                context.obj,
+                given,
+                list(dict.fromkeys(mode or MODES)),
+                depth=depth,
+                progress=lambda name, done, total: bars.update(tasks[name], completed=done, total=total),
+            )
+        )
+    if report.rejected:
+        err.print(
+            f"{report.rejected:,} of {report.chunks:,} chunks were rejected, so no search finds them: "
+            f"`stream --set topic={report.topic} dlq ls` shows why"
+        )
+    print_json(report) if json else _print(report)
+    if run_files:
+        runs.write(run_files, found)
+    if plot:
+        plots.draw(report, plot)
+
+
+def _input(collection: Path | None, queries: Path | None, qrels: Path | None) -> Collection:
+    if collection and not (queries or qrels):
+        return read(collection)
+    if queries and qrels and not collection:
+        return read_judged(queries, qrels)
+    raise typer.BadParameter("expected either --collection, or --queries and --qrels")
+
+
+def _print(report: Report) -> None:
+    title = f"{report.name}: {report.queries:,} queries, at most {report.depth:,} hits each"
+    table = Table("mode", *MEASURES, title=escape(title))
+    table.columns[0].no_wrap = True
+    for row in report.rows:
+        table.add_row(row.label, *(_cell(row.figures[name], first=row is report.rows[0]) for name in MEASURES))
+    out.print(table)
+    out.print(f"[95 % confidence interval]; p of the difference from {report.rows[0].mode}", markup=False)
+
+
+def _cell(figure: Figure, *, first: bool) -> str:
+    p = "" if first else " p<0.001" if figure.p < 0.001 else f" p={figure.p:.3f}"
+    return f"{figure.mean:.3f}{p}\n\\[{figure.low:.3f}, {figure.high:.3f}]"
