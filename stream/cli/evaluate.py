@@ -18,7 +18,7 @@ from stream.evaluate.measures import MEASURES, require
 
 app = typer.Typer()
 
-MODES: list[SearchMode] = ["bm25", "splade", "dense", "lexical"]
+MODES: tuple[SearchMode, ...] = ("bm25", "splade", "dense", "lexical")
 
 
 @app.command("eval")
@@ -31,7 +31,10 @@ def evaluate(
     queries: Annotated[Path | None, typer.Option(help="Queries for what is indexed already; needs --qrels.")] = None,
     qrels: Annotated[Path | None, typer.Option(help="The judgements of these queries.")] = None,
     mode: Annotated[
-        list[SearchMode] | None, typer.Option(help="A mode to measure; others are compared with the first. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="|".join(MODES), help="A mode to measure. Repeatable; the first is compared with the others."
+        ),
     ] = None,
     depth: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of hits of a query.")] = 100,
     plot: Annotated[Path | None, typer.Option(help="Draw the figures into this file (.svg or .png).")] = None,
@@ -47,6 +50,7 @@ def evaluate(
     require("ir_measures", *(["matplotlib"] if plot else []))
     if plot and plot.suffix not in (".svg", ".png"):
         raise typer.BadParameter("expected a name that ends with .svg or .png", param_hint="--plot")
+    modes = list(dict.fromkeys(_mode(name) for name in mode or MODES))
     settings, given = settings_of(context), _input(collection, queries, qrels)
     with progress_bars() as bars:
         names = ("publish", *STAGES, "search") if collection else ("search",)
@@ -56,7 +60,7 @@ def evaluate(
                 settings,
                 context.obj,
                 given,
-                list(dict.fromkeys(mode or MODES)),
+                modes,
                 depth=depth,
                 progress=lambda name, done, total: bars.update(tasks[name], completed=done, total=total),
             )
@@ -71,6 +75,14 @@ def evaluate(
         runs.write(run_files, found)
     if plot:
         plots.draw(report, plot)
+
+
+def _mode(name: str) -> SearchMode:
+    """`name`, if it is a mode. Typer has no lists of literals."""
+    for mode in MODES:
+        if name == mode:
+            return mode
+    raise typer.BadParameter(f"{name!r} is not one of {', '.join(MODES)}", param_hint="--mode")
 
 
 def _input(collection: Path | None, queries: Path | None, qrels: Path | None) -> Collection:
