@@ -33,6 +33,7 @@ async def _started(settings: Settings, client: Any, stop: str) -> AsyncIterator[
             raise await security.startup_error(settings) from None
         yield client
     finally:
+        await asyncio.sleep(0)  # a task of aiokafka that has not begun would interrupt `stop`, and fetching would go on
         try:
             await getattr(client, stop)()
         except asyncio.CancelledError:  # aiokafka raises it when it cancels its own fetch task

@@ -26,6 +26,7 @@ TRANSACTIONS_A_SECOND = 2
 ABORTED = 0.4  # the share of transactions
 OPEN = 0.1  # seconds that a transaction stays open and blocks later records
 KAFKA_AWAY = 30.0  # seconds that a transaction may take
+LEFT_OPEN = 10_000  # milliseconds after which Kafka aborts a transaction that publishing has left open
 PAGE = 500  # chunks asked of a store at once
 WORDS = ["lock", "queue", "socket", "stream", "thread", "await", "commit", "offset", "vector", "shard", "broker", "lag"]
 
@@ -153,7 +154,9 @@ class History:
     async def _publish_in_transactions(self) -> None:
         while True:
             with suppress(KafkaError, TimeoutError):  # the next producer aborts the open transaction
-                async with transactional(self._settings, self._settings.topic) as producer:
+                async with transactional(
+                    self._settings, self._settings.topic, transaction_timeout_ms=LEFT_OPEN
+                ) as producer:
                     while True:
                         async with self._transactional, asyncio.timeout(KAFKA_AWAY):
                             commit, records = self._random.random() > ABORTED, self._random.randrange(1, 12)

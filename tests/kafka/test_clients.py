@@ -7,7 +7,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError
-from support import open_transaction, read, send
+from support import open_transaction, read, send, until
 
 from stream.config import Settings
 from stream.errors import Outage
@@ -40,6 +40,16 @@ async def test_kafka_that_falls_silent_while_a_topic_is_read_is_an_outage(flow: 
             read += 1
             monkeypatch.setattr(AIOKafkaClient, "send", away)
     assert 0 < read < 100
+
+
+async def test_a_topic_without_records_leaves_no_client_that_goes_on_fetching(flow: Settings):
+    before = asyncio.all_tasks()
+    assert await read(flow, flow.topic) == []
+
+    async def ended() -> bool:
+        return asyncio.all_tasks() <= before
+
+    await until(ended)
 
 
 @asynccontextmanager
