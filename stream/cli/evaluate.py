@@ -65,10 +65,10 @@ def evaluate(
                 progress=lambda name, done, total: bars.update(tasks[name], completed=done, total=total),
             )
         )
-    if report.rejected:
+    if report.missing:
         err.print(
-            f"{report.rejected:,} of {report.chunks:,} chunks were rejected, so no search finds them: "
-            f"`stream --set topic={report.topic} dlq ls` shows why"
+            f"{report.missing:,} of {report.chunks:,} chunks are not in both stores, so no search finds them: "
+            f"`stream --set topic={report.topic} dlq ls` lists those that were rejected"
         )
     print_json(report) if json else _print(report)
     if run_files:

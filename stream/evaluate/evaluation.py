@@ -14,6 +14,7 @@ import orjson
 
 from stream import children
 from stream.config import STAGES, SearchMode, Settings
+from stream.errors import StreamError
 from stream.evaluate.collection import Collection
 from stream.evaluate.measures import MEASURES, Values, interval, measure, p_value
 from stream.evaluate.runs import Run, ranked
@@ -53,12 +54,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result. `chunks` were searched for, except the `rejected` ones, which are not in both stores."""
+    """The result. Of the `chunks`, those that are `missing` are not in both stores: a stage rejected them."""
 
     name: str
     topic: str
     chunks: int
-    rejected: int
+    missing: int
     queries: int
     depth: int
     rows: list[Row]
@@ -75,7 +76,8 @@ async def run(
 ) -> tuple[Report, dict[SearchMode, Run]]:
     """Indexes the collection's chunks, if it has any, and measures each mode with the `depth` best hits of each query.
 
-    `assignments` are those of `--set`, for the workers. Raises `Outage` if a worker ends.
+    `assignments` are those of `--set`, for the workers. Raises `Outage` if a worker ends, and `StreamError` if no chunk
+    is in both stores then.
     """
     own = {} if collection.chunks is None else own_names(settings, collection)
     settings = settings.model_copy(update=own)
@@ -83,12 +85,17 @@ async def run(
         await _index(settings, {**assignments, **own}, collection.chunks, progress)
     async with open_stores(settings) as stores, EmbeddingClient(settings) as embedder:
         held = min([await store.count() for store in stores.both])
+        if collection.chunks and not held:
+            raise StreamError(
+                f"the topic {settings.topic} holds the collection, but no chunk of it is in both stores: see `stream "
+                f"--set topic={settings.topic} dlq ls`; if the stores' data were deleted, delete the topics too"
+            )
         found = await search(Searcher(settings, stores, embedder), collection.queries, modes, depth, progress)
     report = Report(
         name=collection.name,
         topic=settings.topic,
         chunks=held if collection.chunks is None else len(collection.chunks),
-        rejected=0 if collection.chunks is None else len(collection.chunks) - held,
+        missing=0 if collection.chunks is None else len(collection.chunks) - held,
         queries=len(collection.queries),
         depth=depth,
         rows=compare(settings, collection, found),

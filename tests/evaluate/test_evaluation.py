@@ -69,7 +69,7 @@ def stream(*arguments: str) -> Result:
 
 def test_each_mode_has_its_figures_and_is_compared_with_the_first(judged):
     report = json.loads(stream(*judged, "--json").stdout)
-    assert (report["queries"], report["depth"], report["chunks"], report["rejected"]) == (3, 100, 7, 0)
+    assert (report["queries"], report["depth"], report["chunks"], report["missing"]) == (3, 100, 7, 0)
     assert evaluation.Searcher.asked == [(text, mode, 100) for text in QUERIES.values() for mode in RANKINGS]
     rows = {row["mode"]: row["figures"] for row in report["rows"]}
     assert list(rows) == ["bm25", "splade", "dense", "lexical"]
@@ -214,8 +214,11 @@ async def test_a_collection_is_indexed_once_and_measured_each_time(settings, tmp
 
     first = await measured()
     report = json.loads(first.stdout)
-    assert f"1 of 21 chunks were rejected, so no search finds them: `stream --set topic={own.topic}" in first.stderr
-    assert (report["topic"], report["chunks"], report["rejected"]) == (own.topic, 21, 1)
+    assert (
+        f"1 of 21 chunks are not in both stores, so no search finds them: `stream --set topic={own.topic}"
+        in first.stderr
+    )
+    assert (report["topic"], report["chunks"], report["missing"]) == (own.topic, 21, 1)
     assert {row["mode"]: row["figures"]["R@100"]["mean"] for row in report["rows"]} == dict.fromkeys(RANKINGS, 1)
     assert report["rows"][0]["figures"]["nDCG@10"]["mean"] == 1
     assert {row["label"] for row in report["rows"] if row["mode"] != "bm25"} == {
@@ -233,3 +236,5 @@ async def test_a_collection_is_indexed_once_and_measured_each_time(settings, tmp
         assert await stores.neo4j._run("MATCH (c:Chunk) WHERE c.text STARTS WITH 'The socket is' RETURN c") == []
     async with open_stores(own) as stores:
         await stores.opensearch._call("DELETE", f"/{own.opensearch_alias}-1")
+    with pytest.raises(StreamError, match="no chunk of it is in both stores"):
+        await measured()
