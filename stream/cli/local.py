@@ -128,7 +128,9 @@ def run_demo(home: Home = HOME) -> None:
     if not report.clean:
         raise typer.Exit(1)
     for question, found in asyncio.run(_asked(settings)):
-        table = Table(*MODES, title=question, title_justify="left", title_style="bold")
+        table = Table(title=question, title_justify="left", title_style="bold")
+        for mode in MODES:
+            table.add_column(mode, overflow="fold")
         for row in zip_longest(*found, fillvalue=""):
             table.add_row(*row)
         out.print("", table)
