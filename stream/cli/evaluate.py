@@ -65,9 +65,9 @@ def evaluate(
                 progress=lambda name, done, total: bars.update(tasks[name], completed=done, total=total),
             )
         )
-    if report.missing:
+    if report.rejected:
         err.print(
-            f"{report.missing:,} of {report.chunks:,} chunks are not in both stores, so no search finds them: "
+            f"{report.rejected:,} of {report.chunks:,} chunks are not in both stores, so no search finds them: "
             f"`stream --set topic={report.topic} dlq ls` lists those that were rejected"
         )
     print_json(report) if json else _print(report)

@@ -54,12 +54,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result. Of the `chunks`, those that are `missing` are not in both stores: a stage rejected them."""
+    """The result. Of the `chunks`, the `rejected` ones are not in both stores."""
 
     name: str
     topic: str
     chunks: int
-    missing: int
+    rejected: int
     queries: int
     depth: int
     rows: list[Row]
@@ -95,7 +95,7 @@ async def run(
         name=collection.name,
         topic=settings.topic,
         chunks=held if collection.chunks is None else len(collection.chunks),
-        missing=0 if collection.chunks is None else len(collection.chunks) - held,
+        rejected=0 if collection.chunks is None else len(collection.chunks) - held,
         queries=len(collection.queries),
         depth=depth,
         rows=compare(settings, collection, found),

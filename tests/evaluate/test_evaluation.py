@@ -69,7 +69,7 @@ def stream(*arguments: str) -> Result:
 
 def test_each_mode_has_its_figures_and_is_compared_with_the_first(judged):
     report = json.loads(stream(*judged, "--json").stdout)
-    assert (report["queries"], report["depth"], report["chunks"], report["missing"]) == (3, 100, 7, 0)
+    assert (report["queries"], report["depth"], report["chunks"], report["rejected"]) == (3, 100, 7, 0)
     assert evaluation.Searcher.asked == [(text, mode, 100) for text in QUERIES.values() for mode in RANKINGS]
     rows = {row["mode"]: row["figures"] for row in report["rows"]}
     assert list(rows) == ["bm25", "splade", "dense", "lexical"]
@@ -218,7 +218,7 @@ async def test_a_collection_is_indexed_once_and_measured_each_time(settings, tmp
         f"1 of 21 chunks are not in both stores, so no search finds them: `stream --set topic={own.topic}"
         in first.stderr
     )
-    assert (report["topic"], report["chunks"], report["missing"]) == (own.topic, 21, 1)
+    assert (report["topic"], report["chunks"], report["rejected"]) == (own.topic, 21, 1)
     assert {row["mode"]: row["figures"]["R@100"]["mean"] for row in report["rows"]} == dict.fromkeys(RANKINGS, 1)
     assert report["rows"][0]["figures"]["nDCG@10"]["mean"] == 1
     assert {row["label"] for row in report["rows"] if row["mode"] != "bm25"} == {
