@@ -196,10 +196,6 @@ class Settings(BaseSettings):
         "windows",
         description="For a longer text: `windows` pools the terms of several windows, `truncate` uses only the first.",
     )
-    splade_precision: Literal["float16", "float8"] = Field(
-        "float16",
-        description="Precision of GPU products; float8 is faster, but refused if it changes the terms too much.",
-    )
     splade_token_budget: int = Field(
         65_536, ge=512, description="Maximum tokens on the GPU at once; halved for a while after it ran out of memory."
     )

@@ -5,7 +5,6 @@ differ in clocks, power limits and temperature.
 """
 
 import asyncio
-import copy
 import gc
 import itertools
 import statistics
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
@@ -29,9 +29,8 @@ from stream.bench.stage import rate_of_stage
 from stream.config import Settings
 from stream.errors import GpuRequired
 from stream.local.splade_model import SPECIAL
-from stream.models.agreement import Agreement
-from stream.models.fastest import Model, compare, multiplies_float8
-from stream.models.float8 import Float8Model
+from stream.models.agreement import Agreement, agreement
+from stream.models.fastest import Model
 from stream.models.padded import PaddedModel
 from stream.models.splade import SparseEncoder
 from stream.models.windows import Windows
@@ -43,7 +42,6 @@ PEER_TEXTS = 1024  # in one call, so that a peer can sort them
 CALLS = 2  # concurrent, like the expand stage's batches in flight: one on the GPU, one in the tokenizer
 LONG = 4  # the expand stage runs so many times `seconds`
 POSITIVE = 300  # terms of a text with a positive logit, about as many as splade-v3 has
-FLOAT8 = "float8"
 BATCH_SIZES = (64, 128, 256)
 MEMORY_BUDGETS = (2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 KERNELS = {"head": ("_max_logits",), "top-k": ("mbtopk", "gatherTopK", "radixSort", "sort"), "transfers": ("Memcpy",)}
@@ -78,10 +76,8 @@ class Comparison:
     busy: float = 0
 
     def best(self) -> list[Rate]:
-        """The fastest setting of each encoder; float8 counts as a separate encoder."""
-        fastest: dict[tuple[str, bool], Rate] = {}
-        for rate in sorted(self.rates, key=lambda rate: rate.texts_a_second):
-            fastest[rate.encoder, rate.setting == FLOAT8] = rate
+        """The fastest setting of each encoder."""
+        fastest = {rate.encoder: rate for rate in sorted(self.rates, key=lambda rate: rate.texts_a_second)}
         return [rate for rate in self.rates if rate in fastest.values()]
 
 
@@ -195,13 +191,16 @@ def agreements(encoder: SparseEncoder, settings: Settings, words: list[str]) -> 
     generator = np.random.default_rng(1)
     texts = [" ".join(generator.choice(words, n)) for n in (1, 12, 100, 126, 127, 200, 254, 300, 510, 511, 1500) * 8]
     models: dict[str, Model] = {"this, float16": encoder._model}
-    if multiplies_float8(encoder.device):
-        models["this, float8"] = Float8Model(_load(settings, torch.float32), encoder.device)
     for dtype in (torch.float16, torch.bfloat16):
         models[f"transformers, {str(dtype)[6:]}"] = PaddedModel(_load(settings, dtype), encoder.device, dtype)
-    exact = PaddedModel(_load(settings, torch.float32), encoder.device)
     windows = encoder.tokenise(texts)
-    return {name: compare(model, exact, windows, encoder.device, settings) for name, model in models.items()}
+    exact = _logits(encoder, PaddedModel(_load(settings, torch.float32), encoder.device), windows)
+    return {
+        name: agreement(
+            _logits(encoder, model, windows), exact, threshold=settings.splade_threshold, top_k=settings.splade_top_k
+        )
+        for name, model in models.items()
+    }
 
 
 def measure(
@@ -229,12 +228,6 @@ def measure(
     note("this, in the expand stage", "float16", in_stage)
     comparison.busy = in_stage * a_text
     say(f"  in the expand stage, the GPU is busy {comparison.busy:.1%} of the time")
-    if multiplies_float8(encoder.device):
-        small = copy.copy(encoder)
-        small._model = Float8Model(_load(settings, torch.float32), encoder.device)
-        note("this, from ids", FLOAT8, rate_of(small.encode_windows, windows, seconds))
-        note("this, from text", FLOAT8, rate_of(small.encode, batches, seconds))
-        del small
     slow = PaddedModel(_load(settings, torch.float16), torch.device("cuda"), torch.float16)
     note("this, padded for another architecture", "float16", rate_of(
         partial(_pooled, encoder, slow), windows, seconds / 2, calls=1
@@ -315,11 +308,15 @@ def _load(settings: Settings, dtype: torch.dtype) -> Any:
     return model.eval().to("cuda", dtype)
 
 
-def _pooled(encoder: SparseEncoder, model: PaddedModel, windows: Windows) -> Sequence[Any]:
-    with torch.inference_mode():
-        out = torch.zeros(windows.texts, len(encoder.vocabulary), device="cuda")
-        model.pool(windows, out)
-        return list(out.topk(400).values.log1p().cpu())
+@torch.inference_mode()
+def _logits(encoder: SparseEncoder, model: Model, windows: Windows) -> Tensor:
+    out = torch.zeros(windows.texts, len(encoder.vocabulary), device=encoder.device)
+    model.pool(windows, out)
+    return out
+
+
+def _pooled(encoder: SparseEncoder, model: Model, windows: Windows) -> Sequence[Any]:
+    return list(_logits(encoder, model, windows).topk(400).values.log1p().cpu())
 
 
 Peer = Iterator[tuple[str, Callable[[Any], Sequence[Any]]]]

@@ -1,9 +1,8 @@
 """Triton kernels for packed tokens: the tokens of many windows are concatenated in one array, without padding.
 
 T is the number of tokens, H the model's hidden size, V the size of its vocabulary. `bounds` (windows + 1,) int32 holds
-the start of each window and the end of the last one. Matrices are row-major float16, or float8 (e4m3) multiplied by
-`SCALE`; sums are float32. Tensor descriptors use Hopper's bulk copies (TMA); on older GPUs Triton compiles them to
-ordinary loads.
+the start of each window and the end of the last one. Matrices are row-major float16; sums are float32. Tensor
+descriptors use Hopper's bulk copies (TMA); on older GPUs Triton compiles them to ordinary loads.
 """
 
 import functools
@@ -15,11 +14,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 QUERIES = 64  # tokens of one window for which a program of `attention` computes the output
 KEYS = 64
-DEPTH = 128  # bytes of a row that a product loads in one step
+DEPTH = 64  # numbers of a row that the head loads in one step
 TOKENS = 256  # of any windows, whose logits a program of `max_logits` computes
-GROUP = 32  # tiles of tokens that stay in the L2 cache while the products with all columns are computed
-FLOAT8 = torch.float8_e4m3fn
-SCALE = 8.0  # of hidden states in float8: numbers up to 56 fit, and down to 0.002 they keep all four bits
+GROUP = 32  # tiles of tokens that stay in the L2 cache while the products with all terms are computed
 
 
 @functools.cache
@@ -37,19 +34,6 @@ def _head_tiles(device: torch.device) -> dict[str, int]:
     return {"TERMS": 64, "num_warps": 4, "num_stages": 2}
 
 
-def _scale_of(matrix: torch.Tensor) -> float:
-    return SCALE if matrix.dtype == FLOAT8 else 1.0
-
-
-@triton.jit
-def _tile(n, token_tiles, column_tiles, GROUP: tl.constexpr):
-    """The tile of tokens and the tile of columns that step n of a product computes."""
-    group = n // (GROUP * column_tiles) * GROUP
-    inside = n % (GROUP * column_tiles)
-    width = tl.minimum(token_tiles - group, GROUP)
-    return group + inside % width, inside // width
-
-
 # Sums and norms
 
 
@@ -64,33 +48,19 @@ def _norm(x, mask, scale, shift, columns, H: tl.constexpr, eps):
 
 
 @triton.jit
-def _add_norm(x, rest, bias, scale, shift, out, small, eps, H: tl.constexpr, BLOCK: tl.constexpr, SCALE: tl.constexpr):
+def _add_norm(x, bias, scale, shift, out, eps, H: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * H
     columns = tl.arange(0, BLOCK)
     mask = columns < H
     total = tl.load(x + row + columns, mask).to(tl.float32) + tl.load(bias + columns, mask).to(tl.float32)
-    if rest is not None:
-        total += tl.load(rest + row + columns, mask).to(tl.float32)
-    normed = _norm(total, mask, scale, shift, columns, H, eps)
-    tl.store(out + row + columns, normed, mask)
-    if small is not None:
-        tl.store(small + row + columns, (normed * SCALE).to(small.dtype.element_ty), mask)
+    tl.store(out + row + columns, _norm(total, mask, scale, shift, columns, H, eps), mask)
 
 
-def add_norm(
-    x: torch.Tensor,
-    bias: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    eps: float,
-    rest: torch.Tensor | None = None,
-    small: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Layer norm of x (T, H) + bias (H,) [+ rest (T, H)]; also written in float8 to `small` (T, H) if given."""
+def add_norm(x: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
+    """Layer norm of x (T, H) + bias (H,)."""
     out = torch.empty_like(x)
     tokens, size = x.shape
-    block = triton.next_power_of_2(size)
-    _add_norm[(tokens,)](x, rest, bias, scale, shift, out, small, eps, size, block, SCALE, num_warps=2)
+    _add_norm[(tokens,)](x, bias, scale, shift, out, eps, size, triton.next_power_of_2(size), num_warps=2)
     return out
 
 
@@ -146,7 +116,7 @@ def _attend(
 @triton.jit
 def _attention(
     queries, keys, values, out, bounds, window_of, start_of,
-    HEADS: tl.constexpr, SIZE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, SCALE: tl.constexpr,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     H: tl.constexpr = HEADS * SIZE
     column = tl.program_id(0) * SIZE
@@ -168,18 +138,13 @@ def _attention(
         )
     tokens = start + tl.arange(0, QUERIES)
     places = tokens[:, None].to(tl.int64) * H + column + tl.arange(0, SIZE)[None, :]
-    tl.store(out + places, (attended / total[:, None] * SCALE).to(out.dtype.element_ty), (tokens < end)[:, None])
+    tl.store(out + places, (attended / total[:, None]).to(out.dtype.element_ty), (tokens < end)[:, None])
 
 
 def attention(
-    qkv: torch.Tensor,
-    bounds: torch.Tensor,
-    window_of: torch.Tensor,
-    start_of: torch.Tensor,
-    heads: int,
-    dtype: torch.dtype | None = None,
+    qkv: torch.Tensor, bounds: torch.Tensor, window_of: torch.Tensor, start_of: torch.Tensor, heads: int
 ) -> torch.Tensor:
-    """Each token attends to the tokens of its window; returns (T, H) in `dtype`, by default that of qkv.
+    """Each token attends to the tokens of its window; returns (T, H).
 
     qkv is (T, 3H); its queries are already multiplied by log2(e) / sqrt(H / heads). `window_of` and `start_of` (tiles,)
     hold the window and the first token of each tile of up to `QUERIES` tokens.
@@ -187,55 +152,13 @@ def attention(
     """
     queries, keys, values = qkv.chunk(3, 1)
     size = queries.shape[1]
-    out = qkv.new_empty(len(qkv), size, dtype=dtype)
+    out = qkv.new_empty(len(qkv), size)
     _attention[(heads, len(start_of))](
         TensorDescriptor.from_tensor(queries, [QUERIES, size // heads]),
         TensorDescriptor.from_tensor(keys, [KEYS, size // heads]),
         TensorDescriptor.from_tensor(values, [KEYS, size // heads]),
         out, bounds, window_of, start_of,
-        heads, size // heads, QUERIES, KEYS, _scale_of(out), num_warps=4, num_stages=2,
-    )  # fmt: skip
-    return out
-
-
-# Products in float8
-
-
-@triton.jit
-def _linear_gelu(
-    rows, columns, scale, bias, out, T, N, PROGRAMS,
-    K: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
-    SCALE: tl.constexpr,
-):  # fmt: skip
-    token_tiles, column_tiles = tl.cdiv(T, TOKENS), tl.cdiv(N, COLUMNS)
-    for n in range(tl.program_id(0), token_tiles * column_tiles, PROGRAMS):
-        tile, block = _tile(n, token_tiles, column_tiles, GROUP)
-        y = tl.zeros((TOKENS, COLUMNS), tl.float32)
-        for k in range(tl.cdiv(K, DEPTH)):
-            y = tl.dot(rows.load([tile * TOKENS, k * DEPTH]), columns.load([block * COLUMNS, k * DEPTH]).T, y)
-        column = block * COLUMNS + tl.arange(0, COLUMNS)
-        y = y * scale + tl.load(bias + column, column < N, other=0.0).to(tl.float32)[None, :]
-        y *= tl.sigmoid(1.5957691216 * (y + 0.044715 * y * y * y))
-        out.store([tile * TOKENS, block * COLUMNS], (y * SCALE).to(out.dtype))
-
-
-def linear_gelu(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, scale: float, dtype: torch.dtype
-) -> torch.Tensor:
-    """GELU (tanh) of x (T, K) @ weight (N, K)ᵀ · scale + bias (N,), x and weight float8; T a multiple of 128.
-
-    cuBLAS has this fused product, but PyTorch does not expose it; a separate GELU pass costs as much as float8 saves.
-    """
-    out = x.new_empty(len(x), len(weight), dtype=dtype)
-    programs = _processors(x.device)
-    tokens, columns, depth = 128, 256, DEPTH
-    _linear_gelu[(programs,)](
-        TensorDescriptor.from_tensor(x, [tokens, depth]),
-        TensorDescriptor.from_tensor(weight, [columns, depth]),
-        scale, bias,
-        TensorDescriptor.from_tensor(out, [tokens, columns]),
-        len(x), len(weight), programs,
-        x.shape[1], tokens, columns, depth, GROUP, _scale_of(out), num_warps=8, num_stages=3,
+        heads, size // heads, QUERIES, KEYS, num_warps=4, num_stages=2,
     )  # fmt: skip
     return out
 
@@ -245,12 +168,15 @@ def linear_gelu(
 
 @triton.jit
 def _max_logits(
-    rows, terms, scale, bias, out, bounds, owners, first_of, last_of, T, V, PROGRAMS,
+    rows, terms, bias, out, bounds, owners, first_of, last_of, T, V, PROGRAMS,
     H: tl.constexpr, TERMS: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     token_tiles, term_tiles = tl.cdiv(T, TOKENS), tl.cdiv(V, TERMS)
     for n in range(tl.program_id(0), token_tiles * term_tiles, PROGRAMS):
-        tile, block = _tile(n, token_tiles, term_tiles, GROUP)
+        group = n // (GROUP * term_tiles) * GROUP
+        inside = n % (GROUP * term_tiles)
+        width = tl.minimum(token_tiles - group, GROUP)
+        tile, block = group + inside % width, inside // width
         logits = tl.zeros((TERMS, TOKENS), tl.float32)
         for k in range(tl.cdiv(H, DEPTH)):
             logits = tl.dot(terms.load([block * TERMS, k * DEPTH]), rows.load([tile * TOKENS, k * DEPTH]).T, logits)
@@ -259,13 +185,13 @@ def _max_logits(
         shift = tl.load(bias + term, known, other=0.0)
         first, last = tl.load(first_of + tile), tl.load(last_of + tile)
         if first == last and (tile + 1) * TOKENS <= tl.load(bounds + last + 1):  # all tokens are of one window
-            largest = tl.max(logits, 1) * scale + shift
+            largest = tl.max(logits, 1) + shift
             place = out + tl.load(owners + first).to(tl.int64) * V + term
             tl.atomic_max(place, largest, known & (largest > 0.0), sem="relaxed")
         else:
             for window in range(first, last + 1):
                 inner = (token >= tl.load(bounds + window)) & (token < tl.load(bounds + window + 1))
-                largest = tl.max(tl.where(inner[None, :], logits, float("-inf")), 1) * scale + shift
+                largest = tl.max(tl.where(inner[None, :], logits, float("-inf")), 1) + shift
                 place = out + tl.load(owners + window).to(tl.int64) * V + term
                 tl.atomic_max(place, largest, known & (largest > 0.0), sem="relaxed")
 
@@ -279,9 +205,8 @@ def max_logits(
     owners: torch.Tensor,
     first_of: torch.Tensor,
     last_of: torch.Tensor,
-    scale: float = 1.0,
 ) -> None:
-    """Raises out (texts, V) float32 to the largest of hidden (T, H) @ weight (V, H)ᵀ · scale + bias (V,) of each text.
+    """Raises out (texts, V) float32 to the largest of hidden (T, H) @ weight (V, H)ᵀ + bias (V,) of each text.
 
     The logits are never in memory: a program keeps those of `TOKENS` tokens in registers, terms as rows, so that one
     thread computes the maximum over tokens. `owners` (windows,) is each window's text; `first_of` and `last_of`
@@ -290,10 +215,9 @@ def max_logits(
     tokens, size = hidden.shape
     tiles = _head_tiles(hidden.device)
     programs = _processors(hidden.device)
-    depth = DEPTH // hidden.element_size()
     _max_logits[(programs,)](
-        TensorDescriptor.from_tensor(hidden, [TOKENS, depth]),
-        TensorDescriptor.from_tensor(weight, [tiles["TERMS"], depth]),
-        scale, bias, out, bounds, owners, first_of, last_of, tokens, len(weight), programs,
-        size, TOKENS=TOKENS, DEPTH=depth, GROUP=GROUP, **tiles,
+        TensorDescriptor.from_tensor(hidden, [TOKENS, DEPTH]),
+        TensorDescriptor.from_tensor(weight, [tiles["TERMS"], DEPTH]),
+        bias, out, bounds, owners, first_of, last_of, tokens, len(weight), programs,
+        size, TOKENS=TOKENS, DEPTH=DEPTH, GROUP=GROUP, **tiles,
     )  # fmt: skip

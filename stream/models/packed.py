@@ -7,7 +7,7 @@ as `transformers` stores them. PyTorch computes most matrix products; `kernels` 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from stream.models.windows import Windows
 ACTIVATIONS = {"gelu", "gelu_new", "gelu_pytorch_tanh"}
 HEAD_SIZES = {16, 32, 64, 128}
 ALIGNMENT = kernels.TOKENS
-
-
-Product = TypeVar("Product")
 
 
 class Unsupported(Exception):
@@ -45,14 +42,14 @@ class Norm(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Layer(Generic[Product]):
+class Layer:
     """One block: attention, then two products; both halves add their input (residual) and end with a layer norm."""
 
-    qkv: Product
-    attended: Product
+    qkv: Linear
+    attended: Linear
     attended_norm: Norm
-    up: Product
-    down: Product
+    up: Linear
+    down: Linear
     down_norm: Norm
 
 

@@ -20,7 +20,6 @@ class PaddedModel:
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self._model = model.to(device, dtype)
         self._device = device
-        self.vocabulary: int = model.config.vocab_size
 
     def pool(self, windows: Windows, out: Tensor) -> None:
         """Sets out (texts, V) float32 on the device to the maximum of itself and the logits of each text's windows."""

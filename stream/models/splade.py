@@ -94,7 +94,7 @@ class SparseEncoder:
         # A model whose vocabulary is padded to a round number has logits that belong to no term.
         nameless = [number for number, term in enumerate(self.vocabulary) if term is None]
         self._nameless = torch.tensor(nameless, dtype=torch.int64, device=self.device)
-        self._model = fastest(model.eval(), self.device, settings, self.tokenise)
+        self._model = fastest(model.eval(), self.device)
         self._budget = settings.splade_token_budget
         self._good_runs = 0
         self._submitting = threading.Lock()
@@ -115,7 +115,7 @@ class SparseEncoder:
                 "normalised": settings.splade_normalise,
                 "max_tokens": settings.splade_max_tokens,
                 "long_texts": settings.splade_long_texts,
-                "precision": "float32" if self.device.type == "cpu" else settings.splade_precision,
+                "precision": "float32" if self.device.type == "cpu" else "float16",
             },
         }
 

@@ -12,11 +12,6 @@ from transformers import BertForMaskedLM, BertTokenizer, RobertaConfig, RobertaF
 
 from stream.bench.splade import random_model, whole_words
 from stream.config import Settings
-from stream.errors import ConfigurationError
-from stream.models import fastest
-from stream.models.fastest import compare
-from stream.models.float8 import LARGEST, Float8Model
-from stream.models.kernels import FLOAT8, SCALE
 from stream.models.packed import PackedModel
 from stream.models.padded import PaddedModel
 from stream.models.splade import SparseEncoder
@@ -109,45 +104,6 @@ def test_logits_that_are_all_negative_are_an_empty_vector(folder, texts_of, tmp_
     BertTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     for vector in SparseEncoder(Settings(_env_file=None, splade_model=str(tmp_path))).encode(texts_of([2, 600])):
         assert (vector.terms, vector.norm) == ({}, 0)
-
-
-def test_float8_that_changes_the_terms_is_refused(folder):
-    with pytest.raises(ConfigurationError, match=r"float8 changes the terms .* STREAM_SPLADE_PRECISION=float16"):
-        SparseEncoder(Settings(_env_file=None, splade_model=str(folder), splade_precision="float8"))
-
-
-def test_float8_is_as_close_as_float8_can_be(encoder, folder, exact, texts_of):
-    windows = encoder.tokenise(texts_of([40, 127, 129, 300, 512, 513] * 8))
-    small = Float8Model(BertForMaskedLM.from_pretrained(folder), CUDA)
-    emulated = PaddedModel(in_float8(BertForMaskedLM.from_pretrained(folder)), CUDA)
-    found, expected = (compare(each, exact, windows, CUDA, Settings(_env_file=None)) for each in (small, emulated))
-    assert 1 - found.cosine < 1.2 * (1 - expected.cosine)
-    assert 1 - found.overlap < 1.2 * (1 - expected.overlap)
-
-
-def in_float8(model):
-    """The model with the inputs and weights of its products rounded to float8."""
-    for module in model.eval().modules():
-        if isinstance(module, torch.nn.Linear):
-            scale = module.weight.data.abs().max() / LARGEST
-            module.weight = torch.nn.Parameter((module.weight.data / scale).to(FLOAT8).float() * scale)
-            module.register_forward_pre_hook(lambda _, x: ((x[0] * SCALE).to(FLOAT8).float() / SCALE,))
-    return model
-
-
-def test_float8_that_would_do_is_used(encoder, folder, texts_of, monkeypatch):
-    monkeypatch.setattr(fastest, "LEAST_COSINE", 0.9)
-    monkeypatch.setattr(fastest, "LEAST_OVERLAP", 0.5)
-    small = SparseEncoder(Settings(_env_file=None, splade_model=str(folder), splade_precision="float8"))
-    texts = texts_of([127, 128, 129, 512, 513, 2000] * 8)  # shorter texts have too few terms for a cosine
-    for vector, exact in zip(small.encode(texts), encoder.encode(texts), strict=True):
-        assert cosine(vector.terms, exact.terms) > 0.95
-    assert len(small.encode(texts_of([0, 1] * 50))) == 100
-    assert small.provenance["parameters"]["precision"] == "float8"
-
-
-def cosine(a, b):
-    return sum(weight * b.get(term, 0) for term, weight in a.items())  # both have unit norm
 
 
 def test_a_full_gpu_costs_time_and_no_vector(folder, texts_of):

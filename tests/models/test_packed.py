@@ -20,10 +20,10 @@ CPU = torch.device("cpu")
 TERMS = 101
 
 
-def bert(initializer_range=0.5, **more):
+def bert(**more):
     config = BertConfig(
         vocab_size=TERMS, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        initializer_range=initializer_range, **more,
+        initializer_range=0.5, **more,
     )  # fmt: skip
     return randomised(BertForMaskedLM(config))
 

@@ -215,11 +215,6 @@ def test_the_provenance_says_what_would_change_the_weights(encoder_of, folder):
     }
 
 
-def test_float8_without_a_gpu_that_has_it_is_refused(encoder_of):
-    with pytest.raises(ConfigurationError, match=r"float8 needs a GPU .* STREAM_SPLADE_PRECISION=float16"):
-        encoder_of(splade_precision="float8")
-
-
 def no_model(folder: Path) -> None:
     (folder / "config.json").unlink()
 

@@ -1,22 +1,9 @@
-"""If these fail, float8 finds other terms than the exact model, or is used although it does."""
+"""If these fail, the benchmark says that two models agree although they find other terms."""
 
 import pytest
 import torch
-from models.test_packed import CPU, bert, pooled, windows
 
 from stream.models.agreement import Agreement, agreement
-from stream.models.float8 import Float8Model
-from stream.models.padded import PaddedModel
-
-
-def test_the_largest_logits_are_nearly_those_of_transformers():
-    of = windows([1, 64, 65, 129])
-    torch.manual_seed(0)
-    model = bert(initializer_range=0.1)
-    expected = pooled(PaddedModel(model, CPU), of)
-    found = pooled(Float8Model(model, CPU), of)
-    # A GPU is more exact: Triton's interpreter halves a number that rounds up to a power of two.
-    assert agreement(found, expected, threshold=0.05, top_k=400).cosine > 0.99
 
 
 def test_agreement_counts_terms_that_are_kept_and_looks_at_all_weights():
