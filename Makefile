@@ -65,13 +65,13 @@ clean: ## Remove what was installed and the data of the local servers
 
 .venv/installed: requirements.txt pyproject.toml | $(UV)
 	@test -d .venv || $(UV) venv --quiet --python '>=3.11,<3.14' .venv
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.txt
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
 .local/vllm/installed: tests/contract/vllm.txt | $(UV)
 	@test -x .local/vllm/bin/python || $(UV) venv --quiet --python '>=3.11,<3.14' .local/vllm
-	$(UV) pip sync --quiet --python .local/vllm/bin/python --require-hashes tests/contract/vllm.txt
+	$(UV) pip sync --quiet --compile-bytecode --python .local/vllm/bin/python --require-hashes tests/contract/vllm.txt
 	@touch $@
 
 .local/prometheus/usr/bin/promtool:
