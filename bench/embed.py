@@ -27,7 +27,7 @@ from measure import device, nvidia_smi, save
 from workers import rate, watched
 
 from stream import config
-from stream.bench.stage import rate_of_stage
+from stream.benchmark.stage import rate_of_stage
 from stream.config import Settings
 from stream.models.embeddings import EmbeddingClient
 from stream.records import Chunk, Record

@@ -27,7 +27,7 @@ from measure import device, nvidia_smi, save
 from workers import rate, watched
 
 from stream import config
-from stream.bench.splade import embedded, random_model, whole_words
+from stream.benchmark.splade import embedded, random_model, whole_words
 from stream.config import Settings
 
 DIFFERENT = 512  # distinct texts and vectors

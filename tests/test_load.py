@@ -9,7 +9,7 @@ import pytest
 from support import DIMENSIONS, expanded
 from typer.testing import CliRunner
 
-from stream.bench.load import quantile
+from stream.benchmark.load import quantile
 from stream.cli import app
 from stream.config import STAGES
 from stream.errors import ConfigurationError

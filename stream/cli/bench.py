@@ -24,7 +24,7 @@ def splade(
     json: Json = False,
 ) -> None:
     """Compare SPLADE on this GPU with the public encoders. Each rate is also given as a share of the GPU's roofline."""
-    from stream.bench import splade as measuring  # noqa: PLC0415 - torch takes seconds to import
+    from stream.benchmark import splade as measuring  # noqa: PLC0415 - torch takes seconds to import
 
     settings = settings_of(context)
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def load(
 
     Neo4j must hold no chunks. The topics and the index that it creates are not deleted: use disposable servers.
     """
-    from stream.bench import load as loading  # noqa: PLC0415
+    from stream.benchmark import load as loading  # noqa: PLC0415
 
     with progress_bars() as bars:
         tasks = {stage: bars.add_task(stage, total=chunks) for stage in STAGES}

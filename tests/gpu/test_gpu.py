@@ -10,7 +10,7 @@ import torch
 from prometheus_client import REGISTRY
 from transformers import BertForMaskedLM, BertTokenizer, RobertaConfig, RobertaForMaskedLM
 
-from stream.bench.splade import random_model, whole_words
+from stream.benchmark.splade import random_model, whole_words
 from stream.config import Settings
 from stream.models.packed import PackedModel
 from stream.models.padded import PaddedModel

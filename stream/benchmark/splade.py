@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
-from stream.bench.stage import rate_of_stage
+from stream.benchmark.stage import rate_of_stage
 from stream.config import Settings
 from stream.errors import GpuRequired
 from stream.local.splade_model import SPECIAL
