@@ -18,11 +18,13 @@ import hypothesis
 import pytest
 from dotenv import dotenv_values
 from filelock import FileLock
-from support import DIMENSIONS, empty_neo4j
+from processes import Process
+from support import DIMENSIONS, LOGS, empty_neo4j, wait_until
 
 from stream import corpus
 from stream.config import Settings
 from stream.kafka import topics
+from stream.local import embedder as embedder_script
 from stream.local import splade_model, trained
 from stream.local.demo import embedder
 from stream.local.profile import Profile
@@ -90,6 +92,27 @@ def programs(profile: Profile) -> list[Program]:
         *(replace(server, environment={**server.environment, **quick}) for server in servers(profile)),
         replace(embedder(profile), command=[*hashing, "--dimensions", str(DIMENSIONS)]),
     ]
+
+
+@contextmanager
+def embedding_server(*options: str) -> Iterator[str]:
+    """The address of a development embedder with these options."""
+    (port,) = free_ports(1)
+
+    def listens() -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+        return False
+
+    LOGS.mkdir(parents=True, exist_ok=True)
+    arguments, log = ["--port", str(port), *options], LOGS / f"embedder-{port}.log"
+    process = Process(arguments, script=embedder_script.__file__, environment=os.environ, log=log)
+    try:
+        wait_until(listens)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

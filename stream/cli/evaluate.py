@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.markup import escape
@@ -18,7 +18,7 @@ from stream.evaluate.measures import MEASURES, require
 
 app = typer.Typer()
 
-MODES: tuple[SearchMode, ...] = ("bm25", "splade", "dense", "lexical")
+MODES: tuple[SearchMode, ...] = get_args(SearchMode)
 
 
 @app.command("eval")

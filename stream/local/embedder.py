@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from stream.errors import ConfigurationError
 from stream.local import hashing
-from stream.local.hashing import Vector
+from stream.vectors import Vector
 
 BYTE_ORDERS = {"native": "=f4", "little": "<f4", "big": ">f4"}
 

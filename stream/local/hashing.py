@@ -14,7 +14,8 @@ from hashlib import blake2b
 from itertools import islice, pairwise
 
 import numpy as np
-import numpy.typing as npt
+
+from stream.vectors import Vector
 
 DIMENSIONS = 4096
 MAX_MODEL_LEN = 32_768  # of Qwen3-Embedding-8B
@@ -28,8 +29,6 @@ STOP_WORDS = frozenset(
 TOKEN = re.compile(r"\w+|[^\w\s]")
 WORD = re.compile(r"\w+")
 BOUNDARY = re.compile(r"_+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # inside snake_case and camelCase
-
-Vector = npt.NDArray[np.float32]
 
 
 def embed(text: str, dimensions: int = DIMENSIONS) -> Vector:

@@ -14,8 +14,8 @@ from torch.nn.functional import normalize
 from transformers import AutoModel
 from transformers.utils import logging
 
-from stream.local.hashing import Vector
 from stream.models.padded import batches_by_length
+from stream.vectors import Vector
 
 TOKENS = 4096  # of one forward pass, padding included
 MAX_MODEL_LEN = 256  # the model's max_seq_length, special tokens included

@@ -2,21 +2,18 @@
 
 import asyncio
 import json
-import os
 import signal
-import socket
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from itertools import islice
 
 import pytest
-from conftest import free_ports
-from processes import Process
-from support import LOGS, LONGEST, Worker, wait_until
+from conftest import embedding_server, free_ports
+from support import LONGEST, Worker
 
 from stream import corpus
 from stream.config import STAGES
-from stream.local import embedder, hashing
+from stream.local import hashing
 from stream.models.embeddings import EmbeddingClient
 from stream.operate.publish import publish
 from stream.operate.status import caught_up, stages, status
@@ -31,25 +28,13 @@ COUNT = 1000
 @pytest.fixture
 def variables(variables: dict[str, str]) -> Iterator[dict[str, str]]:
     """With an embedding server, a node label and a vector index for this length."""
-    (port,) = free_ports(1)
-
-    def listens() -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return True
-        return False
-
-    own = {
-        "STREAM_EMBED_URL": f"http://127.0.0.1:{port}",
-        "STREAM_EMBED_DIMENSIONS": str(hashing.DIMENSIONS),
-        "STREAM_NEO4J_LABEL": "FullSize",
-        "STREAM_NEO4J_INDEX": "full_size_idx",
-    }
-    LOGS.mkdir(parents=True, exist_ok=True)
-    process = Process(["--port", str(port)], script=embedder.__file__, environment=os.environ, log=LOGS / "long.log")
-    wait_until(listens)
-    yield variables | own
-    process.terminate()
-    process.wait()
+    with embedding_server() as address:
+        yield variables | {
+            "STREAM_EMBED_URL": address,
+            "STREAM_EMBED_DIMENSIONS": str(hashing.DIMENSIONS),
+            "STREAM_NEO4J_LABEL": "FullSize",
+            "STREAM_NEO4J_INDEX": "full_size_idx",
+        }
 
 
 async def test_a_thousand_chunks_end_to_end(flow, stores):

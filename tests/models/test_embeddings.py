@@ -23,7 +23,9 @@ from stream.vectors import unpack
 SETTINGS = Settings(_env_file=None, embed_dimensions=8)
 
 
-def answering(*answers: httpx.Response | Exception) -> tuple[EmbeddingClient, list[dict]]:
+def answering(
+    *answers: httpx.Response | Exception, settings: Settings = SETTINGS
+) -> tuple[EmbeddingClient, list[dict]]:
     """A client whose server returns these answers in turn and then repeats the last; and the request bodies."""
     bodies: list[dict] = []
 
@@ -34,7 +36,7 @@ def answering(*answers: httpx.Response | Exception) -> tuple[EmbeddingClient, li
             raise answer
         return answer
 
-    client = EmbeddingClient(SETTINGS, httpx.MockTransport(handle))
+    client = EmbeddingClient(settings, httpx.MockTransport(handle))
     client._pause = lambda _: 0
     return client, bodies
 
@@ -91,15 +93,8 @@ async def test_a_query_carries_the_instruction_and_is_unpacked():
 
 
 async def test_without_an_instruction_a_query_is_sent_as_it_is():
-    bodies = []
-
-    def serve(request: httpx.Request) -> httpx.Response:
-        bodies.append(orjson.loads(request.content))
-        return vectors(1)
-
-    settings = SETTINGS.model_copy(update={"embed_instruction": ""})
-    async with EmbeddingClient(settings, transport=httpx.MockTransport(serve)) as client:
-        await client.embed_query("sockets")
+    client, bodies = answering(vectors(1), settings=SETTINGS.model_copy(update={"embed_instruction": ""}))
+    await client.embed_query("sockets")
     assert bodies[0]["input"] == ["sockets"]
 
 

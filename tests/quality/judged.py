@@ -9,32 +9,19 @@ results favours the engine that found them. Every graded chunk exists in Python 
 one of these versions has are not graded.
 """
 
-from collections import defaultdict
 from pathlib import Path
 
 from stream import corpus
+from stream.evaluate.collection import read_judged
 from stream.records import Chunk
 
 FOLDER = Path(__file__).parent
 QUERIES = FOLDER / "queries.tsv"
 QRELS = FOLDER / "qrels.txt"
+JUDGED = read_judged(QUERIES, QRELS)
 MODULES = frozenset((FOLDER / "modules.txt").read_text("utf-8").split())
 
 
 def chunks() -> list[Chunk]:
     """The collection: every chunk that this Python has of the modules in modules.txt."""
     return [chunk for chunk in corpus.chunks() if chunk["doc_id"] in MODULES]
-
-
-def queries() -> dict[str, str]:
-    """The text of each query by its id, in the order of the file."""
-    return dict(line.split("\t") for line in QUERIES.read_text("utf-8").splitlines())
-
-
-def grades() -> dict[str, dict[str, int]]:
-    """The grade of each graded chunk, by query id and chunk id."""
-    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for line in QRELS.read_text("utf-8").splitlines():
-        query_id, _, chunk_id, grade = line.split(" ")
-        found[query_id][chunk_id] = int(grade)
-    return dict(found)

@@ -1,23 +1,18 @@
 """If this fails, search finds fewer of the right chunks than it did: a model, an analyser or a query has changed."""
 
-import os
-import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
-from conftest import free_ports
-from processes import Process, child
+from conftest import embedding_server
+from processes import child
 from quality import judged
-from support import LOGS, wait_until
 
 from stream import children
 from stream.config import SearchMode, Settings
-from stream.evaluate.collection import Collection
 from stream.evaluate.evaluation import run
-from stream.local import embedder
 from stream.local.profile import Profile
 from stream.local.trained import MINILM, SPLADE_TINY
 
@@ -30,42 +25,20 @@ FLOORS: dict[SearchMode, float] = {"bm25": 0.30, "splade": 0.34, "dense": 0.43, 
 @pytest.fixture
 def variables(variables: dict[str, str], trained_models: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The models and the settings of the local profile."""
-    (port,) = free_ports(1)
-    LOGS.mkdir(parents=True, exist_ok=True)
-    process = Process(
-        ["--port", str(port), "--model", MINILM.name, "--weights", str(MINILM.folder(trained_models))],
-        script=embedder.__file__,
-        environment=os.environ,
-        log=LOGS / "trained.log",
-    )
-
-    def listens() -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return True
-        return False
-
-    wait_until(listens)
     models = {
         name: value
         for name, value in Profile(tmp_path).environment().items()
         if name.startswith(("STREAM_EMBED_", "STREAM_SPLADE_"))
     }
-    yield (
-        variables
-        | models
-        | {
-            "STREAM_EMBED_URL": f"http://127.0.0.1:{port}",
-            "STREAM_SPLADE_MODEL": str(SPLADE_TINY.folder(trained_models)),
-        }
-    )
-    process.terminate()
-    process.wait()
+    with embedding_server("--model", MINILM.name, "--weights", str(MINILM.folder(trained_models))) as address:
+        own = {"STREAM_EMBED_URL": address, "STREAM_SPLADE_MODEL": str(SPLADE_TINY.folder(trained_models))}
+        yield variables | models | own
 
 
 async def test_each_mode_finds_the_chunks_that_answer(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(children, "worker", child)
     chunks = {chunk["chunk_id"]: orjson.dumps(chunk) for chunk in judged.chunks()}
-    collection = Collection("judged", judged.queries(), judged.grades(), chunks)
+    collection = replace(judged.JUDGED, name="judged", chunks=chunks)
     report, _ = await run(settings, {}, collection, list(FLOORS), depth=100)
     found = {row.mode: row.figures["nDCG@10"].mean for row in report.rows}
     print(found)
