@@ -14,10 +14,10 @@ from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError, 
 
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
-from stream.kafka import header_names, security
+from stream.kafka import record_batches, security
 from stream.records import Headers
 
-header_names.escape_what_is_not_utf8()
+record_batches.read_every_batch()
 
 
 def _reach(settings: Settings) -> dict[str, Any]:

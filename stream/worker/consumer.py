@@ -42,9 +42,9 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ack_lock
 from mode.utils.futures import notify
 
-from stream.kafka import header_names
+from stream.kafka import record_batches
 
-header_names.escape_what_is_not_utf8()
+record_batches.read_every_batch()
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """If one of these fails, a new version of Faust or aiokafka has changed internal code that a worker depends on.
 
-Read the change, compare it with `stream/worker/consumer.py` and `source.py`, run all tests, and only then copy the new
+Read the change, compare it with `stream/worker/consumer.py`, `source.py` and `stream/kafka/record_batches.py`, run all tests, and only then copy the new
 hash: `python tests/worker/test_upstream.py` prints the table.
 """
 
@@ -9,7 +9,10 @@ import inspect
 
 import pytest
 from aiokafka.consumer.consumer import AIOKafkaConsumer
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.subscription_state import Assignment, Subscription, TopicPartitionState
+from aiokafka.record.default_records import _DefaultRecordBatchPy
+from aiokafka.record.memory_records import _MemoryRecordsPy
 from faust.app.base import App
 from faust.sensors.monitor import Monitor
 from faust.streams import Stream
@@ -17,6 +20,7 @@ from faust.transport.consumer import Consumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage, Message
 
+from stream.kafka import record_batches
 from stream.worker import consumer
 
 USED = [
@@ -51,6 +55,10 @@ USED = [
     Assignment,
     TopicPartitionState,
     consumer._do_heartbeat,
+    Fetcher._proc_fetch_request,
+    record_batches.PartitionRecords,
+    _MemoryRecordsPy,
+    _DefaultRecordBatchPy,
 ]
 HASHES = {
     "faust.streams.Stream.noack_take": "f2cc2dbfc162d200",
@@ -84,6 +92,10 @@ HASHES = {
     "aiokafka.consumer.subscription_state.Assignment": "ce6859542c70a3d4",
     "aiokafka.consumer.subscription_state.TopicPartitionState": "2b83334afadf6d98",
     "aiokafka.consumer.group_coordinator.GroupCoordinator._do_heartbeat": "dc1d6632aaa68e96",
+    "aiokafka.consumer.fetcher.Fetcher._proc_fetch_request": "59bf948fff47eed5",
+    "aiokafka.consumer.fetcher.PartitionRecords": "94aa0da0dbec8d1b",
+    "aiokafka.record.memory_records._MemoryRecordsPy": "795a0314fbca30af",
+    "aiokafka.record.default_records._DefaultRecordBatchPy": "f63fbb5a8a247d54",
 }
 
 

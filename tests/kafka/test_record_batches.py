@@ -1,17 +1,23 @@
-"""If these fail, one record whose header has a name that is not UTF-8 stops a worker, and each command, for ever."""
+"""If these fail, one batch that the broker stores and aiokafka cannot read stops a worker, and each command, for ever.
+
+Such a batch has a header name that is not UTF-8, or is the marker of a transaction whose record compaction has removed.
+"""
 
 import json
+from unittest.mock import patch
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.consumer import fetcher
+from aiokafka.errors import KafkaError
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchBuilderPy
+from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 from running import running
-from support import chunk, read, until
+from support import FORGETFUL, chunk, compacted, create_topics, read, transactional, until
 
 from stream.config import Settings
-from stream.kafka import deadletters, reader, topics
+from stream.kafka import clients, deadletters, reader, record_batches, topics
 from stream.operate import redrive
 from stream.records import header
 
@@ -46,6 +52,14 @@ def batch(first: int, *names: bytes, **how) -> bytes:
     return bytes(data)
 
 
+def emptied_marker(offset: int, producer: int) -> bytes:
+    """What compaction leaves of a transaction marker: its batch, without a record."""
+    data = bytearray(batch(offset, transactional=True, producer=producer))
+    data[22] |= _DefaultRecordBatchBuilderPy.CONTROL_MASK  # the lower byte of the attributes
+    data[17:21] = calc_crc32c(bytes(data[21:])).to_bytes(4, "big")
+    return bytes(data)
+
+
 def fetched(data: bytes, offset: int = 0, aborted=()) -> list:
     """The records that aiokafka reads from the bytes of a fetch at an offset."""
     memory = fetcher.MemoryRecords(data)
@@ -73,11 +87,42 @@ def test_what_was_aborted_stays_away_behind_a_broken_name():
     assert [r.offset for r in fetched(data, aborted=[(7, 0)])] == [2, 3]
 
 
+@pytest.mark.parametrize("name", [b"a", BROKEN])  # read by the reader in C, or in Python
+def test_an_emptied_marker_is_passed_and_ends_no_transaction(name):
+    data = batch(0, name) + emptied_marker(1, producer=7) + batch(2, b"b", transactional=True, producer=7)
+    assert [r.offset for r in fetched(data)] == [0, 2]
+    assert [r.offset for r in fetched(data + batch(3, b"c"), aborted=[(7, 1)])] == [0, 3]
+
+
 def test_a_name_in_utf_8_is_read_by_the_reader_in_c():
     memory = fetcher.MemoryRecords(batch(0, "字".encode()))
     assert isinstance(memory.next_batch(), DefaultRecordBatch)
     assert DefaultRecordBatch.__module__.startswith("aiokafka.record._crecords")
     assert fetched(batch(0, "字".encode()))[0].headers[0][0] == "字"
+
+
+@pytest.mark.servers
+async def test_the_marker_of_a_transaction_that_a_newer_producer_aborted_can_be_read_after_compaction(settings):
+    await create_topics(settings, FORGETFUL)
+    topic = settings.topic
+    async with transactional(settings, topic) as old:
+        await old.begin_transaction()
+        await old.send_and_wait(topic, key=b"aborted", value=b"1", partition=0)
+        async with transactional(settings, topic):
+            pass  # aborts the transaction of the old producer, with a newer epoch
+    with patch.object(fetcher, "PartitionRecords", record_batches.PartitionRecords):
+
+        async def emptied() -> bool:
+            try:
+                await compacted(settings, topic)
+            except KafkaError as error:
+                return "did not contain any records" in str(error)
+            return False
+
+        async with clients.producer(settings) as producer:
+            await producer.send_and_wait(topic, key=b"last", value=b"1", partition=0)
+        await until(emptied)
+    assert {record.key for record in await read(settings, topic)} == {b"last"}
 
 
 async def publish(settings: Settings, topic: str, name: bytes, key: bytes, value: bytes | None) -> None:

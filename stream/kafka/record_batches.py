@@ -1,13 +1,16 @@
-"""Header names that are not UTF-8: aiokafka's consumers raise an error on such a name and cannot read past its record.
+"""Batches that a broker may store and that aiokafka's consumers cannot read: they raise an error, and stay before it.
 
-Kafka's protocol requires UTF-8 in a header's name (KIP-82), but brokers do not check it. aiokafka's Python reader reads
-a batch with such a name and writes each byte that is not UTF-8 as `\\xNN`. aiokafka's fast C reader reads all other
-batches.
+- **A header's name that is not UTF-8.** Kafka's protocol requires UTF-8 (KIP-82), but brokers do not check it.
+  aiokafka's Python reader reads a batch with such a name and writes each byte that is not UTF-8 as `\\xNN`. aiokafka's
+  fast C reader reads all other batches.
+- **A transaction marker without its record.** Compaction removes the marker's record, but keeps its empty batch while
+  the producer's epoch is the newest one of its id. As in Kafka's Java consumer, such a batch ends no transaction.
 
 This module replaces two names of aiokafka/consumer/fetcher.py that `Fetcher._proc_fetch_request` uses: `MemoryRecords`,
 the bytes of a fetch, and `PartitionRecords`, whose `_unpack_records` reads them. It depends on these names of aiokafka:
 
-- consumer/fetcher.py: `PartitionRecords._records`, `._records_iterator` and `.next_fetch_offset`;
+- consumer/fetcher.py: `PartitionRecords._records`, `._records_iterator`, `._contains_abort_marker` and
+  `.next_fetch_offset`;
 - record/memory_records.py: `_MemoryRecordsPy._next_slice` and `._cache_next`;
 - record/default_records.py: `_DefaultRecordBatchPy._maybe_uncompress` and `._buffer`, which `_read_msg` reads.
 """
@@ -16,6 +19,7 @@ from typing import Any
 
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import PartitionRecords
+from aiokafka.record.control_record import ABORT_MARKER, ControlRecord
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
 
@@ -66,7 +70,11 @@ class _Records(PartitionRecords):  # type: ignore[misc]
             self._records_iterator = self._unpack_records()
             return super().__next__()
 
+    def _contains_abort_marker(self, next_batch: Any) -> bool:
+        record = next(next_batch, None)
+        return record is not None and ControlRecord.parse(record.key) == ABORT_MARKER
 
-def escape_what_is_not_utf8() -> None:
-    """Makes all consumers of this process escape such names. A second call changes nothing."""
+
+def read_every_batch() -> None:
+    """Makes all consumers of this process read such batches. A second call changes nothing."""
     fetcher.MemoryRecords, fetcher.PartitionRecords = _KeptRecords, _Records
