@@ -82,14 +82,10 @@ def own_servers() -> Iterator[Profile]:
 
 
 def programs(profile: Profile) -> list[Program]:
-    """The servers with Java's fast compiler alone, and the embedder without a trained model.
-
-    Most CPU time of a server that lives for minutes would go into the slow compiler.
-    """
-    quick = {"JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1"}
+    """The servers, and the embedder without a trained model."""
     hashing = [sys.executable, "-m", "stream.local.embedder", "--port", str(profile.embedder_port)]
     return [
-        *(replace(server, environment={**server.environment, **quick}) for server in servers(profile)),
+        *servers(profile),
         replace(embedder(profile), command=[*hashing, "--dimensions", str(DIMENSIONS)]),
     ]
 
