@@ -1,7 +1,7 @@
 """If one of these fails, a new version of Faust or aiokafka has changed internal code that a worker depends on.
 
-Read the change, compare it with `stream/worker/consumer.py`, `source.py` and `stream/kafka/record_batches.py`, run all tests, and only then copy the new
-hash: `python tests/worker/test_upstream.py` prints the table.
+Read the change, compare it with `stream/worker/consumer.py`, `source.py` and `stream/kafka/record_batches.py`, run all
+tests, and only then copy the new hash: `python tests/worker/test_upstream.py` prints the table.
 """
 
 import hashlib
