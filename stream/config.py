@@ -22,7 +22,7 @@ REVISIONS = {"naver/splade-v3": "fdfeceb91d7b9de7985b38addd3ba9f53a59a355"}
 StageName = Literal["embed", "expand", "index"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-SearchMode = Literal["bm25", "splade", "dense", "lexical"]
+SearchMode = Literal["bm25", "splade", "dense", "lexical", "hybrid"]
 STAGES: tuple[StageName, ...] = ("embed", "expand", "index")
 
 SERVERS = r"^(\[[^\]]+\]|[^:,\s]+):\d{1,5}(,(\[[^\]]+\]|[^:,\s]+):\d{1,5})*$"

@@ -9,7 +9,7 @@ import pytest
 from cachetools import TTLCache
 from support import sparse_vector
 
-from stream import search
+from stream.search import searcher as search
 from stream.config import Settings
 from stream.models import splade
 from stream.models.splade import SparseVector

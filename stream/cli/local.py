@@ -24,7 +24,7 @@ from stream.local.supervisor import up as start_all
 from stream.models.embeddings import EmbeddingClient
 from stream.operate import status as state
 from stream.operate import verify as checking
-from stream.search import Searcher
+from stream.search.searcher import Searcher
 from stream.stores import open_stores
 
 app = typer.Typer(

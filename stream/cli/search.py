@@ -12,7 +12,7 @@ from stream.cli.options import non_blank, open_file, settings_of
 from stream.cli.output import Json, out, print_json
 from stream.config import SearchMode, Settings
 from stream.models.embeddings import EmbeddingClient
-from stream.search import Searcher
+from stream.search.searcher import Searcher
 from stream.stores import open_stores
 from stream.stores.base import Hit
 from stream.terminal import printable

@@ -22,7 +22,7 @@ from stream.kafka import reader, topics
 from stream.models.embeddings import EmbeddingClient
 from stream.operate.publish import publish
 from stream.operate.status import StageStatus, caught_up, stages
-from stream.search import Searcher
+from stream.search.searcher import Searcher
 from stream.stores import open_stores
 
 ENCODING = re.compile(r"require_gpu|embed_(model|revision|dimensions|long_texts)|splade_(?!token_budget)\w+")

@@ -18,7 +18,7 @@ from stream.models.embeddings import EmbeddingClient
 from stream.operate.publish import publish
 from stream.operate.status import caught_up, stages, status
 from stream.operate.verify import verify
-from stream.search import Searcher
+from stream.search.searcher import Searcher
 
 pytestmark = pytest.mark.servers
 

@@ -23,7 +23,7 @@ from stream.operate import reindex
 from stream.operate.reindex import NotClean, for_generation, generations
 from stream.operate.status import caught_up
 from stream.operate.verify import verify
-from stream.search import Searcher
+from stream.search.searcher import Searcher
 from stream.stores import open_stores
 
 pytestmark = pytest.mark.servers

@@ -1,0 +1,1 @@
+"""Search over both stores: `Searcher` answers a `Request` with an `Answer`."""

@@ -1,0 +1,63 @@
+"""What is found: hits with each leg's part in them, and what the answer lacks."""
+
+from dataclasses import dataclass, field
+
+from stream.search.request import Leg
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A leg's part in a hit: its rank in the leg (from 1), its raw score, and its share of the fused score."""
+
+    rank: int
+    score: float
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """The best place of a text. `highlights` are [start, end) of the words in `text` that the query explains."""
+
+    text: str
+    highlights: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A found chunk. The contributions of its legs add up to its score.
+
+    `terms`, only with `explain`: by leg, the words and terms that the query and the chunk share, with their scores, the
+    highest first.
+    """
+
+    chunk_id: str
+    doc_id: str
+    version: int
+    score: float
+    legs: dict[Leg, Part]
+    text: str
+    snippet: Snippet
+    terms: dict[Leg, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When a step began and how long it took, in milliseconds since the request began."""
+
+    step: str
+    start: float
+    took: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`degraded`: the legs that are missing, each with the reason, in a sentence. `reachable`: the hits (documents, if
+    grouped) that pages can reach. `cursor` asks for the next page; None at the last one.
+    """
+
+    hits: list[Hit]
+    generation: int
+    reachable: int
+    cursor: str | None
+    degraded: dict[Leg, str]
+    timings: list[Timing]

@@ -1,0 +1,7 @@
+"""Conditions on a chunk's fields."""
+
+from pydantic import BaseModel
+
+
+class Filter(BaseModel):
+    """A placeholder."""

@@ -1,0 +1,83 @@
+"""What is asked: one model for the library, the command line and every other interface."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from stream.config import SearchMode
+from stream.search.filters import Filter
+
+Leg = Literal["bm25", "splade", "dense"]
+LEGS: Mapping[SearchMode, tuple[Leg, ...]] = {
+    "bm25": ("bm25",),
+    "splade": ("splade",),
+    "dense": ("dense",),
+    "lexical": ("bm25", "splade"),
+    "hybrid": ("bm25", "splade", "dense"),
+}
+
+MOST_HITS = 1000
+LONGEST_QUERY = 2**17  # characters
+DEPTH = 200  # the hits of each leg that are fused, and that pages can reach
+
+
+class Group(BaseModel):
+    """Groups hits by document: `k` counts documents, and each has its `size` best chunks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: Literal["doc_id"] = "doc_id"
+    size: int = Field(3, ge=1, le=100)
+
+
+class Request(BaseModel):
+    """A search.
+
+    `weights` and `min_score` are by leg; a leg that `weights` leaves out has the default weight, and weight 0 leaves the
+    leg out. `min_score` compares raw scores (BM25, the dot product, the cosine) and removes only that leg's hits.
+    `deadline` is in seconds. If `strict`, a leg that fails or is late is an error. `cursor` is the one of an earlier
+    answer to the same request: it asks for the next page.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    query: str = Field(max_length=LONGEST_QUERY)
+    mode: SearchMode = "hybrid"
+    k: int = Field(10, ge=1, le=MOST_HITS)
+    filter: Filter | None = None
+    weights: dict[Leg, Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]] = Field(default_factory=dict)
+    fusion: Literal["min-max", "rrf"] = "min-max"
+    min_score: dict[Leg, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
+    group: Group | None = None
+    deadline: float = Field(5.0, gt=0, le=600, allow_inf_nan=False)
+    strict: bool = False
+    explain: bool = False
+    cursor: str | None = None
+
+    @field_validator("query")
+    @classmethod
+    def _not_blank(cls, query: str) -> str:
+        if not query.strip():
+            raise ValueError("must not be empty")
+        try:
+            query.encode()
+        except UnicodeEncodeError:
+            raise ValueError("must be Unicode text without lone surrogates") from None
+        return query
+
+    @model_validator(mode="after")
+    def _some_leg(self) -> Self:
+        if not self.legs:
+            raise ValueError(f"the weights leave out each leg of the mode {self.mode}")
+        return self
+
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        """The legs that are asked: those of the mode whose weight is not 0."""
+        return tuple(leg for leg in LEGS[self.mode] if self.weights.get(leg) != 0)
+
+    @property
+    def depth(self) -> int:
+        """The hits that each leg returns. It depends on `k` in two steps, so that pages of one search agree."""
+        return DEPTH if self.k <= DEPTH else MOST_HITS
