@@ -196,6 +196,9 @@ class Settings(BaseSettings):
         "windows",
         description="For a longer text: `windows` pools the terms of several windows, `truncate` uses only the first.",
     )
+    splade_query_terms: int = Field(
+        32, ge=1, le=500, description="Maximum terms of a query that are searched for; the heaviest are kept."
+    )
     splade_token_budget: int = Field(
         65_536, ge=512, description="Maximum tokens on the GPU at once; halved for a while after it ran out of memory."
     )

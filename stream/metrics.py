@@ -60,6 +60,11 @@ embed_server_up = Gauge(
     "embed_server_up", "1 if an embedding server answered its last request or probe, else 0.", ["server"]
 )
 
+queries_wanted = Counter("stream_queries_wanted", "Encoded queries that searches have asked for.", ["model"])
+queries_encoded = Counter(
+    "stream_queries_encoded", "Queries that a model has encoded; the others were in the cache.", ["model"]
+)
+
 splade_token_budget = Gauge("stream_splade_token_budget", "Tokens that SPLADE runs on the GPU at once.")
 splade_out_of_memory = Counter(
     "stream_splade_out_of_memory", "Times that SPLADE ran out of GPU memory and retried with fewer tokens."

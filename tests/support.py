@@ -24,7 +24,9 @@ from stream.contracts import Contract
 from stream.kafka import clients, reader, topics
 from stream.models.splade import SparseVector
 from stream.records import Chunk, Expanded, Headers, Record, Tombstone, sha256
+from stream.search import dsl
 from stream.stores import Stores
+from stream.stores.opensearch import OpenSearchStore
 
 CONTRACTS: dict[StageName, Contract] = {"embed": "chunk", "expand": "embedded", "index": "expanded"}
 DIMENSIONS = 256  # numbers in a vector, where a test does not need the real model's 4,096
@@ -151,6 +153,12 @@ async def until_compacted(settings: Settings, topic: str) -> None:
         return bool(seen - now)
 
     await until(removed, every=1)
+
+
+async def by_words(store: OpenSearchStore, words: str) -> list[str]:
+    """The chunks that OpenSearch finds by words, the best first."""
+    answer = await store.search(dsl.body([dsl.words(words)], None, 1000), await store.live())
+    return [row.chunk_id for row in dsl.rows(answer)]
 
 
 def names(write: Tombstone | dict) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from stream import config
 from stream.cli.output import Json, err, out, print_json, progress_bars
 from stream.cli.state import print_report
-from stream.config import SearchMode, Settings
+from stream.config import Settings
 from stream.kafka import topics
 from stream.local import demo, trained
 from stream.local.profile import Profile
@@ -24,6 +24,7 @@ from stream.local.supervisor import up as start_all
 from stream.models.embeddings import EmbeddingClient
 from stream.operate import status as state
 from stream.operate import verify as checking
+from stream.search.request import Leg, Request
 from stream.search.searcher import Searcher
 from stream.stores import open_stores
 
@@ -35,7 +36,7 @@ app = typer.Typer(
 
 Home = Annotated[Path, typer.Option(help="Folder for the servers' programs, data and logs.")]
 HOME = Path(".local")
-MODES: tuple[SearchMode, ...] = ("bm25", "splade", "dense")
+MODES: tuple[Leg, ...] = ("bm25", "splade", "dense")
 QUESTIONS = (  # in other words than the answers; for some of them one mode fails and another helps
     "run a function after some seconds",
     "split a shell command the way a shell would",
@@ -146,10 +147,13 @@ async def _asked(settings: Settings) -> list[tuple[str, list[list[str]]]]:
     """Each question with the chunk_ids that each mode finds."""
     async with open_stores(settings) as stores, EmbeddingClient(settings) as embedder:
         searcher = Searcher(settings, stores, embedder)
-        return [
-            (question, [[hit.chunk_id for hit in await searcher.search(question, mode, HITS)] for mode in MODES])
-            for question in QUESTIONS
-        ]
+        await searcher.warm(MODES)
+
+        async def found(question: str, mode: Leg) -> list[str]:
+            answer = await searcher.search(Request(query=question, mode=mode, k=HITS))
+            return [hit.chunk_id for hit in answer.hits]
+
+        return [(question, [await found(question, mode) for mode in MODES]) for question in QUESTIONS]
 
 
 async def _verify(settings: Settings) -> checking.Report:

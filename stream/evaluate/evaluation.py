@@ -22,11 +22,14 @@ from stream.kafka import reader, topics
 from stream.models.embeddings import EmbeddingClient
 from stream.operate.publish import publish
 from stream.operate.status import StageStatus, caught_up, stages
+from stream.search.request import LEGS, Request
 from stream.search.searcher import Searcher
 from stream.stores import open_stores
 
 ENCODING = re.compile(r"require_gpu|embed_(model|revision|dimensions|long_texts)|splade_(?!token_budget)\w+")
 STAND_IN = "development"  # the revision of a model that stands in for a trained one
+
+PATIENCE = 600.0  # seconds for a query: a measurement lacks no leg
 
 Progress = Callable[[str, int, int], None]  # what is done, how many, of how many
 
@@ -142,8 +145,8 @@ async def search(
     found: dict[SearchMode, Run] = {mode: {} for mode in modes}
     for done, (query, text) in enumerate(queries.items(), start=1):
         for mode in modes:
-            hits = await searcher.search(text, mode, depth)
-            found[mode][query] = ranked([hit.chunk_id for hit in hits])
+            answer = await searcher.search(Request(query=text, mode=mode, k=depth, deadline=PATIENCE, strict=True))
+            found[mode][query] = ranked([hit.chunk_id for hit in answer.hits])
         progress("search", done, len(queries))
     return found
 
@@ -166,5 +169,6 @@ def compare(settings: Settings, collection: Collection, found: Mapping[SearchMod
 
 def label(settings: Settings, mode: SearchMode) -> str:
     """The mode's name, with a remark if a model that it uses is a stand-in."""
-    revision = {"bm25": "", "dense": settings.embed_revision}.get(mode, settings.splade_revision)
-    return f"{mode} (stand-in model)" if revision == STAND_IN else mode
+    revisions = {"splade": settings.splade_revision, "dense": settings.embed_revision}
+    stand_in = any(revisions.get(leg) == STAND_IN for leg in LEGS[mode])
+    return f"{mode} (stand-in model)" if stand_in else mode

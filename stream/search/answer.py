@@ -1,6 +1,7 @@
 """What is found: hits with each leg's part in them, and what the answer lacks."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from stream.search.request import Leg
 
@@ -37,6 +38,8 @@ class Hit:
     legs: dict[Leg, Part]
     text: str
     snippet: Snippet
+    metadata: dict[str, Any] | None = None
+    facet_json: dict[str, Any] | None = None
     terms: dict[Leg, dict[str, float]] = field(default_factory=dict)
 
 
@@ -61,3 +64,29 @@ class Answer:
     cursor: str | None
     degraded: dict[Leg, str]
     timings: list[Timing]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a chunk stands in a leg: its rank from 1, None if the leg does not return it, and its raw score."""
+
+    rank: int | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why a request finds a chunk, or does not.
+
+    `matches_filter` is None without a filter or without a stored chunk. `rank` and `score` are those of the fused
+    hits, None if the chunk is not among them. `terms`: as in `Hit`. `reasons` are sentences without a full stop.
+    """
+
+    chunk_id: str
+    stored: bool
+    matches_filter: bool | None
+    legs: dict[Leg, Standing]
+    rank: int | None
+    score: float | None
+    terms: dict[Leg, dict[str, float]]
+    reasons: list[str]

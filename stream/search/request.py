@@ -17,6 +17,7 @@ LEGS: Mapping[SearchMode, tuple[Leg, ...]] = {
     "hybrid": ("bm25", "splade", "dense"),
 }
 
+WEIGHTS: Mapping[SearchMode, Mapping[Leg, float]] = {"lexical": {"splade": 0.2}}  # docs/search.md has the table
 MOST_HITS = 1000
 LONGEST_QUERY = 2**17  # characters
 DEPTH = 200  # the hits of each leg that are fused, and that pages can reach
@@ -34,8 +35,8 @@ class Group(BaseModel):
 class Request(BaseModel):
     """A search.
 
-    `weights` and `min_score` are by leg; a leg that `weights` leaves out has the default weight, and weight 0 leaves the
-    leg out. `min_score` compares raw scores (BM25, the dot product, the cosine) and removes only that leg's hits.
+    `weights` and `min_score` are by leg. A leg that `weights` leaves out has the default weight; a leg with weight 0 is
+    not asked. `min_score` compares raw scores (BM25, the dot product, the cosine) and removes only that leg's hits.
     `deadline` is in seconds. If `strict`, a leg that fails or is late is an error. `cursor` is the one of an earlier
     answer to the same request: it asks for the next page.
     """
@@ -75,7 +76,11 @@ class Request(BaseModel):
     @property
     def legs(self) -> tuple[Leg, ...]:
         """The legs that are asked: those of the mode whose weight is not 0."""
-        return tuple(leg for leg in LEGS[self.mode] if self.weights.get(leg) != 0)
+        return tuple(leg for leg in LEGS[self.mode] if self.weight(leg) != 0)
+
+    def weight(self, leg: Leg) -> float:
+        """The weight of a leg; by default 1, except for a few that were measured."""
+        return self.weights.get(leg, WEIGHTS.get(self.mode, {}).get(leg, 1.0))
 
     @property
     def depth(self) -> int:

@@ -1,104 +1,171 @@
-"""Searches both stores: by words and SPLADE terms in OpenSearch, by dense vectors in Neo4j."""
+"""Answers a request: asks its legs at the same time under one deadline, and fuses what they find."""
 
 import asyncio
-import hashlib
-import logging
-import re
-from collections.abc import Mapping
-from functools import cached_property
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from cachetools import TTLCache
-
-from stream.config import SearchMode, Settings
+from stream.config import Settings
+from stream.errors import ConfigurationError, Outage, StreamError
 from stream.models.embeddings import EmbeddingClient
+from stream.search import cursor, explain
+from stream.search.answer import Answer, Hit, Why
+from stream.search.clock import Clock
+from stream.search.fusion import Fused
+from stream.search.legs import Legs, Outcome
+from stream.search.ranking import Ranking
+from stream.search.request import Leg, Request
+from stream.search.snippets import snippet
 from stream.stores import Stores
-from stream.stores.base import Hit
+from stream.stores.base import Shown
 
-if TYPE_CHECKING:
-    from stream.models.splade import SparseEncoder, SparseVector
-
-log = logging.getLogger(__name__)
-
-# Each word and each term is one clause; OpenSearch's indices.query.bool.max_clause_count is 1,024.
-MOST_CLAUSES = 1000
-LONGEST_TOKEN = 255  # letters; OpenSearch's standard tokenizer splits longer words
-CACHED_QUERIES = 10_000
-CACHE_SECONDS = 60.0
+AFTER_DEADLINE = 1.0  # seconds for reading the texts of what was found in time
 
 
 class Searcher:
-    """Encodes queries as the stages encode documents. Caches an encoded query for a minute, by its hash."""
+    """Searches the configured generation, or the live one. All calls must come from one event loop."""
 
     def __init__(self, settings: Settings, stores: Stores, embedder: EmbeddingClient) -> None:
-        self._settings = settings
         self._stores = stores
-        self._embedder = embedder
-        self._encoded: TTLCache[bytes, SparseVector] = TTLCache(CACHED_QUERIES, CACHE_SECONDS)
+        self._legs = Legs(settings, stores, embedder)
+        self._complete: set[tuple[str, int]] = set()  # stores and generations without chunks that filters miss
 
-    async def search(self, query: str, mode: SearchMode, k: int = 10) -> list[Hit]:
-        """The k best chunks.
+    async def warm(self, wanted: Iterable[Leg]) -> None:
+        """Loads what these legs need in this process, which takes seconds for SPLADE and nothing for the others."""
+        if "splade" in wanted:
+            await self._legs.encoder.load()
 
-        `bm25`: words of the text; `splade`: the dot product of the raw sparse vectors; `lexical`: both in one query;
-        `dense`: nearest vectors by cosine.
+    async def search(self, request: Request) -> Answer:
+        """The page of hits that is asked for.
+
+        Raises `StreamError` if no leg answers by the deadline, or, if the request is strict, if any leg does not;
+        `CursorError` for a cursor of another request or of another generation, or one that was changed.
         """
-        if mode == "dense":
-            asked = await self._embedder.embed_query(query)
-            return await self._stores.neo4j.nearest(asked, k, self._embedder.provenance)
-        opensearch = self._stores.opensearch
-        if mode == "bm25":
-            words, _ = fitting(query, {})
-            return await opensearch.search_words(words, k)
-        vector = await self.encode(query)
-        if mode == "splade":
-            scale = vector.norm if self._settings.splade_normalise else 1
-            return await opensearch.search_terms({term: scale * weight for term, weight in vector.terms.items()}, k)
-        words, terms = fitting(query, vector.terms)
-        return await opensearch.search(words, terms, k)
+        clock = Clock(request.deadline)
+        ranking = await self._rank(request, clock)
+        start = cursor.decode(request.cursor, request, ranking.generation) if request.cursor else 0
+        end = start + request.k
+        groups = ranking.groups
+        page = [hit for group in groups[start:end] for hit in group]
+        return Answer(
+            hits=await self._hits(ranking, page, clock),
+            generation=ranking.generation,
+            reachable=len(groups),
+            cursor=cursor.encode(request, end, ranking.generation) if end < len(groups) else None,
+            degraded={leg: str(error) for leg, error in ranking.failed.items()},
+            timings=clock.timings,
+        )
 
-    async def encode(self, query: str) -> "SparseVector":
-        """The query's sparse vector, from the cache if it was encoded within the last minute."""
-        key = hashlib.sha256(query.encode()).digest()
-        vector = self._encoded.get(key)
-        if vector is None:
-            (vector,) = await asyncio.to_thread(self._encoder.encode, [query])
-            self._encoded[key] = vector
-        return vector
+    async def why(self, request: Request, chunk_id: str) -> Why:
+        """Where a chunk comes for a request, and why: its rank and raw score in each leg.
 
-    @cached_property
-    def _encoder(self) -> "SparseEncoder":
-        from stream.models.splade import SparseEncoder  # noqa: PLC0415 - only a search by terms pays for PyTorch
+        Raises as a strict `search` does, because a missing leg would change the ranks.
+        """
+        clock = Clock(request.deadline)
+        ranking = await self._rank(request.model_copy(update={"strict": True}), clock)
+        return await explain.why(self._stores, self._legs, ranking, chunk_id)
 
-        return SparseEncoder(self._settings)
+    async def _rank(self, request: Request, clock: Clock) -> Ranking:
+        generation = await self._generation(request, clock)
+        jobs = [request.legs] if request.mode == "lexical" else [(leg,) for leg in request.legs]
+        asked = [(job, asyncio.create_task(self._ask(request, job, generation, clock))) for job in jobs]
+        await asyncio.wait([task for _, task in asked], timeout=clock.left)
+        outcomes = [_outcome(request, job, task) for job, task in asked]
+        with clock.step("fuse"):
+            ranking = Ranking.of(request, generation, outcomes)
+        if ranking.failed and (request.strict or not ranking.found):
+            raise min(ranking.failed.values(), key=lambda error: not isinstance(error, ConfigurationError))
+        return ranking
+
+    async def _ask(self, request: Request, asked: tuple[Leg, ...], generation: int, clock: Clock) -> Outcome:
+        if request.filter:
+            await self._require_facets(asked, generation)
+        return await self._legs.ask(request, asked, generation, clock)
+
+    async def _generation(self, request: Request, clock: Clock) -> int:
+        """The generation that every leg searches: the live one, by the first answer of the stores that the legs need.
+
+        Both stores have the live generation and, during a swap, the next one too.
+        """
+        asked = [asyncio.create_task(store.live()) for store in self._stores.of(request.legs)]
+        error: StreamError = Outage(f"no store has answered within {request.deadline:g} s")
+        try:
+            with clock.step("generation"):
+                for task in asyncio.as_completed(asked, timeout=clock.left):
+                    try:
+                        return await task
+                    except StreamError as failure:
+                        error = failure
+                    except TimeoutError:
+                        break
+        finally:
+            for task in asked:
+                _abandon(task)
+        raise error
+
+    async def _require_facets(self, asked: Sequence[Leg], generation: int) -> None:
+        """Raises `ConfigurationError` if a store of these legs has chunks that filters do not find."""
+        for store in self._stores.of(asked):
+            if (store.name, generation) in self._complete:
+                continue
+            if missed := await store.unfiltered(generation):
+                raise ConfigurationError(
+                    f"{store.name} has {missed:,} chunks that an earlier release stored, and filters do not find them: "
+                    "`stream reindex start` brings them over"
+                )
+            self._complete.add((store.name, generation))
+
+    async def _hits(self, ranking: Ranking, page: Sequence[Fused], clock: Clock) -> list[Hit]:
+        """The page's hits with their texts. A chunk that was deleted since it was found is left out."""
+        request = ranking.request
+        chunk_ids = [fused.chunk_id for fused in page]
+        splade = "splade" in ranking.found
+        terms = await self._legs.encoder.terms(request.query) if splade else {}
+        with clock.step("texts"):
+            try:
+                async with asyncio.timeout(max(clock.left, AFTER_DEADLINE)):
+                    shown = await self._shown(chunk_ids, ranking)
+                    explained = {}
+                    if request.explain:
+                        explained = await explain.shares(self._stores, self._legs, ranking, chunk_ids)
+            except TimeoutError:
+                raise Outage("the stores have not answered with the texts of what was found") from None
+        return [
+            Hit(
+                chunk_id=fused.chunk_id,
+                doc_id=shown[fused.chunk_id].doc_id,
+                version=shown[fused.chunk_id].version,
+                score=fused.score,
+                legs=fused.legs,
+                text=shown[fused.chunk_id].text,
+                snippet=snippet(shown[fused.chunk_id].text, terms, request.query),
+                metadata=shown[fused.chunk_id].metadata,
+                facet_json=shown[fused.chunk_id].facet_json,
+                terms=explained.get(fused.chunk_id, {}),
+            )
+            for fused in page
+            if fused.chunk_id in shown
+        ]
+
+    async def _shown(self, chunk_ids: Sequence[str], ranking: Ranking) -> dict[str, Shown]:
+        """The chunks' texts, from a store that has answered; each store may have chunks that the other lacks yet."""
+        shown: dict[str, Shown] = {}
+        for store in self._stores.of(ranking.found):
+            missing = [chunk_id for chunk_id in chunk_ids if chunk_id not in shown]
+            if missing:
+                shown |= await store.shown(missing, ranking.generation)
+        return shown
 
 
-def fitting(query: str, terms: Mapping[str, float]) -> tuple[str, Mapping[str, float]]:
-    """Returns the query and its terms (the heaviest first) unchanged if they need at most `MOST_CLAUSES` clauses.
-
-    Otherwise it warns and returns the first distinct words and the heaviest terms. Words get at least half of the
-    clauses.
-    """
-    tokens = _most_tokens(query)
-    if tokens + len(terms) <= MOST_CLAUSES:
-        return query, terms
-    room = max(MOST_CLAUSES - len(terms), MOST_CLAUSES // 2)
-    words: list[str] = []
-    for word in dict.fromkeys(query.split()):
-        room -= _most_tokens(word)
-        if room < 0:
-            break
-        words.append(word)
-    first = " ".join(words)
-    heaviest = dict(list(terms.items())[: MOST_CLAUSES - _most_tokens(first)])
-    log.warning(
-        "the query is too long: only its first %d distinct words and its %d heaviest terms are searched for",
-        *(len(words), len(heaviest)),
-    )
-    return first, heaviest
+def _outcome(request: Request, asked: tuple[Leg, ...], task: "asyncio.Task[Outcome]") -> Outcome:
+    if not task.done():
+        _abandon(task)
+        return Outcome({}, {leg: Outage(f"{leg} has not answered within {request.deadline:g} s") for leg in asked})
+    if isinstance(error := task.exception(), StreamError):
+        return Outcome({}, dict.fromkeys(asked, error))
+    return task.result()
 
 
-def _most_tokens(text: str) -> int:
-    """The most tokens that OpenSearch makes of a text; each character that is not ASCII may be one."""
-    ascii_words = re.findall(r"[0-9A-Za-z_]+", text)
-    others = sum(not character.isascii() for character in text)
-    return sum(1 + len(word) // LONGEST_TOKEN for word in ascii_words) + others
+def _abandon(task: "asyncio.Task[Any]") -> None:
+    """Cancels a task without waiting for it; its late error is of no interest."""
+    task.cancel()
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())

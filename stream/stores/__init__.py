@@ -1,6 +1,6 @@
 """The two stores: Neo4j for the vectors, OpenSearch for the terms and the text."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -22,6 +22,12 @@ class Stores:
     def both(self) -> tuple[Store, Store]:
         """Both, for what is done to each of them."""
         return self.neo4j, self.opensearch
+
+    def of(self, legs: Iterable[str]) -> list[Store]:
+        """The stores that these legs of a search ask."""
+        asked = set(legs)
+        needed: list[Store] = [self.opensearch] if asked - {"dense"} else []
+        return [*needed, self.neo4j] if "dense" in asked else needed
 
     async def set_up(self) -> None:
         """Creates what is missing in each."""

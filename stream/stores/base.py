@@ -5,9 +5,9 @@ Of two writes of one version the later wins. A delete counts as a version, and b
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,13 +45,33 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """A search result; scores are comparable only within one search."""
+class Near:
+    """A chunk, and the cosine of its vector and the query's."""
 
     chunk_id: str
     doc_id: str
-    score: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a store shows of a chunk to a searcher."""
+
+    chunk_id: str
+    doc_id: str
+    version: int
     text: str
+    metadata: dict[str, Any] | None
+    facet_json: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A filter for Neo4j: as a query of the full-text index over `facets`, and as an expression about a `node`."""
+
+    lucene: str
+    cypher: str
+    parameters: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +129,12 @@ class Store(Protocol):
 
     async def stored(self, chunk_ids: Sequence[str]) -> dict[str, Stored]:
         """What the store holds of these chunks, all finished writes included; unknown chunks are left out."""
+
+    async def live(self) -> int:
+        """The generation that readers use; raises `NoGeneration` if there is none."""
+
+    async def shown(self, chunk_ids: Sequence[str], generation: int) -> dict[str, Shown]:
+        """The texts of these chunks in a generation; those that it does not show are left out."""
 
     async def go_live(self, generation: int) -> None:
         """Makes this the flow's live generation: readers and writers of the live one use it from their next request."""

@@ -37,11 +37,13 @@ from stream.errors import ConfigurationError, Outage, Refused
 from stream.records import Provenance, Rejected, Tombstone, embedding_space, sha256
 from stream.stores.base import (
     FIRST,
+    Condition,
     Generation,
-    Hit,
+    Near,
     NoGeneration,
     Older,
     Put,
+    Shown,
     Stored,
     nothing_yet,
     require_first,
@@ -59,6 +61,8 @@ VECTOR_PROPERTIES = (
     "embedding_provenance",
     "embedding_sha256",
 )  # stored with a vector
+CANDIDATES = 2  # nodes that the index proposes for each one that is wanted
+EXACT_NUMBERS = 2**19  # numbers in the vectors of all nodes that match a condition: up to here, all are compared
 NODES_AT_ONCE = 1000
 NODES_COMPARED_AT_ONCE = 10_000
 
@@ -197,10 +201,42 @@ SET chunk += $nothing
 RETURN max(chunk.chunk_id) AS last
 """
 
-NEAREST = """
-CALL db.index.vector.queryNodes($index, $k, $near) YIELD node, score
-RETURN node.chunk_id AS chunk_id, node.doc_id AS doc_id, node.text AS text, score,
-       node[$embedding_provenance] AS provenance
+# The score of the index is that of a quantised vector. The cosine is computed from the stored vector.
+RANKED = """
+WITH node, 2 * vector.similarity.cosine(node[$vector], $near) - 1 AS cosine
+ORDER BY cosine DESC, node.chunk_id LIMIT $k
+RETURN node.chunk_id AS chunk_id, node.doc_id AS doc_id, cosine, node[$embedding_provenance] AS provenance
+"""
+
+NEAREST = "CALL db.index.vector.queryNodes($index, $candidates, $near) YIELD node, score" + RANKED
+
+NEAREST_THAT_MATCH = (
+    """
+CALL db.index.vector.queryNodes($index, $candidates, $near) YIELD node, score
+WHERE {condition}
+WITH node, score ORDER BY score DESC LIMIT $rescored
+"""
+    + RANKED
+)
+
+# One row without a node means that `limit` or more chunks match.
+MATCHING = (
+    """
+CALL db.index.fulltext.queryNodes($facets_index, $lucene, {limit: $limit}) YIELD node
+WITH collect(node) AS matching
+UNWIND CASE WHEN size(matching) < $limit THEN matching ELSE [null] END AS node
+WITH node WHERE node IS NULL OR node[$vector] IS NOT NULL
+"""
+    + RANKED
+)
+
+AMONG = "UNWIND $chunk_ids AS chunk_id MATCH (node:Chunk {chunk_id: chunk_id}) WHERE node[$vector] IS NOT NULL" + RANKED
+
+SHOWN = """
+UNWIND $chunk_ids AS chunk_id
+MATCH (chunk:Chunk {chunk_id: chunk_id}) WHERE chunk[$embedded_version] IS NOT NULL
+RETURN chunk_id, chunk.doc_id AS doc_id, chunk.version AS version, chunk.text AS text, chunk.metadata AS metadata,
+       chunk.facet_json AS facet_json
 """
 
 
@@ -365,15 +401,17 @@ class Neo4jStore:
             last = row["last"]
 
     async def live(self) -> int:
-        """The flow's live generation; raises `NoGeneration` if it has none."""
+        """The configured generation, or the flow's live one; raises `NoGeneration` if it has none."""
         settings = self._settings
+        if settings.generation:
+            return settings.generation
         for row in await self._run(LIVE, index=settings.neo4j_index, flow=settings.flow):
             return int(row["live"])
         require_first(settings)
         return FIRST
 
     async def _schema(self) -> _Schema:
-        return _Schema(self._settings, self._settings.generation or await self.live())
+        return _Schema(self._settings, await self.live())
 
     async def _dimensions(self, schema: _Schema) -> int | None:
         settings = self._settings
@@ -458,15 +496,24 @@ class Neo4jStore:
                 )
         return found
 
-    async def nearest(self, vector: Vector, k: int, provenance: Provenance) -> list[Hit]:
-        """The k chunks whose vectors (dimensions,) are nearest by cosine, approximately; score is (1 + cosine) / 2.
+    async def nearest(
+        self,
+        vector: Vector,
+        k: int,
+        provenance: Provenance,
+        generation: int | None = None,
+        condition: Condition | None = None,
+    ) -> list[Near]:
+        """The k chunks whose vectors (dimensions,) have the highest cosine with `vector`, among those that match.
 
-        Chunks of another model than the query's are left out, with a warning: cosines across models mean nothing.
+        The index proposes `CANDIDATES` times k chunks, whose cosines are then computed exactly. If few chunks match a
+        condition, the cosines of all of them are computed. Chunks of another model than the query's are left out, with
+        a warning: cosines across models mean nothing.
         """
-        schema = await self._schema()
-        near = vector.astype(np.float64)
+        schema = _Schema(self._settings, generation) if generation else await self._schema()
+        near = {"near": vector.astype(np.float64), "k": k, **schema.properties}
         try:
-            rows = await self._run(NEAREST, index=schema.index, k=k, near=near, **schema.properties)
+            rows = await self._candidates(schema, near, condition)
         except Refused:
             if await self._dimensions(schema):
                 raise
@@ -479,7 +526,40 @@ class Neo4jStore:
                 "lists the models, docs/operations.md explains how to reindex",
                 *(len(rows) - len(same), len(rows)),
             )
-        return [Hit(row["chunk_id"], row["doc_id"], row["score"], row["text"]) for row in same]
+        return [Near(row["chunk_id"], row["doc_id"], row["cosine"]) for row in same]
+
+    async def _candidates(
+        self, schema: _Schema, near: Mapping[str, Any], condition: Condition | None
+    ) -> list[neo4j.Record]:
+        k = near["k"]
+        proposed = {"index": schema.index, "candidates": CANDIDATES * k, **near}
+        if condition is None:
+            return await self._run(NEAREST, **proposed)
+        (row,) = await self._run("MATCH (chunk:Chunk) RETURN count(*) AS n")
+        few = max(EXACT_NUMBERS // self._settings.embed_dimensions, 1)
+        matching = {"facets_index": self._facets_index, "lucene": condition.lucene, **near}
+        rows = await self._run(MATCHING, limit=few, **matching)
+        if rows and rows[0]["chunk_id"] is None:
+            proposed["candidates"] = min(row["n"], CANDIDATES * k * row["n"] // few)
+            statement = NEAREST_THAT_MATCH.format(condition=condition.cypher)
+            rows = await self._run(statement, **proposed, rescored=CANDIDATES * k, **condition.parameters)
+            if len(rows) < k:
+                rows = await self._run(MATCHING, limit=row["n"] + 1, **matching)
+        return rows
+
+    async def cosines(self, vector: Vector, chunk_ids: Sequence[str], generation: int) -> dict[str, float]:
+        """The cosines of these chunks' vectors and `vector`; chunks without a vector are left out."""
+        names = _Schema(self._settings, generation).properties
+        near = {"near": vector.astype(np.float64), "k": len(chunk_ids)}
+        rows = await self._run(AMONG, chunk_ids=list(chunk_ids), **near, **names)
+        return {row["chunk_id"]: row["cosine"] for row in rows}
+
+    async def shown(self, chunk_ids: Sequence[str], generation: int) -> dict[str, Shown]:
+        """Those that have a vector of the generation."""
+        names = _Schema(self._settings, generation).properties
+        rows = await self._run(SHOWN, chunk_ids=list(chunk_ids), **names)
+        objects = ("metadata", "facet_json")
+        return {row["chunk_id"]: Shown(**row.data() | {name: _object(row[name]) for name in objects}) for row in rows}
 
     async def _put(self, schema: _Schema, puts: Sequence[Put]) -> Sequence[None]:
         names = schema.properties
@@ -574,6 +654,10 @@ def _space(provenance: str | None) -> tuple[object, ...] | None:
         return embedding_space(orjson.loads(provenance or ""))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _object(value: str | None) -> dict[str, Any] | None:
+    return None if value is None else orjson.loads(value)
 
 
 def _json(value: Any) -> str | None:

@@ -24,7 +24,7 @@ from stream.bisection import isolate
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.records import Expanded, Rejected, Tombstone
-from stream.stores.base import FIRST, Generation, Hit, Older, Put, Stored, nothing_yet, require_first, require_version
+from stream.stores.base import FIRST, Generation, Older, Put, Shown, Stored, nothing_yet, require_first, require_version
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ OLDEST = "2.19"
 ID_BYTES = 512  # OpenSearch's limit of an `_id`
 MOST_ORIGINS = 100
 COMPARED_AT_ONCE = 5000  # documents; a search returns at most 10,000
-MOST_CLAUSES = 1000  # OpenSearch's limit is 1,024
 PROBE_ID = "\x00probe"  # not a possible chunk_id: those have no control characters
 
 FIELDS: dict[str, Any] = {
@@ -322,33 +321,54 @@ class OpenSearchStore:
             found[fields["chunk_id"]] = _last_write(hit), fields
         return found
 
-    async def search(self, query: str, terms: Mapping[str, float], k: int) -> list[Hit]:
-        """The k best chunks by the sum of BM25 on the text and the dot product of the sparse vectors."""
-        return await self._best({"bool": {"should": [_words(query), *_terms(terms)]}}, k)
+    async def live(self) -> int:
+        """The configured generation, or the one to which the alias points."""
+        if self._settings.generation:
+            return self._settings.generation
+        indexes = await self._read("GET", self._alias, "_alias")
+        numbers = [index.removeprefix(f"{self._prefix}-") for index in indexes]
+        if len(numbers) != 1 or not numbers[0].isdecimal():
+            raise ConfigurationError(
+                f"OpenSearch's alias {self._alias} must point to one index {self._prefix}-N, not to "
+                f"{', '.join(sorted(numbers))}: set STREAM_OPENSEARCH_ALIAS to another name"
+            )
+        return int(numbers[0])
 
-    async def search_words(self, query: str, k: int) -> list[Hit]:
-        """The k best chunks by BM25 on the text."""
-        return await self._best(_words(query), k)
+    async def search(self, body: Mapping[str, Any], generation: int, **params: Any) -> dict[str, Any]:
+        """Sends a query to a generation's index and returns OpenSearch's response."""
+        answer: dict[str, Any] = await self._read("POST", f"{self._prefix}-{generation}", "_search", body, **params)
+        return answer
 
-    async def search_terms(self, terms: Mapping[str, float], k: int) -> list[Hit]:
-        """The k best chunks by the dot product of the raw sparse vectors: normalised ones are scaled by their norm."""
-        query: Any = {"bool": {"should": _terms(terms)}}
-        if self._settings.splade_normalise:
-            norm = {"field": "splade_norm", "missing": 1}
-            query = {"function_score": {"query": query, "field_value_factor": norm, "boost_mode": "multiply"}}
-        return await self._best(query, k)
+    async def tokens(self, text: str, generation: int) -> list[str]:
+        """The tokens that OpenSearch makes of a query for the field `text`, in order."""
+        body = {"field": "text", "text": text}
+        answer = await self._read("POST", f"{self._prefix}-{generation}", "_analyze", body)
+        return [token["token"] for token in answer["tokens"]]
 
-    async def _best(self, query: Any, k: int) -> list[Hit]:
-        body = {"size": k, "_source": ["chunk_id", "doc_id", "text"], "query": query}
+    async def shown(self, chunk_ids: Sequence[str], generation: int) -> dict[str, Shown]:
+        """All finished writes included."""
+        if not chunk_ids:
+            return {}
+        body = {"ids": [document_id(chunk_id) for chunk_id in chunk_ids]}
+        fields = ("chunk_id", "doc_id", "version", "text", "metadata", "facet_json")
+        answer = await self._read(
+            "POST", f"{self._prefix}-{generation}", "_mget", body, _source_includes=",".join(fields)
+        )
+        sources = [document["_source"] for document in answer["docs"] if document.get("found")]
+        return {
+            source["chunk_id"]: Shown(*(source.get(field) for field in fields))
+            for source in sources
+            if "text" in source
+        }
+
+    async def _read(self, method: str, index: str, what: str, body: Any = None, **params: Any) -> Any:
+        """Raises `ConfigurationError` if the index or alias does not exist."""
         try:
-            answer = await self._call("POST", f"/{self._target}/_search", body=body)
+            return await self._call(method, f"/{index}/{what}", body=body, **params)
         except Outage:
-            if await self._exists(self._target):
+            if await self._exists(index):
                 raise
-            what = f"OpenSearch's index {self._target}"
-            raise nothing_yet(self._settings, what, "STREAM_OPENSEARCH_ALIAS") from None
-        hits = [(hit["_source"], hit["_score"]) for hit in answer["hits"]["hits"]]
-        return [Hit(source["chunk_id"], source["doc_id"], score, source["text"]) for source, score in hits]
+            raise nothing_yet(self._settings, f"OpenSearch's index {index}", "STREAM_OPENSEARCH_ALIAS") from None
 
     async def _call(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
         """Raises `Refused` for a request that is too large, `Outage` for an error that no document causes."""
@@ -381,18 +401,6 @@ class OpenSearchStore:
             raise Outage(f"the response of OpenSearch at {where} cannot be parsed: {error}", "opensearch") from error
         finally:
             progress.made()
-
-
-def _words(query: str) -> Any:
-    return {"match": {"text": query}}
-
-
-def _terms(terms: Mapping[str, float]) -> list[Any]:
-    heaviest = sorted(terms.items(), key=lambda item: -item[1])[:MOST_CLAUSES]
-    return [
-        {"rank_feature": {"field": f"splade_terms.{escape(term)}", "boost": weight, "linear": {}}}
-        for term, weight in heaviest
-    ]
 
 
 def _called(flow: str) -> str:

@@ -22,7 +22,7 @@ from stream.evaluate.collection import read as read_collection
 from stream.evaluate.evaluation import label, own_names
 from stream.evaluate.measures import MEASURES
 from stream.stores import open_stores
-from stream.stores.base import Hit
+from stream.search.request import Request
 
 QUERIES = {"1": "sockets", "2": "ports", "3": "files"}
 RANKINGS = {  # the relevant chunk of a query is r
@@ -30,6 +30,7 @@ RANKINGS = {  # the relevant chunk of a query is r
     "splade": {"sockets": "rxy", "ports": "xyr", "files": ""},
     "dense": {"sockets": "rxy", "ports": "rxy", "files": "rxy"},
     "lexical": {"sockets": "xr", "ports": "xy", "files": "xy"},
+    "hybrid": {"sockets": "rx", "ports": "rx", "files": "rx"},
 }
 PLAIN = Settings(_env_file=None)
 COLLECTION = Collection("Small Talk", {"1": "q"}, {"1": {"a": 1}}, {"a": b"{}", "b": b"[]"})
@@ -43,9 +44,10 @@ def judged(tmp_path, monkeypatch) -> list[str]:
     class Fake:
         def __init__(self, *_: object) -> None: ...
 
-        async def search(self, query: str, mode: str, k: int) -> list[Hit]:
-            asked.append((query, mode, k))
-            return [Hit(one, "d", 1.0, "text") for one in RANKINGS[mode][query]]
+        async def search(self, request: Request) -> SimpleNamespace:
+            assert request.strict
+            asked.append((request.query, request.mode, request.k))
+            return SimpleNamespace(hits=[SimpleNamespace(chunk_id=one) for one in RANKINGS[request.mode][request.query]])
 
     @asynccontextmanager
     async def stores(_: Settings):
@@ -72,7 +74,7 @@ def test_each_mode_has_its_figures_and_is_compared_with_the_first(judged):
     assert (report["queries"], report["depth"], report["chunks"], report["rejected"]) == (3, 100, 7, 0)
     assert evaluation.Searcher.asked == [(text, mode, 100) for text in QUERIES.values() for mode in RANKINGS]
     rows = {row["mode"]: row["figures"] for row in report["rows"]}
-    assert list(rows) == ["bm25", "splade", "dense", "lexical"]
+    assert list(rows) == list(RANKINGS)
     assert all(list(figures) == list(MEASURES) for figures in rows.values())
     assert rows["bm25"]["RR@10"]["values"] == {"1": 1, "2": pytest.approx(1 / 3), "3": 0}
     assert rows["bm25"]["RR@10"]["mean"] == pytest.approx(4 / 9)
@@ -102,11 +104,11 @@ def test_figures_of_stand_in_models_are_marked_wherever_they_stand(judged, tmp_p
     plot = tmp_path / "plot.svg"
     monkeypatch.setenv("STREAM_EMBED_REVISION", "development")
     report = json.loads(stream(*judged, "--json", "--plot", str(plot)).stdout)
-    labels = ["bm25", "splade", "dense (stand-in model)", "lexical"]
+    labels = ["bm25", "splade", "dense (stand-in model)", "lexical", "hybrid (stand-in model)"]
     assert [row["label"] for row in report["rows"]] == labels
     assert all(f"<!-- {name} -->" in plot.read_text() for name in (*labels, *MEASURES))
     marked = [line for line in stream(*judged).stdout.splitlines() if "(stand-in model)" in line]
-    assert len(marked) == 1
+    assert len(marked) == 2
     assert "dense (stand-in model) │ 1.000" in marked[0]
 
 

@@ -18,6 +18,7 @@ from stream.models.embeddings import EmbeddingClient
 from stream.operate.publish import publish
 from stream.operate.status import caught_up, stages, status
 from stream.operate.verify import verify
+from stream.search.request import Request
 from stream.search.searcher import Searcher
 
 pytestmark = pytest.mark.servers
@@ -62,5 +63,6 @@ async def searching(flow, stores) -> bool:
         searcher = Searcher(flow, stores, embedder)
         chunk = next(c for c in islice(corpus.chunks(), COUNT) if len(c["text"].split()) > 20)
         query = " ".join(chunk["text"].split()[:20])
-        found = [await searcher.search(query, mode, 3) for mode in ("lexical", "dense")]
-    return all(chunk["chunk_id"] in [hit.chunk_id for hit in hits] for hits in found)
+        asked = [Request(query=query, mode=mode, k=3, strict=True) for mode in ("lexical", "dense", "hybrid")]
+        answers = [await searcher.search(request) for request in asked]
+    return all(chunk["chunk_id"] in [hit.chunk_id for hit in answer.hits] for answer in answers)

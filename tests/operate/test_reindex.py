@@ -11,7 +11,7 @@ import orjson
 import pytest
 from conftest import free_ports
 from processes import child
-from support import Worker, chunk, read, send, until
+from support import LONGEST, Worker, chunk, read, send, until
 from typer.testing import CliRunner
 
 from stream import children
@@ -23,12 +23,14 @@ from stream.operate import reindex
 from stream.operate.reindex import NotClean, for_generation, generations
 from stream.operate.status import caught_up
 from stream.operate.verify import verify
+from stream.search.request import Request
 from stream.search.searcher import Searcher
 from stream.stores import open_stores
 
 pytestmark = pytest.mark.servers
 
 COUNT = 200
+MODES = ("lexical", "dense")
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +69,8 @@ async def hits(settings):
     """The number of chunks that lexical and dense searches find."""
     async with open_stores(settings) as stores, EmbeddingClient(settings) as embedder:
         searcher = Searcher(settings, stores, embedder)
-        return {mode: len(await searcher.search("sockets", mode, 1000)) for mode in ("lexical", "dense")}
+        asked = [Request(query="sockets", mode=mode, k=1000, strict=True, deadline=LONGEST) for mode in MODES]
+        return {request.mode: len((await searcher.search(request)).hits) for request in asked}
 
 
 async def test_a_new_generation_becomes_live_while_records_come_and_can_be_taken_back(filled):

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 from aiokafka.errors import CommitFailedError
-from support import chunk, expanded, send
+from support import by_words, chunk, expanded, send
 from typer.testing import CliRunner
 
 from stream.cli import app
@@ -152,7 +152,7 @@ async def searched(settings):
         await stores.opensearch.count()
         return (
             len(await stores.neo4j.nearest(np.ones(DIMENSIONS, np.float32), 100, PROVENANCE)),
-            len(await stores.opensearch.search("text", {}, 100)),
+            len(await by_words(stores.opensearch, "text")),
         )
 
 
@@ -317,7 +317,7 @@ async def test_a_flow_without_a_generation_has_no_known_vectors_and_says_what_ma
             assert "`stream reindex start`" in await store.examine()
         assert (await status(new, theirs)).stores == {"Neo4j": 0, "OpenSearch": 0}
         with pytest.raises(NoGeneration, match="`stream reindex start`"):
-            await theirs.opensearch.search("text", {}, 10)
+            await by_words(theirs.opensearch, "text")
         with pytest.raises(NoGeneration, match="`stream reindex start`"):
             await theirs.neo4j.nearest(np.ones(DIMENSIONS, np.float32), 10, PROVENANCE)
     assert await reindex.lag(flow, (await generations(flow))[0]) == 0

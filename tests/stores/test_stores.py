@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable
 import pytest
 from prometheus_client import REGISTRY
 from pydantic import SecretStr
-from support import DIMENSIONS, LONGEST, expanded
+from support import DIMENSIONS, LONGEST, by_words, expanded
 
 from stream.errors import ConfigurationError, Outage
 from stream.records import Tombstone
+from stream.search import dsl
 from stream.stores import Stores, neo4j, open_stores
-from stream.stores.base import Put, Stored, require_version
+from stream.stores.base import Put, Shown, Stored, require_version
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import FIELDS, OpenSearchStore
 from stream.vectors import unpack
@@ -95,7 +96,7 @@ async def test_a_delete_holds_after_opensearch_has_forgotten_its_deleted_documen
     await stores.opensearch.write([put("c", version=2), put("never seen", version=2)])
     assert await shown(stores.opensearch, "c", "never seen") == {}
     assert await stores.opensearch.count() == 0
-    assert await stores.opensearch.search("sockets", {"socket": 1.0}, 10) == []
+    assert await by_words(stores.opensearch, "sockets") == []
 
 
 async def test_an_index_of_an_earlier_version_learns_to_remember_deletes(settings):
@@ -411,7 +412,7 @@ async def test_a_vector_finds_its_chunk(stores):
     await stores.neo4j.write(writes)
     hits = await stores.neo4j.nearest(writes[7].vector, 3, writes[7].chunk["embedding_provenance"])
     assert hits[0].chunk_id == writes[7].chunk_id
-    assert hits[0].score == pytest.approx(1, abs=1e-3)
+    assert hits[0].cosine == pytest.approx(1, abs=1e-6)
 
 
 async def test_terms_find_their_chunk_also_those_with_a_dot(stores):
@@ -419,14 +420,15 @@ async def test_terms_find_their_chunk_also_those_with_a_dot(stores):
         [put("a", "one", splade_terms={"...": 0.9}), put("b", "two", splade_terms={"x": 0.5})]
     )
     await stores.opensearch.count()
-    (hit,) = await stores.opensearch.search("", {"...": 2.0, "unknown": 1.0}, 10)
-    assert (hit.chunk_id, hit.score) == ("a", pytest.approx(1.8, rel=0.01))
+    body = dsl.body([dsl.terms({"...": 2.0, "unknown": 1.0}, normalised=True)], None, 10)
+    (row,) = dsl.rows(await stores.opensearch.search(body, 1))
+    assert (row.chunk_id, row.score) == ("a", pytest.approx(2.0 * 0.9 * expanded()["splade_norm"], rel=0.01))
 
 
 async def test_words_find_their_chunk_in_every_form(stores):
     await stores.opensearch.write([put("a", "listening sockets"), put("b", "parsers", splade_terms={})])
     await stores.opensearch.count()
-    assert [hit.chunk_id for hit in await stores.opensearch.search("socket listens", {}, 10)] == ["a"]
+    assert await by_words(stores.opensearch, "socket listens") == ["a"]
 
 
 async def test_a_document_that_opensearch_refuses_is_refused_alone(stores):
@@ -500,9 +502,12 @@ async def test_what_a_record_says_is_never_part_of_a_query(stores, monkeypatch):
     assert await stores.neo4j.write([write, bystander]) == {}
     assert await stores.neo4j.stored([evil]) == {evil: stored(write)}
     (hit,) = await stores.neo4j.nearest(write.vector, 1, write.chunk["embedding_provenance"])
-    assert hit.text == evil
+    assert hit.chunk_id == hit.doc_id == evil
+    shown = await stores.neo4j.shown([evil], 1)
+    assert shown == await stores.opensearch.shown([evil], 1)
+    assert shown[evil] == Shown(evil, evil, 1, evil, {evil: evil}, {evil: evil})
     assert await stores.neo4j.write([Tombstone(evil, 2)]) == {}
-    assert set(queries) == {neo4j.LIVE, neo4j.PUT, neo4j.STORED, neo4j.NEAREST, neo4j.DELETE}
+    assert set(queries) == {neo4j.LIVE, neo4j.PUT, neo4j.STORED, neo4j.NEAREST, neo4j.SHOWN, neo4j.DELETE}
     assert await stores.neo4j.stored(["bystander"]) == {"bystander": stored(bystander)}
 
 
