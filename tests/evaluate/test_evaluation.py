@@ -21,8 +21,8 @@ from stream.evaluate.collection import Collection
 from stream.evaluate.collection import read as read_collection
 from stream.evaluate.evaluation import label, own_names
 from stream.evaluate.measures import MEASURES
-from stream.stores import open_stores
 from stream.search.request import Request
+from stream.stores import open_stores
 
 QUERIES = {"1": "sockets", "2": "ports", "3": "files"}
 RANKINGS = {  # the relevant chunk of a query is r
@@ -47,7 +47,9 @@ def judged(tmp_path, monkeypatch) -> list[str]:
         async def search(self, request: Request) -> SimpleNamespace:
             assert request.strict
             asked.append((request.query, request.mode, request.k))
-            return SimpleNamespace(hits=[SimpleNamespace(chunk_id=one) for one in RANKINGS[request.mode][request.query]])
+            return SimpleNamespace(
+                hits=[SimpleNamespace(chunk_id=one) for one in RANKINGS[request.mode][request.query]]
+            )
 
     @asynccontextmanager
     async def stores(_: Settings):

@@ -9,10 +9,10 @@ import pytest
 from cachetools import TTLCache
 from support import sparse_vector
 
-from stream.search import searcher as search
 from stream.config import Settings
 from stream.models import splade
 from stream.models.splade import SparseVector
+from stream.search import searcher as search
 from stream.stores.base import Hit
 
 VECTOR = sparse_vector({"socket": 0.8, "port": 0.6}, 5.0)
