@@ -1,133 +1,253 @@
-"""If these fail, a search misses what the stores hold, or pays for a query that it has just encoded."""
+"""If these fail, one slow or broken part costs a user the whole answer, or an answer hides what it lacks."""
 
-import itertools
-from functools import partial
+import asyncio
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from cachetools import TTLCache
 from support import sparse_vector
 
 from stream.config import Settings
+from stream.errors import ConfigurationError, Outage, StreamError
 from stream.models import splade
-from stream.models.splade import SparseVector
-from stream.search import searcher as search
-from stream.stores.base import Hit
+from stream.search.request import Group, Request
+from stream.search.searcher import Searcher
+from stream.stores import Stores
+from stream.stores.base import NoGeneration, Near, Shown
 
-VECTOR = sparse_vector({"socket": 0.8, "port": 0.6}, 5.0)
 PROVENANCE = {"model": "m", "revision": "1", "parameters": {}}
-HIT = Hit("a", "d", 1.0, "text")
+DOWN = Outage("the store is down")
+
+
+async def never(*_: Any, **__: Any) -> Any:
+    await asyncio.Event().wait()
+
+
+def failing(error: StreamError) -> Callable[..., Awaitable[Any]]:
+    async def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+class Store:
+    """A store that is live in generation 3. Each chunk has a text."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.generations: list[int] = []
+
+    async def live(self) -> int:
+        return 3
+
+    async def shown(self, chunk_ids: list[str], generation: int) -> dict[str, Shown]:
+        return {one: Shown(one, f"of {one[0]}", 1, f"{one} in {self.name}", None, None) for one in chunk_ids}
+
+    async def unfiltered(self, generation: int) -> int:
+        return 0
+
+
+class OpenSearch(Store):
+    """Finds a1 before b1 by words, and b1 before c1 by terms."""
+
+    async def search(self, body: dict[str, Any], generation: int, **_: str) -> dict[str, Any]:
+        self.generations.append(generation)
+        found = {"a1": 9.0, "b1": 3.0} if "match" in str(body) else {"b1": 8.0, "c1": 2.0}
+        hits = [
+            {"fields": {"chunk_id": [one], "doc_id": [f"of {one[0]}"]}, "_score": score} for one, score in found.items()
+        ]
+        return {"hits": {"hits": hits}}
+
+
+class Neo4j(Store):
+    """Finds b1, b2 and a1."""
+
+    async def nearest(self, vector: Any, k: int, provenance: Any, generation: int, condition: Any) -> list[Near]:
+        self.generations.append(generation)
+        return [Near("b1", "of b", 0.9), Near("b2", "of b", 0.8), Near("a1", "of a", 0.1)]
+
+
+class Embedder:
+    provenance = PROVENANCE
+
+    async def embed_query(self, query: str) -> np.ndarray:
+        return np.ones(4, np.float32)
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The clock of the cache."""
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(search, "TTLCache", partial(TTLCache, timer=lambda: clock.now))
-    return clock
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The queries that the model has encoded."""
-    queries: list[str] = []
+def parts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The stores and the embedder, for a test to break."""
+    made = SimpleNamespace(load=lambda settings: None)
 
     class Encoder:
-        def __init__(self, settings: Settings) -> None: ...
+        def __init__(self, settings: Settings) -> None:
+            made.load(settings)
 
-        def encode(self, texts: list[str]) -> list[SparseVector]:
-            queries.extend(texts)
-            return [VECTOR for _ in texts]
+        def encode(self, texts: list[str]) -> list[Any]:
+            return [sparse_vector({"socket": 1.0}, 1.0) for _ in texts]
 
     monkeypatch.setattr(splade, "SparseEncoder", Encoder)
-    return queries
+    made.opensearch, made.neo4j, made.embedder = OpenSearch("OpenSearch"), Neo4j("Neo4j"), Embedder()
+    return made
 
 
-@pytest.fixture
-def calls() -> list[tuple]:
-    return []
+def searcher(parts: SimpleNamespace) -> Searcher:
+    return Searcher(Settings(_env_file=None), Stores(parts.neo4j, parts.opensearch), parts.embedder)
 
 
-@pytest.fixture
-def searcher(clock, encoded, calls) -> search.Searcher:
-    async def nearest(*arguments):
-        calls.append(("neo4j", *arguments))
-        return [HIT]
-
-    async def terms(*arguments):
-        calls.append(("opensearch", *arguments))
-        return [HIT]
-
-    async def embed_query(query):
-        return np.array([len(query)])
-
-    stores = SimpleNamespace(neo4j=SimpleNamespace(nearest=nearest), opensearch=SimpleNamespace(search=terms))
-    embedder = SimpleNamespace(embed_query=embed_query, provenance=PROVENANCE)
-    return search.Searcher(Settings(_env_file=None), stores, embedder)
+def request(**asked: Any) -> Request:
+    return Request(query="a socket", **asked)
 
 
-async def test_lexical_asks_opensearch_with_the_words_and_their_terms(searcher, calls):
-    assert await searcher.search("a socket", "lexical", 7) == [HIT]
-    assert calls == [("opensearch", "a socket", VECTOR.terms, 7)]
+async def test_hybrid_asks_all_legs_in_one_generation_and_each_hit_says_what_they_gave(parts):
+    answer = await searcher(parts).search(request())
+    assert [hit.chunk_id for hit in answer.hits] == ["b1", "a1", "b2", "c1"]
+    best = answer.hits[0]
+    assert {leg: (part.rank, part.score) for leg, part in best.legs.items()} == {
+        "bm25": (2, 3.0),
+        "splade": (1, 8.0),
+        "dense": (1, 0.9),
+    }
+    assert best.score == sum(part.contribution for part in best.legs.values())
+    assert (answer.degraded, answer.generation, answer.reachable) == ({}, 3, 4)
+    assert set(parts.opensearch.generations + parts.neo4j.generations) == {3}
 
 
-async def test_dense_asks_neo4j_with_the_query_s_vector_and_needs_no_sparse_model(searcher, calls, encoded):
-    assert await searcher.search("a socket", "dense", 7) == [HIT]
-    assert calls == [("neo4j", np.array([len("a socket")]), 7, PROVENANCE)]
-    assert encoded == []
+@pytest.mark.parametrize(("mode", "found"), [("bm25", ["a1", "b1"]), ("splade", ["b1", "c1"]), ("dense", ["b1", "b2", "a1"])])
+async def test_one_leg_alone_shows_raw_scores_and_asks_no_other_store(parts, mode, found):
+    for store in {"dense": [parts.opensearch]}.get(mode, [parts.neo4j]):
+        store.live = store.search = store.nearest = store.shown = failing(DOWN)
+    answer = await searcher(parts).search(request(mode=mode, strict=True))
+    assert [hit.chunk_id for hit in answer.hits] == found
+    assert all(hit.score == hit.legs[mode].score for hit in answer.hits)
 
 
-async def test_a_query_is_encoded_once_a_minute(searcher, clock, encoded):
-    for now in (0, 59.9, 60.1):
-        clock.now = now
-        assert await searcher.encode("a socket") == VECTOR
-    assert encoded == ["a socket", "a socket"]
+BROKEN = {
+    "Neo4j is down": (("neo4j", failing(DOWN)), {"dense"}, "the store is down"),
+    "Neo4j hangs": (("neo4j", never), {"dense"}, "has not answered within"),
+    "OpenSearch is down": (("opensearch", failing(DOWN)), {"bm25", "splade"}, "the store is down"),
+    "OpenSearch hangs": (("opensearch", never), {"bm25", "splade"}, "has not answered within"),
+    "vLLM is down": (("embedder", failing(Outage("vLLM is down"))), {"dense"}, "vLLM is down"),
+    "vLLM hangs": (("embedder", never), {"dense"}, "has not answered within"),
+    "SPLADE cannot be loaded": (("load", ConfigurationError("no model")), {"splade"}, "no model"),
+}
 
 
-async def test_other_words_are_another_query(searcher, encoded):
-    for query in ("a socket", "A socket", "a socket "):
-        await searcher.encode(query)
-    assert encoded == ["a socket", "A socket", "a socket "]
+def broken(parts: SimpleNamespace, what: str, how: Any) -> None:
+    if what == "load":
+
+        def load(_: Settings) -> None:
+            raise how
+
+        parts.load = load
+        return
+    part = getattr(parts, what)
+    for name in ("live", "search", "nearest", "shown", "embed_query"):
+        if hasattr(part, name):
+            setattr(part, name, how)
 
 
-async def test_a_query_that_expires_while_it_is_looked_up_is_found_all_the_same(monkeypatch, encoded):
-    seconds = itertools.count(0, 25)
-    monkeypatch.setattr(search, "TTLCache", partial(TTLCache, timer=lambda: next(seconds)))
-    searcher = search.Searcher(Settings(_env_file=None), None, None)
-    for _ in range(5):
-        assert await searcher.encode("a socket") == VECTOR
+@pytest.mark.parametrize(("breaks", "missing", "reason"), BROKEN.values(), ids=BROKEN)
+async def test_a_leg_that_fails_is_named_and_the_others_answer(parts, breaks, missing, reason):
+    broken(parts, *breaks)
+    answer = await searcher(parts).search(request(deadline=0.2))
+    assert set(answer.degraded) == missing
+    assert all(reason in said for said in answer.degraded.values())
+    assert answer.hits
+    assert all(set(hit.legs).isdisjoint(missing) for hit in answer.hits)
 
 
-TERMS = {f"term{n}": 1.0 - n / 1000 for n in range(400)}
+@pytest.mark.parametrize(("breaks", "missing", "reason"), BROKEN.values(), ids=BROKEN)
+async def test_a_strict_request_wants_every_leg(parts, breaks, missing, reason):
+    broken(parts, *breaks)
+    with pytest.raises(StreamError, match=reason):
+        await searcher(parts).search(request(deadline=0.2, strict=True))
 
 
-def test_a_query_that_fits_is_searched_as_it_is():
-    for query in ("a  socket, a port", "w " * 600, "\u8a9e" * 600):
-        assert search.fitting(query, TERMS) == (query, TERMS)
+async def test_if_no_leg_answers_the_error_says_what_can_be_mended(parts):
+    broken(parts, "neo4j", failing(NoGeneration("start a worker")))
+    broken(parts, "opensearch", failing(DOWN))
+    with pytest.raises(NoGeneration, match="start a worker"):
+        await searcher(parts).search(request(deadline=0.2))
 
 
-@pytest.mark.parametrize("many", [400, 1000])
-@pytest.mark.parametrize(
-    "query",
-    [
-        " ".join(f"word{n}" for n in range(2000)),
-        " ".join(f"a-b{n}.c" for n in range(2000)),
-        " ".join("\u8a9e" * (1 + n % 9) + str(n) for n in range(2000)),
-        " ".join(f"{'w' * 999}{n}" for n in range(2000)),
-    ],
-    ids=["words", "parts", "characters", "long"],
-)
-def test_of_a_long_query_the_first_words_and_the_heaviest_terms_fit(query, many):
-    terms = {f"term{n}": 1.0 - n / 2000 for n in range(many)}
-    words, kept = search.fitting(query, terms)
-    assert query.startswith(words)
-    assert search._most_tokens(words) >= search.MOST_CLAUSES // 2 - 20
-    assert list(kept) == list(terms)[: len(kept)]
-    assert search.MOST_CLAUSES - 20 <= search._most_tokens(words) + len(kept) <= search.MOST_CLAUSES
+async def test_without_splade_lexical_is_said_to_lack_it(parts):
+    broken(parts, "load", ConfigurationError("no model"))
+    answer = await searcher(parts).search(request(mode="lexical"))
+    assert [hit.chunk_id for hit in answer.hits] == ["a1", "b1"]
+    assert answer.degraded == {"splade": "no model"}
 
 
-def test_a_word_that_comes_again_and_again_takes_no_room(caplog):
-    words, kept = search.fitting("w " * 5000 + "x", TERMS)
-    assert (words, kept) == ("w x", TERMS)
-    assert "2 distinct words" in caplog.text
+async def test_a_chunk_that_one_store_lacks_yet_is_shown_from_the_other(parts):
+    async def shown(chunk_ids, generation):
+        return {one: Shown(one, "d", 1, "text", None, None) for one in chunk_ids if one != "b2"}
+
+    parts.opensearch.shown = shown
+    answer = await searcher(parts).search(request())
+    assert {hit.chunk_id: hit.text for hit in answer.hits}["b2"] == "b2 in Neo4j"
+
+
+async def test_a_chunk_that_was_deleted_meanwhile_is_left_out(parts):
+    async def shown(chunk_ids, generation):
+        return {one: Shown(one, "d", 1, "text", None, None) for one in chunk_ids if one != "b1"}
+
+    parts.opensearch.shown = parts.neo4j.shown = shown
+    assert [hit.chunk_id for hit in (await searcher(parts).search(request())).hits] == ["a1", "b2", "c1"]
+
+
+async def test_a_leg_of_weight_0_is_not_asked(parts):
+    broken(parts, "neo4j", failing(DOWN))
+    answer = await searcher(parts).search(request(weights={"dense": 0}, strict=True))
+    assert all("dense" not in hit.legs for hit in answer.hits)
+
+
+async def test_a_minimum_score_takes_only_that_leg_s_hits(parts):
+    answer = await searcher(parts).search(request(min_score={"dense": 0.85, "bm25": 5}))
+    assert {hit.chunk_id: set(hit.legs) for hit in answer.hits} == {
+        "a1": {"bm25"},
+        "b1": {"splade", "dense"},
+        "c1": {"splade"},
+    }
+
+
+async def test_groups_count_as_one_and_keep_their_best_chunks(parts):
+    answer = await searcher(parts).search(request(k=1, group=Group(size=2)))
+    assert [hit.chunk_id for hit in answer.hits] == ["b1", "b2"]
+    assert answer.reachable == 3
+
+
+async def test_pages_have_each_hit_once(parts):
+    search = searcher(parts)
+    found, cursor = [], None
+    while True:
+        answer = await search.search(request(k=1, cursor=cursor))
+        found += [hit.chunk_id for hit in answer.hits]
+        cursor = answer.cursor
+        if cursor is None:
+            break
+    assert found == [hit.chunk_id for hit in (await search.search(request())).hits]
+
+
+async def test_a_page_of_another_generation_is_refused(parts):
+    search = searcher(parts)
+    cursor = (await search.search(request(k=1))).cursor
+
+    async def live() -> int:
+        return 4
+
+    parts.opensearch.live = parts.neo4j.live = live
+    with pytest.raises(StreamError, match="search again"):
+        await search.search(request(k=1, cursor=cursor))
+
+
+async def test_filters_do_not_silently_miss_chunks_of_an_earlier_release(parts):
+    async def unfiltered(generation: int) -> int:
+        return 12
+
+    parts.neo4j.unfiltered = unfiltered
+    condition = {"field": "doc_id", "equal": "d"}
+    with pytest.raises(ConfigurationError, match="12 chunks .* `stream reindex start`"):
+        await searcher(parts).search(request(mode="dense", filter=condition))
+    assert (await searcher(parts).search(request(mode="dense"))).hits
