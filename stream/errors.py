@@ -4,6 +4,7 @@
     ├── ConfigurationError          78   a wrong setting, a missing program, a port in use: fix it, then start again
     ├── Outage                      75   an external system is down: no record is at fault, start the process again
     ├── GpuRequired                 99   REQUIRE_GPU=1 and no usable GPU or model server
+    ├── InvalidRequest               2   a search that cannot be answered: correct the query, the filter or the cursor
     └── Refused                      1   a model or a store refused its input; bisecting finds the item at fault
 
 Codes 75 and 78 are EX_TEMPFAIL and EX_CONFIG of sysexits.h; 2 is a wrong command line, 130 is Ctrl-C or SIGTERM. A
@@ -41,6 +42,12 @@ class GpuRequired(StreamError):
     """The stage needs a GPU (or the model server on one) and there is none."""
 
     exit_code = 99
+
+
+class InvalidRequest(StreamError):
+    """Something that was asked cannot be answered, whatever the state of the servers."""
+
+    exit_code = 2
 
 
 class Refused(StreamError):

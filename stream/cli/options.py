@@ -35,13 +35,6 @@ Accept = Annotated[
 ]
 
 
-def non_blank(argument: str) -> str:
-    """Requires a query with more than white space."""
-    if not argument.strip():
-        raise typer.BadParameter("a query needs more than white space")
-    return utf8(argument)
-
-
 def moment(text: str) -> int:
     """Parses an ISO 8601 time (UTC if it has no zone) or a duration before now (90s, 2h) into ms since the epoch."""
     if duration := re.fullmatch(r"(\d{1,6})([smhdw])", text):

@@ -1,62 +1,151 @@
 """The commands that encode and search."""
 
 import asyncio
-from contextlib import ExitStack
-from typing import Annotated
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import Annotated, Any, TypeVar
 
 import orjson
 import typer
 
 from stream import errors
-from stream.cli.options import non_blank, open_file, settings_of
-from stream.cli.output import Json, out, print_json
+from stream.cli import filters, interactive
+from stream.cli.answers import print_answer, print_why
+from stream.cli.options import open_file, settings_of, utf8
+from stream.cli.output import Json, print_json
 from stream.config import SearchMode, Settings
 from stream.models.embeddings import EmbeddingClient
+from stream.search.request import MOST_HITS, Fusion, Request, request
 from stream.search.searcher import Searcher
 from stream.stores import open_stores
-from stream.stores.base import Hit
-from stream.terminal import printable
 
 app = typer.Typer()
 
 ENCODED_AT_ONCE = 1024  # texts
-HIT_LENGTH = 100  # characters of a hit's text that are printed
+DEFAULTS = request(query="-")
+GROUP_SIZE = 3  # chunks of a document
+
+Found = TypeVar("Found")
 
 
 @app.command()
 def search(
     context: typer.Context,
-    query: Annotated[str, typer.Argument(parser=non_blank, metavar="QUERY", help="What to search for.")],
+    query: Annotated[
+        str | None,
+        typer.Argument(parser=utf8, metavar="QUERY", help="What to search for. Optional with --interactive."),
+    ] = None,
+    *,
     mode: Annotated[
         SearchMode,
         typer.Option(
-            help="bm25: words. splade: terms. lexical: words and terms in one query. dense: vectors in Neo4j."
+            "--mode",
+            "-m",
+            help="bm25: words. splade: terms. dense: vectors. lexical: words and terms. hybrid: all three, fused.",
         ),
-    ] = "lexical",
-    limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=1000, help="Maximum number of hits.")] = 10,
+    ] = DEFAULTS.mode,
+    limit: Annotated[
+        int, typer.Option("--limit", "-k", min=1, max=MOST_HITS, help="Maximum number of hits, or of documents.")
+    ] = DEFAULTS.k,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            "-f",
+            parser=utf8,
+            metavar="FILTER",
+            help="Only chunks for which this holds: metadata.lang=en, metadata.year>=2020, doc_id, !metadata.draft, "
+            "or the JSON form. Repeatable: all must hold.",
+        ),
+    ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(parser=utf8, metavar="LEG=NUMBER", help="The weight of a leg; 0 leaves it out. Repeatable."),
+    ] = None,
+    fusion: Annotated[Fusion, typer.Option(help="How the scores of several legs become one.")] = DEFAULTS.fusion,
+    min_score: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=utf8, metavar="LEG=NUMBER", help="Leave out a leg's hits with a lower raw score. Repeatable."
+        ),
+    ] = None,
+    group: Annotated[bool, typer.Option("--group", help="Group the hits by document.")] = False,
+    group_size: Annotated[
+        int, typer.Option(min=1, max=100, help="Maximum number of chunks of a document, with --group.")
+    ] = GROUP_SIZE,
+    deadline: Annotated[
+        float, typer.Option(metavar="SECONDS", help="A leg that has not answered by then is left out and named.")
+    ] = DEFAULTS.deadline,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a leg is missing.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print the terms of each hit, what they contribute, and the timings.")
+    ] = False,
+    cursor: Annotated[
+        str | None, typer.Option(parser=utf8, help="Print the next page of the same search; an answer has its cursor.")
+    ] = None,
+    why: Annotated[
+        str | None,
+        typer.Option(parser=utf8, metavar="CHUNK_ID", help="Print why the query finds this chunk, or does not."),
+    ] = None,
     json: Json = False,
+    ask: Annotated[
+        bool, typer.Option("--interactive", "-i", help="Read queries from the terminal; models stay loaded.")
+    ] = False,
 ) -> None:
-    """Search one of the stores."""
-    hits = asyncio.run(find(settings_of(context), query, mode, limit))
-    if json:
-        return print_json(hits)
-    print_hits(hits)
-    return None
+    """Search the stores."""
+    fields: dict[str, Any] = {
+        "mode": mode,
+        "k": limit,
+        "filter": filters.all_of(filter_ or ()),
+        "weights": _by_leg("--weight", weight or ()),
+        "fusion": fusion,
+        "min_score": _by_leg("--min-score", min_score or ()),
+        "group": {"size": group_size} if group else None,
+        "deadline": deadline,
+        "strict": strict,
+        "explain": explain,
+    }
+    settings = settings_of(context)
+    if ask:
+        if cursor or why:
+            raise typer.BadParameter("--cursor and --why are for one query: type /next or /why in the session")
+        return interactive.run(open_searcher(settings), fields, filter_ or (), query, json=json)
+    if query is None:
+        raise typer.BadParameter("expected a QUERY, or --interactive")
+    asked = request(**fields, query=query, cursor=cursor)
+    if why is not None:
+        reasons = _searched(settings, asked, lambda searcher: searcher.why(asked, why))
+        return print_json(reasons) if json else print_why(reasons)
+    answer = _searched(settings, asked, lambda searcher: searcher.search(asked))
+    return print_json(answer) if json else print_answer(answer, asked)
 
 
-async def find(settings: Settings, query: str, mode: SearchMode, limit: int) -> list[Hit]:
-    """Opens clients, searches once and closes them."""
+@asynccontextmanager
+async def open_searcher(settings: Settings) -> AsyncIterator[Searcher]:
+    """A searcher with clients that connect when they are first used, and are closed at the end."""
     async with open_stores(settings) as stores, EmbeddingClient(settings) as embedder:
-        return await Searcher(settings, stores, embedder).search(query, mode, limit)
+        yield Searcher(settings, stores, embedder)
 
 
-def print_hits(hits: list[Hit]) -> None:
-    """Prints each hit's score and chunk_id, and the beginning of its text on the next line."""
-    for hit in hits:
-        out.print(f"{hit.score:8.3f}  {printable(hit.chunk_id)}", markup=False)
-        out.print(f"          {' '.join(hit.text.split())[:HIT_LENGTH]}", markup=False, style="dim")
-    if not hits:
-        out.print("nothing found")
+def _searched(settings: Settings, asked: Request, call: Callable[[Searcher], Awaitable[Found]]) -> Found:
+    """Calls a searcher once. The time to load models does not count for the deadline."""
+
+    async def run() -> Found:
+        async with open_searcher(settings) as searcher:
+            with suppress(errors.StreamError):  # the search itself says what is missing
+                await searcher.warm(asked.legs)
+            return await call(searcher)
+
+    return asyncio.run(run())
+
+
+def _by_leg(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Parses `LEG=NUMBER`; the request checks the leg and the number."""
+    pairs = [text.partition("=") for text in texts]
+    for text, (_, equals, _) in zip(texts, pairs, strict=True):
+        if not equals:
+            raise typer.BadParameter(f"expected LEG=NUMBER, such as dense=0.5, not {text!r}", param_hint=option)
+    return {leg.strip(): number.strip() for leg, _, number in pairs}
 
 
 @app.command()

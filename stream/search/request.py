@@ -1,14 +1,16 @@
 """What is asked: one model for the library, the command line and every other interface."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stream.config import SearchMode
+from stream.errors import InvalidRequest
 from stream.search.filters import Filter
 
 Leg = Literal["bm25", "splade", "dense"]
+Fusion = Literal["min-max", "rrf"]
 LEGS: Mapping[SearchMode, tuple[Leg, ...]] = {
     "bm25": ("bm25",),
     "splade": ("splade",),
@@ -48,7 +50,7 @@ class Request(BaseModel):
     k: int = Field(10, ge=1, le=MOST_HITS)
     filter: Filter | None = None
     weights: dict[Leg, Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]] = Field(default_factory=dict)
-    fusion: Literal["min-max", "rrf"] = "min-max"
+    fusion: Fusion = "min-max"
     min_score: dict[Leg, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
     group: Group | None = None
     deadline: float = Field(5.0, gt=0, le=600, allow_inf_nan=False)
@@ -86,3 +88,20 @@ class Request(BaseModel):
     def depth(self) -> int:
         """The hits that each leg returns. It depends on `k` in two steps, so that pages of one search agree."""
         return DEPTH if self.k <= DEPTH else MOST_HITS
+
+
+def request(**fields: Any) -> Request:
+    """A request of these fields; raises `InvalidRequest` with one sentence for each invalid field."""
+    try:
+        return Request(**fields)
+    except ValidationError as error:
+        raise InvalidRequest(f"invalid search: {'; '.join(_wrong(error))}") from None
+
+
+def _wrong(error: ValidationError) -> list[str]:
+    """What is wrong, once for each field; the input is left out, because a query may be long."""
+    found: dict[str, str] = {}
+    for one in error.errors(include_input=False, include_url=False):
+        name = ".".join(map(str, one["loc"])) or "combination"
+        found.setdefault(name, one["msg"].removeprefix("Value error, "))
+    return [f"{name}: {what}" for name, what in found.items()]
