@@ -17,13 +17,13 @@ A token has at most 512 bytes. A path or value that is too long is replaced by i
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
-from stream.records import Chunk, sha256
+from stream.records import sha256
 
 FIELDS = ("doc_id", "metadata", "facet_json")
 MOST_BYTES = 512  # of a token; Lucene's limit is 32,766
@@ -37,7 +37,7 @@ DATE = re.compile(
 )
 
 
-def tokens(chunk: Chunk) -> list[str]:
+def tokens(chunk: Mapping[str, object]) -> list[str]:
     """The chunk's tokens, distinct and sorted. There is at least one: every chunk has a `doc_id`."""
     found = set()
     for name in FIELDS:

@@ -31,7 +31,7 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     by: Literal["doc_id"] = "doc_id"
-    size: int = Field(3, ge=1, le=100)
+    size: int = Field(default=3, ge=1, le=100)
 
 
 class Request(BaseModel):
@@ -47,13 +47,13 @@ class Request(BaseModel):
 
     query: str = Field(max_length=LONGEST_QUERY)
     mode: SearchMode = "hybrid"
-    k: int = Field(10, ge=1, le=MOST_HITS)
+    k: int = Field(default=10, ge=1, le=MOST_HITS)
     filter: Filter | None = None
     weights: dict[Leg, Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]] = Field(default_factory=dict)
     fusion: Fusion = "min-max"
     min_score: dict[Leg, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
     group: Group | None = None
-    deadline: float = Field(5.0, gt=0, le=600, allow_inf_nan=False)
+    deadline: float = Field(default=5.0, gt=0, le=600, allow_inf_nan=False)
     strict: bool = False
     explain: bool = False
     cursor: str | None = None
