@@ -115,7 +115,9 @@ async def test_hybrid_asks_all_legs_in_one_generation_and_each_hit_says_what_the
     assert set(parts.opensearch.generations + parts.neo4j.generations) == {3}
 
 
-@pytest.mark.parametrize(("mode", "found"), [("bm25", ["a1", "b1"]), ("splade", ["b1", "c1"]), ("dense", ["b1", "b2", "a1"])])
+@pytest.mark.parametrize(
+    ("mode", "found"), [("bm25", ["a1", "b1"]), ("splade", ["b1", "c1"]), ("dense", ["b1", "b2", "a1"])]
+)
 async def test_one_leg_alone_shows_raw_scores_and_asks_no_other_store(parts, mode, found):
     for store in {"dense": [parts.opensearch]}.get(mode, [parts.neo4j]):
         store.live = store.search = store.nearest = store.shown = failing(DOWN)
