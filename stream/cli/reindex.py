@@ -12,6 +12,7 @@ from stream.cli.output import Json, out, print_json, progress_bars
 from stream.config import STAGES, StageName
 from stream.operate import reindex as reindexing
 from stream.operate.reindex import Accepted, Look
+from stream.stores import Stores, open_stores
 from stream.stores.base import Generation
 
 Result = TypeVar("Result")
@@ -50,14 +51,18 @@ def start(
 
 @app.command("status")
 def status(context: typer.Context, json: Json = False) -> None:
-    """List the generations and the lag of each."""
+    """List the generations and the lag of each. --json also names the indexes in which a generation is live."""
 
-    async def look() -> list[tuple[Generation, int | None]]:
+    async def look() -> list[tuple[Generation, int | None, dict[str, str | None]]]:
         settings = settings_of(context)
-        return [(one, await reindexing.lag(settings, one)) for one in await reindexing.generations(settings)]
+        async with open_stores(settings) as stores:
+            return [
+                (one, await reindexing.lag(settings, one), _live_names(stores, one))
+                for one in await stores.generations()
+            ]
 
     found = asyncio.run(look())
-    generations = [one for one, _ in found]
+    generations = [one for one, _, _ in found]
     swaps = {one.flow: reindexing.unfinished(one.flow, generations) for one in generations}
     if json:
         return print_json(
@@ -69,12 +74,13 @@ def status(context: typer.Context, json: Json = False) -> None:
                     "live_in": sorted(one.live_in),
                     "swapping": swaps[one.flow] == one.number,
                     "lag": lag,
+                    **names,
                 }
-                for one, lag in found
+                for one, lag, names in found
             ]
         )
     table = Table("generation", "flow", "lag", "")
-    for one, lag in found:
+    for one, lag, _ in found:
         where = "" if len(one.live_in) != 1 else f" in {min(one.live_in)} only"
         said = f"live{where}" if one.live else ""
         table.add_row(str(one.number), one.flow, "no topics" if lag is None else f"{lag:,}", said)
@@ -85,6 +91,16 @@ def status(context: typer.Context, json: Json = False) -> None:
         if number is not None:
             out.print((f"flow {flow}: " if flow else "") + reindexing.unfinished_sentence(number), markup=False)
     return None
+
+
+def _live_names(stores: Stores, one: Generation) -> dict[str, str | None]:
+    """The names that clients use now; null where the generation is not live."""
+    in_neo4j, in_opensearch = (store.name in one.live_in for store in (stores.neo4j, stores.opensearch))
+    return {
+        "neo4j_index": stores.neo4j.index(one.number) if in_neo4j else None,
+        "opensearch_index": stores.opensearch.index(one.number) if in_opensearch else None,
+        "opensearch_alias": stores.opensearch.alias(one.flow) if in_opensearch else None,
+    }
 
 
 @app.command("swap")

@@ -26,7 +26,9 @@ from stream.search.request import LEGS, Request
 from stream.search.searcher import Searcher
 from stream.stores import open_stores
 
-ENCODING = re.compile(r"require_gpu|embed_(model|revision|dimensions|long_texts)|splade_(?!token_budget|query_terms)\w+")
+ENCODING = re.compile(
+    r"require_gpu|embed_(model|revision|dimensions|long_texts)|splade_(?!token_budget|query_terms)\w+"
+)
 STAND_IN = "development"  # the revision of a model that stands in for a trained one
 
 PATIENCE = 600.0  # seconds for a query: a measurement lacks no leg

@@ -22,6 +22,8 @@ LEGS: Mapping[SearchMode, tuple[Leg, ...]] = {
 WEIGHTS: Mapping[SearchMode, Mapping[Leg, float]] = {"lexical": {"splade": 0.2}}  # docs/search.md has the table
 MOST_HITS = 1000
 LONGEST_QUERY = 2**17  # characters
+MOST_NAMED = 3  # invalid fields
+LONGEST_NAME = 100  # characters
 DEPTH = 200  # the hits of each leg that are fused, and that pages can reach
 
 
@@ -91,17 +93,28 @@ class Request(BaseModel):
 
 
 def request(**fields: Any) -> Request:
-    """A request of these fields; raises `InvalidRequest` with one sentence for each invalid field."""
+    """A request of these fields; raises `InvalidRequest` with a sentence for each of the first invalid fields."""
     try:
         return Request(**fields)
     except ValidationError as error:
-        raise InvalidRequest(f"invalid search: {'; '.join(_wrong(error))}") from None
+        wrong = _wrong(error)
+        more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+        raise InvalidRequest(f"invalid search: {'; '.join(wrong[:MOST_NAMED])}{more}") from None
 
 
 def _wrong(error: ValidationError) -> list[str]:
-    """What is wrong, once for each field; the input is left out, because a query may be long."""
+    """What is wrong, once for each field. The input is left out, because a query may be long."""
     found: dict[str, str] = {}
     for one in error.errors(include_input=False, include_url=False):
-        name = ".".join(map(str, one["loc"])) or "combination"
-        found.setdefault(name, one["msg"].removeprefix("Value error, "))
-    return [f"{name}: {what}" for name, what in found.items()]
+        found.setdefault(_name(*one["loc"]), one["msg"].removeprefix("Value error, "))
+    return [f"{name:.{LONGEST_NAME}}: {what}" for name, what in found.items()]
+
+
+def _name(*place: str | int) -> str:
+    """The name of a field. In a filter, pydantic puts the name of the class before the fields of each condition."""
+    if not place:
+        return "combination"
+    *outer, last = map(str, place)
+    if "filter" in outer[:1]:
+        outer = [part for part in outer if not part[:1].isupper()]
+    return ".".join([*outer, last])

@@ -11,6 +11,18 @@ from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import OpenSearchStore
 
 
+@dataclass(slots=True)
+class LiveIndexes:
+    """What the searches of a flow use. During a swap, the two indexes may belong to different generations.
+
+    The alias points to `opensearch_index`. An index is None if nothing is live in its store.
+    """
+
+    opensearch_alias: str
+    opensearch_index: str | None = None
+    neo4j_index: str | None = None
+
+
 @dataclass(frozen=True)
 class Stores:
     """Both stores, open."""
@@ -53,6 +65,18 @@ class Stores:
             built = found.get(number, replace(pointer, live_in=frozenset(), built=False))
             found[number] = replace(built, live_in=built.live_in | pointer.live_in, swapping=pointer.swapping)
         return [found[number] for number in sorted(found)]
+
+    async def live_indexes(self) -> dict[str, LiveIndexes]:
+        """The live indexes by flow, for clients that must know their names; the flow without a name is ""."""
+        found: dict[str, LiveIndexes] = {}
+        for one in await self.generations():
+            if one.live:
+                indexes = found.setdefault(one.flow, LiveIndexes(self.opensearch.alias(one.flow)))
+                if self.neo4j.name in one.live_in:
+                    indexes.neo4j_index = self.neo4j.index(one.number)
+                if self.opensearch.name in one.live_in:
+                    indexes.opensearch_index = self.opensearch.index(one.number)
+        return found
 
     async def drop(self, number: int) -> None:
         """Deletes a generation; raises `StreamError` if it is live in either store.

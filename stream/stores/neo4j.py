@@ -358,6 +358,10 @@ class Neo4jStore:
         index = f"with {dimensions} dimensions" if dimensions else "does not exist yet, the index worker creates it"
         return f"Neo4j {version}, vector index {schema.index} {index}"
 
+    def index(self, generation: int) -> str:
+        """The name of a generation's vector index."""
+        return _Schema(self._settings, generation).index
+
     async def go_live(self, generation: int) -> None:
         """Makes this the live generation: readers and writers of the live one use it from their next query.
 

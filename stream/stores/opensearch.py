@@ -89,7 +89,7 @@ class OpenSearchStore:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._prefix = settings.opensearch_alias
-        self._alias = f"{self._prefix}.{settings.flow}" if settings.flow else self._prefix
+        self._alias = self.alias(settings.flow)
         self._target = f"{self._prefix}-{settings.generation}" if settings.generation else self._alias
         encrypted = settings.opensearch_url.startswith("https:")
         self._client = AsyncOpenSearch(
@@ -105,6 +105,14 @@ class OpenSearchStore:
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
+
+    def alias(self, flow: str) -> str:
+        """The alias that points to the flow's live index."""
+        return f"{self._prefix}.{flow}" if flow else self._prefix
+
+    def index(self, generation: int) -> str:
+        """The name of a generation's index."""
+        return f"{self._prefix}-{generation}"
 
     async def set_up(self) -> None:
         """Creates the index if there is none, the first one with its alias, and waits for its primary shard.
@@ -150,8 +158,7 @@ class OpenSearchStore:
             number = name.removeprefix(f"{self._prefix}-")
             if number.isdecimal():
                 flow = index["mappings"].get("_meta", {}).get("flow", "")
-                live = f"{self._prefix}.{flow}" if flow else self._prefix
-                shown = frozenset({self.name} if live in index["aliases"] else ())
+                shown = frozenset({self.name} if self.alias(flow) in index["aliases"] else ())
                 found.append(Generation(int(number), flow, shown))
         return sorted(found, key=lambda generation: generation.number)
 

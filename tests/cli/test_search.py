@@ -275,6 +275,12 @@ def assert_refused(ended: SimpleNamespace, *words: str) -> None:
         (["x", "--filter", "metadata.lang="], "metadata.lang="),
         (["x", "--filter", '{"field": "doc_id"'], "must be JSON"),
         (["x", "--filter", "caf\udce9"], "not UTF-8"),
+        (["x", "--filter", "lang=en"], "filter.field: 'lang' cannot be filtered"),
+        (["x", "--filter", "metadata.year>=new"], "filter.gte: must be a number or an ISO 8601 date"),
+        (
+            ["x", "--filter", '{"all": [{"field": "lang", "equal": 1}]}'],
+            "filter.all.0.field: 'lang' cannot be filtered",
+        ),
         (["x", "--weight", "dense"], "expected LEG=NUMBER"),
         (["x", "--weight", "dense=heavy"], "weights.dense"),
         (["x", "--weight", "dense=-1"], "weights.dense"),

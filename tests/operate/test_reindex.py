@@ -180,9 +180,14 @@ async def test_the_command_lists_what_there_is_and_how_far_each_has_come(filled)
     async with workers("embed", "expand"):
         await caught_up(filled, ["embed", "expand"])
     found = await asyncio.to_thread(CliRunner().invoke, app, ["reindex", "status", "--json"])
+    live = {
+        "neo4j_index": filled.neo4j_index,
+        "opensearch_index": f"{filled.opensearch_alias}-1",
+        "opensearch_alias": filled.opensearch_alias,
+    }
     assert json.loads(found.stdout) == [
-        {"number": 1, "flow": "", "live": True, "live_in": ["Neo4j", "OpenSearch"], "swapping": False, "lag": 1},
-        {"number": 2, "flow": "", "live": False, "live_in": [], "swapping": False, "lag": 1},
+        {"number": 1, "flow": "", "live": True, "live_in": ["Neo4j", "OpenSearch"], "swapping": False, "lag": 1} | live,
+        {"number": 2, "flow": "", "live": False, "live_in": [], "swapping": False, "lag": 1} | dict.fromkeys(live),
     ]
     nothing = await asyncio.to_thread(CliRunner().invoke, app, ["reindex", "prune"])
     assert nothing.stdout == "there is nothing to delete\n"

@@ -21,7 +21,7 @@ from stream.operate.reindex import Accepted, OlderVersions, SwapUnfinished, for_
 from stream.operate.status import status
 from stream.records import Tombstone
 from stream.stages.reuse import open_reuse
-from stream.stores import open_stores
+from stream.stores import LiveIndexes, open_stores
 from stream.stores.base import NoGeneration, Put
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import OpenSearchStore
@@ -223,6 +223,33 @@ async def test_a_swap_that_died_is_named_by_status(filled, killed):
         (1, ["OpenSearch"], False),
         (2, ["Neo4j"], True),
     ]
+    assert [one["opensearch_index"] for one in orjson.loads(found.stdout)] == [f"{filled.opensearch_alias}-1", None]
+    assert [one["neo4j_index"] for one in orjson.loads(found.stdout)] == [None, f"{filled.neo4j_index}_2"]
+
+
+async def test_a_client_that_reads_the_names_finds_what_is_live_before_and_after_a_swap(filled):
+    alias, name = filled.opensearch_alias, filled.neo4j_index
+    await reindex.start(filled, swap_too=False)
+    async with open_stores(filled) as stores:
+        for swap_to, names in ((None, (f"{alias}-1", name)), (2, (f"{alias}-2", f"{name}_2"))):
+            if swap_to:
+                await reindex.swap(filled, swap_to)
+            live = (await stores.live_indexes())[""]
+            assert live == LiveIndexes(alias, *names)
+            assert list(await stores.opensearch._call("GET", f"/{alias}/_alias")) == [live.opensearch_index]
+            query = "CALL db.index.vector.queryNodes($index, 100, $near) YIELD node RETURN count(*) AS n"
+            (row,) = await stores.neo4j._run(query, index=live.neo4j_index, near=[1.0] * DIMENSIONS)
+            assert row["n"] == len(CHUNKS)
+
+
+async def test_a_flow_that_is_live_in_one_store_has_the_name_of_that_index_only(filled):
+    other = filled.model_copy(update={"flow": "other"})
+    async with open_stores(for_generation(other, 2)) as stores:
+        await stores.opensearch.claim()
+        assert set(await stores.live_indexes()) == {""}
+        await stores.neo4j.go_live(2)
+        alias = f"{filled.opensearch_alias}.other"
+        assert (await stores.live_indexes())["other"] == LiveIndexes(alias, None, f"{filled.neo4j_index}_2")
 
 
 async def test_a_swap_that_ends_within_another_says_so(filled, monkeypatch):
