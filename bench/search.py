@@ -23,7 +23,6 @@ import orjson
 import typer
 from measure import device
 from rich.console import Console
-from stream.search.fusion import fuse
 
 from stream import config, corpus
 from stream.config import SearchMode, Settings
@@ -36,7 +35,9 @@ from stream.local.supervisor import kill
 from stream.models.embeddings import EmbeddingClient
 from stream.models.splade import SparseEncoder
 from stream.records import Chunk, sha256
+from stream.search import dsl
 from stream.search.clock import Clock
+from stream.search.fusion import fuse
 from stream.search.ranking import Ranking
 from stream.search.request import DEPTH, LEGS, MOST_HITS, Request
 from stream.search.searcher import Searcher
@@ -49,7 +50,17 @@ SELECTIVITIES = (1.0, 0.5, 0.1, 0.01, 0.001, 0.0001)
 NUMBERS = 10_000  # distinct values of metadata.n
 MODES: tuple[SearchMode, ...] = ("bm25", "splade", "dense", "lexical", "hybrid")
 BATCH = 256
-WEIGHTINGS = [(1, 0, 1), (1, 1, 0), (0, 1, 1), (1, 1, 1), (2, 1, 2), (1, 1, 2), (2, 1, 1), (1, 0.5, 1)]
+WEIGHTINGS = [
+    (1, 0, 1),
+    (1, 1, 0),
+    (0, 1, 1),
+    (1, 1, 1),
+    (1, 1, 2),
+    (2, 1, 2),
+    (2, 1, 3),
+    (2, 1, 4),
+    (2, 2, 3),
+]
 
 app = typer.Typer(pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -170,6 +181,28 @@ async def recall(searcher: Searcher, stores: Stores, queries: Sequence[str]) -> 
     return {"recall@10": float(np.mean(found)), "largest difference of a score": worst}
 
 
+async def phases(searcher: Searcher, stores: Stores, queries: Sequence[str]) -> dict[str, Any]:
+    """SPLADE in one query, and in two phases: terms of at least 0.4 of the heaviest, then the others for the best 200."""
+    seconds: dict[str, list[float]] = {"one": [], "two": []}
+    same = []
+    for query in queries:
+        terms = await searcher._legs.encoder.terms(query)
+        heavy = {term: weight for term, weight in terms.items() if weight >= 0.4 * max(terms.values())}
+        rest = {term: weight for term, weight in terms.items() if term not in heavy}
+        one = dsl.body([dsl.terms(terms, normalised=True)], None, DEPTH)
+        rescore = {"rescore_query": dsl.terms(rest or terms, normalised=True), "score_mode": "total"}
+        two = dsl.body([dsl.terms(heavy, normalised=True)], None, DEPTH)
+        two["rescore"] = {"window_size": DEPTH, "query": rescore}
+        found = {}
+        for name, body in (("one", one), ("two", two)):
+            start = time.perf_counter()
+            found[name] = dsl.rows(await stores.opensearch.search(body, 1))
+            seconds[name].append(time.perf_counter() - start)
+        best = [{row.chunk_id for row in rows[:10]} for rows in found.values()]
+        same.append(len(best[0] & best[1]) / 10)
+    return {name: Spread.of(each) for name, each in seconds.items()} | {"the same first ten": float(np.mean(same))}
+
+
 async def filtered(searcher: Searcher, count: int, queries: Sequence[str]) -> list[dict[str, Any]]:
     """Each mode at each selectivity: latency, and requests that got fewer hits than there are."""
     rows = []
@@ -256,7 +289,7 @@ def speed(
     """Latency, recall, filters, load, a frozen store."""
 
     async def run() -> dict[str, Any]:
-        settings = config.load({}).model_copy(update=OWN)
+        settings = config.load().model_copy(update=OWN)
         async with opened(settings) as (stores, make):
             await fill(settings, stores, chunks)
             words = asked(queries)
@@ -266,6 +299,8 @@ def speed(
             results["latency"] = await latency(make, words)
             results["dense"] = await recall(searcher, stores, words)
             console.print(results["dense"], highlight=False)
+            results["phases"] = await phases(searcher, stores, words)
+            console.print(results["phases"], highlight=False)
             results["filters"] = await filtered(searcher, chunks, words[:50])
             results["load"] = []
             for clients in (1, 2, 5, 10, 50):
@@ -290,7 +325,7 @@ def quality(
 
     async def run() -> dict[str, dict[str, float]]:
         collection = read(folder)
-        settings = config.load({})
+        settings = config.load()
         settings = settings.model_copy(update=own_names(settings, collection))
         rows: dict[str, dict[str, float]] = {}
 

@@ -15,7 +15,7 @@ from stream.models import splade
 from stream.search.request import Group, Request
 from stream.search.searcher import Searcher
 from stream.stores import Stores
-from stream.stores.base import NoGeneration, Near, Shown
+from stream.stores.base import Near, NoGeneration, Shown
 
 PROVENANCE = {"model": "m", "revision": "1", "parameters": {}}
 DOWN = Outage("the store is down")
@@ -250,6 +250,6 @@ async def test_filters_do_not_silently_miss_chunks_of_an_earlier_release(parts):
 
     parts.neo4j.unfiltered = unfiltered
     condition = {"field": "doc_id", "equal": "d"}
-    with pytest.raises(ConfigurationError, match="12 chunks .* `stream reindex start`"):
+    with pytest.raises(ConfigurationError, match=r"12 chunks .* `stream reindex start`"):
         await searcher(parts).search(request(mode="dense", filter=condition))
     assert (await searcher(parts).search(request(mode="dense"))).hits
