@@ -182,7 +182,7 @@ async def recall(searcher: Searcher, stores: Stores, queries: Sequence[str]) -> 
 
 
 async def phases(searcher: Searcher, stores: Stores, queries: Sequence[str]) -> dict[str, Any]:
-    """SPLADE in one query, and in two phases: terms of at least 0.4 of the heaviest, then the others for the best 200."""
+    """SPLADE in one query, and in two phases: terms of at least 0.4 of the heaviest first, then the others."""
     seconds: dict[str, list[float]] = {"one": [], "two": []}
     same = []
     for query in queries:
