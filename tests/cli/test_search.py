@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -182,7 +185,8 @@ def test_an_explanation_has_terms_contributions_and_timings(search, searcher):
 
 
 def test_json_is_the_answer(search, searcher):
-    searcher.answers = [answer(hit(terms={"bm25": {"socket": 1.5}}), cursor="abc", splade="no model")]
+    found = hit(terms={"bm25": {"socket": 1.5}}, metadata={"lang": "en"})
+    searcher.answers = [answer(found, cursor="abc", splade="no model")]
     assert json.loads(search("a socket", "--json").out) == {
         "hits": [
             {
@@ -196,6 +200,8 @@ def test_json_is_the_answer(search, searcher):
                 },
                 "text": "a socket listens",
                 "snippet": {"text": "a socket listens", "highlights": [[2, 8]]},
+                "metadata": {"lang": "en"},
+                "facet_json": None,
                 "terms": {"bm25": {"socket": 1.5}},
             }
         ],
@@ -376,6 +382,33 @@ def test_a_session_prints_json_only(search, searcher):
     assert json.loads(first + "}")["reachable"] == 1
     assert json.loads("{" + second)["reachable"] == 0
 
+
+@pytest.mark.parametrize(("key", "code"), [(b"\x03", 130), (b"\x04", 0)], ids=["Ctrl-C", "Ctrl-D"])
+def test_a_session_on_a_terminal_ends_when_it_is_told_to(tmp_path, key, code):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", ON_A_TERMINAL, "search", "--interactive", "--mode", "bm25"]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, cwd=tmp_path, start_new_session=True
+    )
+    os.close(theirs)
+    shown = b""
+    while b"> " not in shown:
+        shown += os.read(ours, 100)
+    said = None
+    while said is None:
+        os.write(ours, key)
+        with suppress(subprocess.TimeoutExpired):  # a key that came before `input` waited is not noticed
+            _, said = process.communicate(timeout=1)
+    os.close(ours)
+    assert (process.returncode, b"Traceback" in said) == (code, False)
+
+
+ON_A_TERMINAL = """
+import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C reaches this process
+from stream.__main__ import main
+main()
+"""
 
 # What a start costs
 
