@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import facets as facet_json
 from strategies import names, scalars
@@ -53,6 +53,7 @@ def test_the_tokens_of_a_chunk():
 
 
 @given(numbers, numbers)
+@example(0, -0.0)
 def test_number_tokens_sort_and_are_equal_as_doubles_do(a, b):
     first, second = facets.comparable("doc_id", a), facets.comparable("doc_id", b)
     assert (first < second, first == second) == (float(a) < float(b), float(a) == float(b))
@@ -149,3 +150,10 @@ def test_a_token_tells_its_path(metadata, nested):
         assert token[: min(ends, default=None)] in made
         assert len(token.encode()) <= facets.MOST_BYTES
         assert not any(letter < " " or "\x7f" <= letter <= "\x9f" for letter in token.partition("=")[0])
+
+
+def test_a_chunk_of_a_mebibyte_of_values_does_not_fill_the_stores():
+    made = facets.tokens(chunk(metadata={"k" * 300: list(range(200_000))}, facet_json={"late": 1}))
+    assert len("".join(made)) < 10 * 2**20
+    assert 'doc_id="d1"' in made
+    assert "facet_json.late" not in made

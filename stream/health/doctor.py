@@ -41,8 +41,8 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         yield await _found(name, check, settings)
     async for finding in kafka(settings):
         yield finding
-    for name, check in {"Neo4j": neo4j, "OpenSearch": opensearch}.items():
-        yield await _found(name, check, settings)
+    async for finding in stores(settings):
+        yield finding
 
 
 async def _found(name: str, check: Check, settings: Settings) -> Finding:
@@ -65,15 +65,20 @@ async def kafka(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("Kafka", True, warning, warning=True)
 
 
-async def neo4j(settings: Settings) -> str:
-    """The server and the vector index."""
-    async with Neo4jStore(settings) as store:
-        with remedy(START_NEO4J):
-            return await store.examine()
-
-
-async def opensearch(settings: Settings) -> str:
-    """The server and the index behind the alias."""
-    async with OpenSearchStore(settings) as store:
-        with remedy(START_OPENSEARCH):
-            return await store.examine()
+async def stores(settings: Settings) -> AsyncIterator[Finding]:
+    """The server and the index of each store, and whether filters find all its chunks."""
+    for opened, start in ((Neo4jStore, START_NEO4J), (OpenSearchStore, START_OPENSEARCH)):
+        try:
+            async with opened(settings) as store:
+                with remedy(start):
+                    said, missed = await store.examine(), await store.unfiltered()
+        except StreamError as error:
+            yield Finding(opened.name, False, str(error))
+            continue
+        yield Finding(opened.name, True, said)
+        if missed:
+            warning = (
+                f"{missed:,} chunks were stored by an earlier release, so filters do not find them: "
+                "`stream reindex start` brings them over"
+            )
+            yield Finding(opened.name, True, warning, warning=True)

@@ -124,6 +124,12 @@ class Store(Protocol):
     async def count(self) -> int:
         """Chunks that the store holds, all finished writes included."""
 
+    async def unfiltered(self, generation: int | None = None) -> int:
+        """Chunks that an earlier release stored without `facets`, in this generation or the configured one.
+
+        Filters do not find them.
+        """
+
     async def origins(self) -> dict[str, int]:
         """The number of chunks of each provenance (as JSON with sorted keys)."""
 

@@ -10,8 +10,9 @@ ends. The transaction reads versions only with the lock
 A delete creates a missing node and deletes it again: no other transaction sees the node. The property never outlives
 the transaction. A transaction locks its chunks in the order of their IDs, so two transactions do not deadlock.
 
-The generations share the nodes, and thus everything else that the graph has about a chunk. Each generation has its own
-properties for its vectors and their provenance, and its own vector index. A node `:ChunkGeneration` names the live one.
+The generations share the nodes, and thus everything else that the graph has about a chunk, `facets` (the tokens of
+`stream.facets`) and their full-text index included. Each generation has its own properties for its vectors and their
+provenance, and its own vector index. A node `:ChunkGeneration` names the live one.
 
 Statements name the default label, `:Chunk`; `_run` replaces it with the configured one.
 """
@@ -30,7 +31,7 @@ import numpy as np
 import orjson
 from neo4j.exceptions import DriverError, Neo4jError
 
-from stream import metrics, progress, tls
+from stream import facets, metrics, progress, tls
 from stream.bisection import isolate
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
@@ -60,6 +61,7 @@ VECTOR_PROPERTIES = (
     "text_sha256",
     "embedding_provenance",
     "embedding_sha256",
+    "filterable",  # true; an earlier release stored neither this nor `facets`
 )  # stored with a vector
 CANDIDATES = 2  # nodes that the index proposes for each one that is wanted
 EXACT_NUMBERS = 2**19  # numbers in the vectors of all nodes that match a condition: up to here, all are compared
@@ -275,6 +277,19 @@ class _Schema:
         return f"{self.settings.neo4j_label.lower()}_{self.provenance}"
 
     @property
+    def filterable(self) -> str:
+        return self._named("filterable")
+
+    @property
+    def filterable_index(self) -> str:
+        return f"{self.settings.neo4j_label.lower()}_{self.filterable}"
+
+    @property
+    def facets_index(self) -> str:
+        """The full-text index over `facets`, which the generations share."""
+        return f"{self.settings.neo4j_label.lower()}_facets"
+
+    @property
     def properties(self) -> dict[str, str]:
         """Names of properties, as the parameters of a query."""
         return {"vector": self.vector} | {name: self._named(name) for name in VECTOR_PROPERTIES}
@@ -334,6 +349,13 @@ class Neo4jStore:
         await self._run(f"CREATE INDEX {schema.origin_index} IF NOT EXISTS FOR (c:Chunk) ON (c.{schema.provenance})")
         await self._run(f"CREATE INDEX {schema.count_index} IF NOT EXISTS FOR (c:Chunk) ON (c.{schema.version})")
         await self._run(
+            f"CREATE INDEX {schema.filterable_index} IF NOT EXISTS FOR (c:Chunk) ON (c.{schema.filterable})"
+        )
+        await self._run(
+            f"CREATE FULLTEXT INDEX {schema.facets_index} IF NOT EXISTS FOR (c:Chunk) ON EACH [c.facets] "
+            "OPTIONS {indexConfig: {`fulltext.analyzer`: 'keyword', `fulltext.eventually_consistent`: false}}"
+        )
+        await self._run(
             f"CREATE VECTOR INDEX `{schema.index}` IF NOT EXISTS FOR (c:Chunk) ON (c.`{schema.vector}`) "
             "OPTIONS {indexConfig: {`vector.dimensions`: $dimensions, `vector.similarity_function`: 'cosine'}}",
             dimensions=settings.embed_dimensions,
@@ -343,7 +365,13 @@ class Neo4jStore:
                 f"Neo4j cannot create the vector index {schema.index}, because another index or constraint has that "
                 "name: set STREAM_NEO4J_INDEX to another name"
             )
-        await self._run("CALL db.awaitIndex($name, $seconds)", name=schema.index, seconds=int(settings.store_timeout))
+        if not await self._has_facets_index(schema):
+            raise ConfigurationError(
+                f"Neo4j cannot create the full-text index {schema.facets_index}, because a constraint has that name or "
+                "another index is over the same property: set STREAM_NEO4J_LABEL to another label"
+            )
+        for index in (schema.index, schema.facets_index):
+            await self._run("CALL db.awaitIndex($name, $seconds)", name=index, seconds=int(settings.store_timeout))
 
     async def examine(self) -> str:
         """Version and index, in one line; raises a `StreamError` if one is wrong. Creates nothing."""
@@ -354,6 +382,7 @@ class Neo4jStore:
             schema = await self._schema()
         except NoGeneration as error:
             return f"Neo4j {version}, {error}"
+        await self._has_facets_index(schema)
         dimensions = await self._dimensions(schema)
         index = f"with {dimensions} dimensions" if dimensions else "does not exist yet, the index worker creates it"
         return f"Neo4j {version}, vector index {schema.index} {index}"
@@ -395,6 +424,7 @@ class Neo4jStore:
         await self._run(f"DROP INDEX `{schema.index}` IF EXISTS")
         await self._run(f"DROP INDEX {schema.count_index} IF EXISTS")
         await self._run(f"DROP INDEX {schema.origin_index} IF EXISTS")
+        await self._run(f"DROP INDEX {schema.filterable_index} IF EXISTS")
         await self._sweep(FORGET, nothing=dict.fromkeys(schema.properties.values()))
 
     async def _sweep(self, statement: str, **parameters: Any) -> None:
@@ -435,6 +465,16 @@ class Neo4jStore:
             )
         return dimensions
 
+    async def _has_facets_index(self, schema: _Schema) -> bool:
+        rows = await self._run(INDEX, name=schema.facets_index)
+        ours = [self._settings.neo4j_label], ["facets"], "keyword"
+        if rows and (rows[0]["labels"], rows[0]["properties"], rows[0]["config"].get("fulltext.analyzer")) != ours:
+            raise ConfigurationError(
+                f"Neo4j's index {schema.facets_index} is not a full-text index over the property facets of "
+                f":{self._settings.neo4j_label}: another application made it, set STREAM_NEO4J_LABEL to another label"
+            )
+        return bool(rows)
+
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
         """Puts and deletes in two transactions; bisects a batch that Neo4j rejects until the rejected item is alone."""
         puts = [write for write in writes if isinstance(write, Put)]
@@ -449,11 +489,27 @@ class Neo4jStore:
     async def count(self) -> int:
         """Nodes `:Chunk` with a vector of the generation, counted by an index; 0 without a generation."""
         try:
-            schema = await self._schema()
+            return await self._count(await self._schema())
         except NoGeneration:
             return 0
+
+    async def _count(self, schema: _Schema) -> int:
         (row,) = await self._run(f"MATCH (chunk:Chunk) WHERE chunk.{schema.version} IS NOT NULL RETURN count(*) AS n")
         return int(row["n"])
+
+    async def unfiltered(self, generation: int | None = None) -> int:
+        """Nodes with a vector of the generation and no `facets`, counted by two indexes; 0 without a generation."""
+        try:
+            schema = _Schema(self._settings, generation) if generation else await self._schema()
+        except NoGeneration:
+            return 0
+        if not await self._run(INDEX, name=schema.filterable_index):  # only an earlier release has written
+            return await self._count(schema)
+        (row,) = await self._run(
+            f"RETURN COUNT {{ MATCH (chunk:Chunk) WHERE chunk.{schema.version} IS NOT NULL }} - "
+            f"COUNT {{ MATCH (chunk:Chunk) WHERE chunk.{schema.filterable} IS NOT NULL }} AS n"
+        )
+        return max(0, int(row["n"]))  # a chunk may be stored between the two counts
 
     async def origins(self) -> dict[str, int]:
         """Chunks by `embedding_provenance` as JSON, "" for those of earlier releases; empty without a generation.
@@ -541,7 +597,7 @@ class Neo4jStore:
             return await self._run(NEAREST, **proposed)
         (row,) = await self._run("MATCH (chunk:Chunk) RETURN count(*) AS n")
         few = max(EXACT_NUMBERS // self._settings.embed_dimensions, 1)
-        matching = {"facets_index": self._facets_index, "lucene": condition.lucene, **near}
+        matching = {"facets_index": schema.facets_index, "lucene": condition.lucene, **near}
         rows = await self._run(MATCHING, limit=few, **matching)
         if rows and rows[0]["chunk_id"] is None:
             proposed["candidates"] = min(row["n"], CANDIDATES * k * row["n"] // few)
@@ -635,12 +691,14 @@ def _row(put: Put, names: Mapping[str, str]) -> dict[str, Any]:
         "table_lines": chunk.get("table_lines"),
         "facet_json": _json(chunk.get("facet_json")),
         "metadata": _json(chunk.get("metadata")),
+        "facets": facets.tokens(chunk),
     }
     made = {
         names["embedded_version"]: chunk["version"],
         names["text_sha256"]: chunk["text_sha256"],
         names["embedding_provenance"]: _json(chunk["embedding_provenance"]),
         names["embedding_sha256"]: sha256(pack(put.vector)),
+        names["filterable"]: True,
     }
     # The driver packs numpy's float64 six times faster than a list, and Bolt has no float32.
     return {

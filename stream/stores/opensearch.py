@@ -19,7 +19,7 @@ from opensearchpy import AsyncOpenSearch
 from opensearchpy.exceptions import ConnectionError as OpenSearchConnectionError
 from opensearchpy.exceptions import OpenSearchException, TransportError
 
-from stream import metrics, progress, tls
+from stream import facets, metrics, progress, tls
 from stream.bisection import isolate
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
@@ -50,13 +50,15 @@ FIELDS: dict[str, Any] = {
 ADDED = {  # added to an index of an earlier release when a worker starts
     "deleted": {"type": "boolean"},
     "splade_origin": {"type": "keyword"},  # the provenance as a keyword, which can be counted
+    "facets": {"type": "keyword"},  # one field for all keys: a field for each would make the mapping grow without end
 }
 INDEX: dict[str, Any] = {
     "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1"}},
     "mappings": {"dynamic": "strict", "properties": FIELDS | ADDED},
 }
 LOADING = {"refresh_interval": "-1", "auto_expand_replicas": False}  # until a generation is searched
-ALIVE = {"bool": {"must_not": {"term": {"deleted": True}}}}
+DELETED = {"term": {"deleted": True}}
+ALIVE = {"bool": {"must_not": DELETED}}
 
 # A version from here on is a timestamp: 10^11 ms since 1970 is in 1973, and no producer counts that far.
 FIRST_TIMESTAMP = 10**11
@@ -275,6 +277,12 @@ class OpenSearchStore:
         body = {"query": ALIVE}
         return int((await self._call("POST", f"/{self._target}/_count", body=body, ignore_unavailable="true"))["count"])
 
+    async def unfiltered(self, generation: int | None = None) -> int:
+        """Chunks without `facets`; 0 if there is no index yet."""
+        index = f"{self._prefix}-{generation}" if generation else self._target
+        body = {"query": {"bool": {"must_not": [DELETED, {"exists": {"field": "facets"}}]}}}
+        return int((await self._call("POST", f"/{index}/_count", body=body, ignore_unavailable="true"))["count"])
+
     async def origins(self) -> dict[str, int]:
         """Chunks by `splade_provenance` as JSON; the 100 most frequent ones; "" for those of earlier releases."""
         terms = {"field": "splade_origin", "missing": "", "size": MOST_ORIGINS}
@@ -482,4 +490,4 @@ def _document(chunk: Expanded) -> dict[str, Any]:
     fields = {name: value for name, value in chunk.items() if name in FIELDS}
     terms = {escape(term): weight for term, weight in chunk["splade_terms"].items()}
     origin = orjson.dumps(chunk["splade_provenance"], option=orjson.OPT_SORT_KEYS).decode()
-    return fields | {"splade_terms": terms, "splade_origin": origin}
+    return fields | {"splade_terms": terms, "splade_origin": origin, "facets": facets.tokens(chunk)}

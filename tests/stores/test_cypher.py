@@ -21,7 +21,9 @@ def test_cypher_is_made_of_constants_and_of_names_that_are_checked():
     formatted = {ast.unparse(part.value) for part in parts if isinstance(part, ast.FormattedValue)}
     names = {part.id for part in parts if isinstance(part, ast.Name)}
     assert len(statements()) > 5
-    schema = {"index", "vector", "version", "provenance", "count_index", "origin_index"}  # checked names, and a number
+    # Checked names, and a number.
+    schema = {"index", "vector", "version", "provenance", "count_index", "origin_index"}
+    schema |= {"filterable", "filterable_index", "facets_index"}
     assert formatted == {"name"} | {f"schema.{each}" for each in schema}  # `name` is the checked label
     constants = {name for name in names if name.isupper()}
     assert names - constants == {"schema", "name", "statement"}
