@@ -14,7 +14,7 @@ import numpy as np
 from stream.search.request import Leg
 from stream.stores.opensearch import escape
 
-MOST_CLAUSES = 1000  # a word or a term is a clause; OpenSearch's limit (indices.query.bool.max_clause_count) is 1,024
+MOST_CLAUSES = 900  # a word or a term is a clause; OpenSearch's limit is 1,024, and a filter has at most 100
 LONGEST_TOKEN = 255  # letters; OpenSearch's standard tokenizer splits longer words
 
 Query = dict[str, Any]

@@ -28,7 +28,7 @@ class Ranking:
         failed = {leg: error for outcome in outcomes for leg, error in outcome.failed.items()}
         ranked = fusion.at_least({leg: found[leg].hits for leg in found}, request.min_score)
         weights = {leg: request.weight(leg) for leg in request.legs}
-        if request.mode == "lexical" and len(weights) > 1:
+        if request.mode == "lexical":
             return cls(request, generation, fusion.summed(ranked, weights), found, failed)
         return cls(request, generation, fusion.fuse(ranked, weights, request.fusion), found, failed)
 

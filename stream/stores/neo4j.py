@@ -64,6 +64,7 @@ VECTOR_PROPERTIES = (
     "filterable",  # true; an earlier release stored neither this nor `facets`
 )  # stored with a vector
 CANDIDATES = 2  # nodes that the index proposes for each one that is wanted
+MARGIN = 2  # with a condition: times as many nodes as would hold k that match, if only `few` of all matched
 EXACT_NUMBERS = 2**19  # numbers in the vectors of all nodes that match a condition: up to here, all are compared
 NODES_AT_ONCE = 1000
 NODES_COMPARED_AT_ONCE = 10_000
@@ -600,7 +601,7 @@ class Neo4jStore:
         matching = {"facets_index": schema.facets_index, "lucene": condition.lucene, **near}
         rows = await self._run(MATCHING, limit=few, **matching)
         if rows and rows[0]["chunk_id"] is None:
-            proposed["candidates"] = min(row["n"], CANDIDATES * k * row["n"] // few)
+            proposed["candidates"] = max(k, min(row["n"], MARGIN * k * row["n"] // few))
             statement = NEAREST_THAT_MATCH.format(condition=condition.cypher)
             rows = await self._run(statement, **proposed, rescored=CANDIDATES * k, **condition.parameters)
             if len(rows) < k:

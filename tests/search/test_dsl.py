@@ -22,7 +22,7 @@ def test_a_query_that_fits_is_searched_as_it_is(query):
 
 
 @pytest.mark.parametrize("query", LONG, ids=["words", "parts", "characters", "long", "one line", "one word"])
-@pytest.mark.parametrize("room", [500, 1000])
+@pytest.mark.parametrize("room", [500, dsl.MOST_CLAUSES])
 def test_of_a_long_query_the_first_words_fit(query, room):
     kept = dsl.fitting(query, room)
     assert query.startswith(kept)
