@@ -26,7 +26,7 @@ def print_answer(answer: Answer, asked: Request, *, timings: bool = False) -> No
     for leg, reason in answer.degraded.items():
         err.print(f"{leg} is missing: {reason}", markup=False)
     if answer.hits:
-        out.print(_table(answer.hits, asked))
+        out.print(_table(answer, asked))
         more = f"; next page: --cursor {answer.cursor}" if answer.cursor else ""
         out.print(f"{answer.reachable:,} reachable{more}", markup=False)
     else:
@@ -35,7 +35,7 @@ def print_answer(answer: Answer, asked: Request, *, timings: bool = False) -> No
         out.print(_timings(answer.timings), markup=False, style="dim")
 
 
-def _table(hits: list[Hit], asked: Request) -> Table:
+def _table(answer: Answer, asked: Request) -> Table:
     several = len(asked.legs) > 1
     table = Table("", "score", "chunk", *(["legs"] if several else []), "text", box=SIMPLE_HEAD, pad_edge=False)
     for column in table.columns[:2]:
@@ -43,7 +43,8 @@ def _table(hits: list[Hit], asked: Request) -> Table:
     table.columns[2].overflow, table.columns[2].max_width = "fold", LONGEST_ID
     if several:
         table.columns[3].no_wrap = True
-    for place, (name, found) in enumerate(groupby(hits, lambda hit: hit.doc_id if asked.group else hit.chunk_id), 1):
+    groups = groupby(answer.hits, lambda hit: hit.doc_id if asked.group else hit.chunk_id)
+    for place, (name, found) in enumerate(groups, answer.offset + 1):
         if asked.group:
             table.add_row(str(place), "", Text(printable(name), style="bold"))
         for hit in found:

@@ -55,11 +55,13 @@ class Timing:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """`degraded`: the legs that are missing, each with the reason, in a sentence. `reachable`: the hits (documents, if
-    grouped) that pages can reach. `cursor` asks for the next page; None at the last one.
+    grouped) that pages can reach; `offset`: those before this page. `cursor` asks for the next page; None at the last
+    one.
     """
 
     hits: list[Hit]
     generation: int
+    offset: int
     reachable: int
     cursor: str | None
     degraded: dict[Leg, str]

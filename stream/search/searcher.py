@@ -49,6 +49,7 @@ class Searcher:
         return Answer(
             hits=await self._hits(ranking, page, clock),
             generation=ranking.generation,
+            offset=start,
             reachable=len(groups),
             cursor=cursor.encode(request, end, ranking.generation) if end < len(groups) else None,
             degraded={leg: str(error) for leg, error in ranking.failed.items()},

@@ -28,7 +28,7 @@ def hit(chunk_id: str = "sockets", doc_id: str = "d1", text: str = "a socket lis
 
 
 def answer(*hits: Hit, cursor: str | None = None, **degraded: str) -> Answer:
-    return Answer(list(hits), 1, len(hits), cursor, degraded, [Timing("encode", 0, 3.5), Timing("dense", 3.5, 5)])
+    return Answer(list(hits), 1, 0, len(hits), cursor, degraded, [Timing("encode", 0, 3.5), Timing("dense", 3.5, 5)])
 
 
 WHY = Why(
@@ -206,6 +206,7 @@ def test_json_is_the_answer(search, searcher):
             }
         ],
         "generation": 1,
+        "offset": 0,
         "reachable": 1,
         "cursor": "abc",
         "degraded": {"splade": "no model"},
