@@ -24,7 +24,7 @@ MOST_HITS = 1000
 LONGEST_QUERY = 2**17  # characters
 MOST_NAMED = 3  # invalid fields
 LONGEST_NAME = 100  # characters
-DEPTH = 200  # the hits of each leg that are fused, and that pages can reach
+DEPTH = 100  # the hits of each leg that are fused, and that pages can reach
 
 
 class Group(BaseModel):

@@ -27,6 +27,7 @@ class Searcher:
     def __init__(self, settings: Settings, stores: Stores, embedder: EmbeddingClient) -> None:
         self._stores = stores
         self._legs = Legs(settings, stores, embedder)
+        self._left: set[asyncio.Task[int]] = set()
         self._complete: set[tuple[str, int]] = set()  # stores and generations without chunks that filters miss
 
     async def warm(self, wanted: Iterable[Leg]) -> None:
@@ -100,8 +101,14 @@ class Searcher:
                         break
         finally:
             for task in asked:
-                _abandon(task)
+                self._leave(task)
         raise error
+
+    def _leave(self, task: "asyncio.Task[int]") -> None:
+        """Lets a task end by itself: to cancel a query of Neo4j costs its connection."""
+        self._left.add(task)
+        task.add_done_callback(self._left.discard)
+        task.add_done_callback(_ignore)
 
     async def _require_facets(self, asked: Sequence[Leg], generation: int) -> None:
         """Raises `ConfigurationError` if a store of these legs has chunks that filters do not find."""
@@ -169,4 +176,10 @@ def _outcome(request: Request, asked: tuple[Leg, ...], task: "asyncio.Task[Outco
 def _abandon(task: "asyncio.Task[Any]") -> None:
     """Cancels a task without waiting for it; its late error is of no interest."""
     task.cancel()
-    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    task.add_done_callback(_ignore)
+
+
+def _ignore(task: "asyncio.Task[Any]") -> None:
+    """Reads a task's error, or asyncio logs it."""
+    if not task.cancelled():
+        task.exception()
