@@ -61,9 +61,13 @@ class Legs:
         return dsl.terms(await self.encoder.terms(request.query), self.normalised)
 
     async def _search(self, leg: Leg, request: Request, generation: int, clock: Clock) -> Found:
-        with clock.step(f"encode {leg}"):
-            query = await self.query(request, leg)
-        body = dsl.body([query], opensearch_condition(request), request.depth)
+        condition, depth = opensearch_condition(request), request.depth
+        if leg == "splade":
+            with clock.step("encode splade"):
+                terms = await self.encoder.terms(request.query)
+            body = dsl.in_two_phases(terms, self.normalised, condition, depth)
+        else:
+            body = dsl.body([dsl.words(request.query)], condition, depth)
         with clock.step(f"search {leg}"):
             rows = dsl.rows(await self._stores.opensearch.search(body, generation))
         return Found([(row.chunk_id, row.score) for row in rows], {row.chunk_id: row.doc_id for row in rows})
