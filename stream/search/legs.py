@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 from stream.config import Settings
 from stream.errors import StreamError
@@ -51,7 +51,7 @@ class Legs:
         if len(asked) > 1:
             return await self._lexical(request, generation, clock)
         (leg,) = asked
-        search = self._dense if leg == "dense" else partial(self._search, leg)
+        search = {"bm25": self._bm25, "splade": self._splade, "dense": self._dense}[leg]
         return Outcome({leg: await search(request, generation, clock)}, {})
 
     async def query(self, request: Request, leg: Leg) -> dsl.Query:
@@ -60,24 +60,29 @@ class Legs:
             return dsl.words(request.query)
         return dsl.terms(await self.encoder.terms(request.query), self.normalised)
 
-    async def _search(self, leg: Leg, request: Request, generation: int, clock: Clock) -> Found:
+    async def _bm25(self, request: Request, generation: int, clock: Clock) -> Found:
+        body = dsl.body([dsl.words(request.query)], opensearch_condition(request), request.depth)
+        with clock.step("search bm25"):
+            return _found(await self._stores.opensearch.search(body, generation))
+
+    async def _splade(self, request: Request, generation: int, clock: Clock) -> Found:
+        with clock.step("encode splade"):
+            terms = await self.encoder.terms(request.query)
         condition, depth = opensearch_condition(request), request.depth
-        if leg == "splade":
-            with clock.step("encode splade"):
-                terms = await self.encoder.terms(request.query)
-            body = dsl.in_two_phases(terms, self.normalised, condition, depth)
-        else:
-            body = dsl.body([dsl.words(request.query)], condition, depth)
-        with clock.step(f"search {leg}"):
-            rows = dsl.rows(await self._stores.opensearch.search(body, generation))
-        return Found([(row.chunk_id, row.score) for row in rows], {row.chunk_id: row.doc_id for row in rows})
+        with clock.step("search splade"):
+            quick = dsl.in_two_phases(terms, self.normalised, condition, depth)
+            found = _found(await self._stores.opensearch.search(quick, generation))
+            if len(found.hits) < depth:  # then chunks with light terms only are hits too
+                whole = dsl.body([dsl.terms(terms, self.normalised)], condition, depth)
+                found = _found(await self._stores.opensearch.search(whole, generation))
+        return found
 
     async def _lexical(self, request: Request, generation: int, clock: Clock) -> Outcome:
         try:
             with clock.step("encode splade"):
                 terms = await self.encoder.terms(request.query)
         except StreamError as error:
-            return Outcome({"bm25": await self._search("bm25", request, generation, clock)}, {"splade": error})
+            return Outcome({"bm25": await self._bm25(request, generation, clock)}, {"splade": error})
         queries = [
             dsl.weighted(dsl.words(request.query, dsl.MOST_CLAUSES - len(terms)), request.weight("bm25")),
             dsl.weighted(dsl.terms(terms, self.normalised), request.weight("splade")),
@@ -101,6 +106,11 @@ class Legs:
                 vector, request.depth, self._embedder.provenance, generation, condition
             )
         return Found([(one.chunk_id, one.cosine) for one in near], {one.chunk_id: one.doc_id for one in near})
+
+
+def _found(answer: Mapping[str, Any]) -> Found:
+    rows = dsl.rows(answer)
+    return Found([(row.chunk_id, row.score) for row in rows], {row.chunk_id: row.doc_id for row in rows})
 
 
 def opensearch_condition(request: Request) -> dsl.Query | None:
