@@ -35,9 +35,11 @@ def words(query: str, room: int = MOST_CLAUSES) -> Query:
     return {"match": {"text": {"query": fitting(query, room), "_name": "bm25"}}}
 
 
-def terms(heaviest: Mapping[str, float], normalised: bool) -> Query:
+def terms(weights: Mapping[str, float], normalised: bool) -> Query:
     """The dot product with the raw weights of a query's terms. `normalised`: whether the stored weights are."""
-    query: Query = {"bool": {"should": [term(name, weight) for name, weight in heaviest.items()]}}
+    if not weights:
+        return {"match_none": {}}
+    query: Query = {"bool": {"should": [term(name, weight) for name, weight in weights.items()]}}
     return raw(query, "splade") if normalised else {"bool": {"must": query, "_name": "splade"}}
 
 
@@ -77,14 +79,14 @@ def better(query: Query, condition: Query | None, score: float) -> Query:
     return body([query], condition, 0) | {"min_score": above, "track_total_hits": True}
 
 
-def in_two_phases(terms_: Mapping[str, float], normalised: bool, condition: Query | None, size: int) -> Query:
+def in_two_phases(weights: Mapping[str, float], normalised: bool, condition: Query | None, size: int) -> Query:
     """The body of a search by terms whose heavy ones find the `size` best chunks, and whose others only rescore these.
 
     All scores are those of all terms. It takes two thirds of the time of one phase (docs/search.md).
     """
-    least = HEAVY * max(terms_.values(), default=0.0)
-    heavy = {name: weight for name, weight in terms_.items() if weight >= least}
-    light = {name: weight for name, weight in terms_.items() if weight < least}
+    least = HEAVY * max(weights.values(), default=0.0)
+    heavy = {name: weight for name, weight in weights.items() if weight >= least}
+    light = {name: weight for name, weight in weights.items() if weight < least}
     found = body([terms(heavy, normalised)], condition, size)
     if not light:
         return found

@@ -37,3 +37,16 @@ def test_a_word_that_comes_again_and_again_takes_no_room():
 @given(st.text(), st.integers(1, 50))
 def test_whatever_the_query_is_it_fits(query, room):
     assert dsl._most_tokens(dsl.fitting(query, room)) <= room
+
+
+def test_a_query_without_terms_finds_nothing_and_not_everything():
+    assert dsl.terms({}, normalised=True) == {"match_none": {}}
+
+
+def test_the_two_phases_together_have_each_term_once_with_its_weight():
+    weights = {"a": 2.0, "b": 0.8, "c": 0.79, "d": 0.1}
+    body = str(dsl.in_two_phases(weights, normalised=True, condition=None, size=10))
+    assert all(body.count(f"'splade_terms.{name}', 'boost': {weight}") == 1 for name, weight in weights.items())
+    found, rescored = body.split("'rescore'", 1)
+    assert "splade_terms.b" in found
+    assert "splade_terms.c" in rescored

@@ -20,6 +20,7 @@ from stream.local.profile import Profile
 from stream.models import splade
 from stream.models.embeddings import EmbeddingClient
 from stream.records import Tombstone
+from stream.search import dsl
 from stream.search.request import Group, Request
 from stream.search.searcher import Searcher
 from stream.stores import Stores, neo4j, open_stores
@@ -164,6 +165,13 @@ async def test_a_filter_changes_no_score_and_no_order(indexed, way):
             (hit.chunk_id, pytest.approx(hit.score, rel=1e-6)) for hit in expected[: len(found)]
         ]
         assert len(found) == min(200, len(expected))
+
+
+async def test_a_chunk_that_has_only_light_terms_of_the_query_is_found(indexed, monkeypatch):
+    few = request(mode="splade", filter={"field": "metadata.n", "lt": 30}, k=30)
+    expected = [(hit.chunk_id, hit.score) for hit in (await indexed.search(few)).hits]
+    monkeypatch.setattr(dsl, "HEAVY", 2)  # no term is heavy
+    assert [(hit.chunk_id, hit.score) for hit in (await indexed.search(few)).hits] == expected
 
 
 async def test_dense_scores_are_exact_cosines(indexed, stores):
