@@ -24,6 +24,7 @@ class QueryEncoder:
     def __init__(self, settings: Settings, embedder: EmbeddingClient) -> None:
         self._settings = settings
         self._embedder = embedder
+        self._one = asyncio.Lock()  # one query uses all cores; several at once take longer together than one by one
         self._encoder = alru_cache(self._load)
         self._vectors = alru_cache(CACHED, ttl=SECONDS)(self._embed)
         self._terms = alru_cache(CACHED, ttl=SECONDS)(self._expand)
@@ -49,7 +50,8 @@ class QueryEncoder:
     async def _expand(self, query: str) -> dict[str, float]:
         encoder = await self._encoder()
         metrics.queries_encoded.labels("splade").inc()
-        (vector,) = await asyncio.to_thread(encoder.encode, [query])
+        async with self._one:
+            (vector,) = await asyncio.to_thread(encoder.encode, [query])
         scale = vector.norm if self._settings.splade_normalise else 1
         kept = heaviest(vector.terms, self._settings.splade_query_terms)
         return {name: scale * weight for name, weight in kept.items()}
