@@ -19,7 +19,7 @@ LEGS: Mapping[SearchMode, tuple[Leg, ...]] = {
     "hybrid": ("bm25", "splade", "dense"),
 }
 
-WEIGHTS: Mapping[SearchMode, Mapping[Leg, float]] = {"hybrid": {"dense": 2.0}}  # docs/search.md has the table
+WEIGHTS: Mapping[SearchMode, Mapping[Leg, float]] = {"hybrid": {"splade": 0.5, "dense": 1.5}}  # docs/search.md has the table
 MOST_HITS = 1000
 LONGEST_QUERY = 2**17  # characters
 MOST_NAMED = 3  # invalid fields
