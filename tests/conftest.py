@@ -27,7 +27,6 @@ from stream.kafka import topics
 from stream.local import embedder as embedder_script
 from stream.local import splade_model, trained
 from stream.local.demo import embedder
-from stream.local.java import QUICK
 from stream.local.profile import Profile
 from stream.local.servers import install, servers
 from stream.local.supervisor import Program, down, status, up
@@ -83,10 +82,10 @@ def own_servers() -> Iterator[Profile]:
 
 
 def programs(profile: Profile) -> list[Program]:
-    """The servers, each with Java's quick compiler alone, and the embedder without a trained model."""
+    """The servers, and the embedder without a trained model."""
     hashing = [sys.executable, "-m", "stream.local.embedder", "--port", str(profile.embedder_port)]
     return [
-        *(replace(server, environment={**server.environment, **QUICK}) for server in servers(profile)),
+        *servers(profile),
         replace(embedder(profile), command=[*hashing, "--dimensions", str(DIMENSIONS)]),
     ]
 

@@ -56,7 +56,7 @@ def program(profile: Profile) -> Program:
         ready=partial(_ready, profile.kafka_port),
         address=f"{HOST}:{profile.kafka_port}",
         directory=profile.home,
-        environment=java.environment(_properties(DATA, profile)) | java.QUICK,
+        environment=java.environment(_properties(DATA, profile)),
         ports=("kafka_port", "kafka_controller_port"),
     )
 

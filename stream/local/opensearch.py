@@ -77,7 +77,7 @@ def program(profile: Profile) -> Program:
         ready=partial(_ready, profile.opensearch_port),
         address=f"http://{HOST}:{profile.opensearch_port}",
         directory=data,
-        environment=java.environment(_settings(profile)) | java.QUICK,
+        environment=java.environment(_settings(profile)),
         ports=("opensearch_port", "opensearch_transport_port"),
         privileges=privileges(folder, data) if os.geteuid() == 0 else (),
         ready_seconds=180,
