@@ -19,6 +19,7 @@ from stream.stores.base import Near, NoGeneration, Shown
 
 PROVENANCE = {"model": "m", "revision": "1", "parameters": {}}
 DOWN = Outage("the store is down")
+DEADLINE = 1.0  # seconds for the parts that answer at once; the others never do
 
 
 async def never(*_: Any, **__: Any) -> Any:
@@ -154,7 +155,7 @@ def broken(parts: SimpleNamespace, what: str, how: Any) -> None:
 @pytest.mark.parametrize(("breaks", "missing", "reason"), BROKEN.values(), ids=BROKEN)
 async def test_a_leg_that_fails_is_named_and_the_others_answer(parts, breaks, missing, reason):
     broken(parts, *breaks)
-    answer = await searcher(parts).search(request(deadline=0.2))
+    answer = await searcher(parts).search(request(deadline=DEADLINE if breaks[1] is never else 60))
     assert set(answer.degraded) == missing
     assert all(reason in said for said in answer.degraded.values())
     assert answer.hits
@@ -165,14 +166,14 @@ async def test_a_leg_that_fails_is_named_and_the_others_answer(parts, breaks, mi
 async def test_a_strict_request_wants_every_leg(parts, breaks, missing, reason):
     broken(parts, *breaks)
     with pytest.raises(StreamError, match=reason):
-        await searcher(parts).search(request(deadline=0.2, strict=True))
+        await searcher(parts).search(request(deadline=DEADLINE if breaks[1] is never else 60, strict=True))
 
 
 async def test_if_no_leg_answers_the_error_says_what_can_be_mended(parts):
     broken(parts, "neo4j", failing(NoGeneration("start a worker")))
     broken(parts, "opensearch", failing(DOWN))
     with pytest.raises(NoGeneration, match="start a worker"):
-        await searcher(parts).search(request(deadline=0.2))
+        await searcher(parts).search(request())
 
 
 async def test_without_splade_lexical_is_said_to_lack_it(parts):
