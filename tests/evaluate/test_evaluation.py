@@ -111,12 +111,12 @@ def test_figures_of_stand_in_models_are_marked_wherever_they_stand(judged, tmp_p
     assert all(f"<!-- {name} -->" in plot.read_text() for name in (*labels, *MEASURES))
     marked = [line for line in stream(*judged).stdout.splitlines() if "(stand-in model)" in line]
     assert len(marked) == 2
-    assert "dense (stand-in model) │ 1.000" in marked[0]
+    assert "dense (stand-in model)  │ 1.000" in marked[0]
 
 
-def test_splade_and_lexical_are_those_that_a_stand_in_for_splade_marks():
+def test_each_mode_with_terms_is_marked_if_splade_is_a_stand_in():
     settings = PLAIN.model_copy(update={"splade_revision": "development"})
-    assert {mode for mode in RANKINGS if "stand-in" in label(settings, mode)} == {"splade", "lexical"}
+    assert {mode for mode in RANKINGS if "stand-in" in label(settings, mode)} == {"splade", "lexical", "hybrid"}
     assert {mode for mode in RANKINGS if "stand-in" in label(PLAIN, mode)} == set()
 
 
