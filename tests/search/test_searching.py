@@ -22,7 +22,7 @@ from stream.models import splade
 from stream.models.embeddings import EmbeddingClient
 from stream.records import Tombstone
 from stream.search import dsl
-from stream.search.request import Group, Request
+from stream.search.request import DEPTH, Group, Request
 from stream.search.searcher import Searcher
 from stream.stores import Stores, neo4j, open_stores
 from stream.stores.base import Put
@@ -125,7 +125,7 @@ async def pages(searcher: Searcher, **asked: Any) -> list[list[str]]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("group", [None, Group(size=2)], ids=["chunks", "documents"])
 async def test_the_pages_together_are_one_large_answer(indexed, mode, group):
-    large = await indexed.search(request(mode=mode, k=200, group=group))
+    large = await indexed.search(request(mode=mode, k=DEPTH, group=group))
     found = [chunk_id for page in await pages(indexed, mode=mode, k=7, group=group) for chunk_id in page]
     assert found[: len(large.hits)] == [hit.chunk_id for hit in large.hits]
     assert len(found) == len(set(found)) >= large.reachable
@@ -230,8 +230,8 @@ async def test_why_not_says_what_keeps_a_chunk_away(indexed):
     excluded = await reasons("c7", filter={"field": "metadata.n", "gt": 7}, mode="bm25")
     assert "the filter excludes it" in excluded
     assert "below the minimum" in (await reasons("c7", mode="dense", min_score={"dense": 0.99}))[0]
-    worst = (await indexed.search(request(mode="bm25", k=200))).hits[-1].chunk_id
-    assert "199 hits have a higher score" in await reasons(worst, mode="bm25")
+    worst = (await indexed.search(request(mode="bm25", k=DEPTH))).hits[-1].chunk_id
+    assert f"{DEPTH - 1} hits have a higher score" in await reasons(worst, mode="bm25")
 
 
 async def test_what_is_deleted_or_has_no_word_of_the_query_is_not_found(indexed):
