@@ -261,7 +261,7 @@ async def load(searcher: Searcher, queries: Sequence[str], clients: int, seconds
     }
 
 
-async def frozen(settings: Settings, make: Callable[[], Searcher], query: str) -> dict[str, Any]:
+async def frozen(make: Callable[[], Searcher], query: str) -> dict[str, Any]:
     """The time until the answer while a store is stopped with SIGSTOP, with a deadline of 500 ms."""
     results = {}
     profile = Profile.from_environment(Path(".local"))
@@ -315,7 +315,7 @@ def speed(
             for clients, share in ((1, 0.25), (2, 0.25), (5, 0.25), (10, 0.25), (50, 1)):
                 results["load"].append(await load(searcher, words, clients, share * seconds))
                 console.print(results["load"][-1], highlight=False)
-            results["frozen"] = await frozen(settings, make, words[0])
+            results["frozen"] = await frozen(make, words[0])
             console.print(results["frozen"], highlight=False)
             return results
 

@@ -52,7 +52,7 @@ def chunks(draw: st.DrawFn, chunk_id: str = "c1", **more: Any) -> Expanded:
 
 def filters(records: list[Expanded]) -> st.SearchStrategy[dict[str, Any]]:
     """A filter as JSON; its fields and values are mostly those of the records."""
-    found = [leaf for record in records for leaf in _leaves({name: record.get(name) for name in NAMES})]
+    found = [leaf for record in records for leaf in leaves_of({name: record.get(name) for name in NAMES})]
     held = st.integers(0, len(found) - 1).map(lambda i: found[i])
     fields = held.map(lambda leaf: leaf[0]) | keys.map(lambda key: f"metadata.{key}")
     wanted = held.map(lambda leaf: leaf[1]) | scalars.filter(lambda value: value is not None)
@@ -86,11 +86,11 @@ def ranges(draw: st.DrawFn, bounds: st.SearchStrategy[Any]) -> dict[str, Any]:
 NAMES = ("doc_id", "metadata", "facet_json")
 
 
-def _leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
+def leaves_of(value: Any, path: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, dict):
-        return [leaf for key, part in value.items() for leaf in _leaves(part, f"{path}.{key}" if path else key)]
+        return [leaf for key, part in value.items() for leaf in leaves_of(part, f"{path}.{key}" if path else key)]
     if isinstance(value, list):
-        return [leaf for part in value for leaf in _leaves(part, path)]
+        return [leaf for part in value for leaf in leaves_of(part, path)]
     return [] if value is None else [(path, value)]
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from stream import config
 from stream.cli.output import Json, err, out, print_json, progress_bars
+from stream.cli.search import open_searcher
 from stream.cli.state import print_report
 from stream.config import Settings
 from stream.kafka import topics
@@ -21,11 +22,9 @@ from stream.local.supervisor import Program
 from stream.local.supervisor import down as stop_all
 from stream.local.supervisor import status as programs_status
 from stream.local.supervisor import up as start_all
-from stream.models.embeddings import EmbeddingClient
 from stream.operate import status as state
 from stream.operate import verify as checking
 from stream.search.request import Leg, Request
-from stream.search.searcher import Searcher
 from stream.stores import open_stores
 
 app = typer.Typer(
@@ -145,8 +144,7 @@ def run_demo(home: Home = HOME) -> None:
 
 async def _asked(settings: Settings) -> list[tuple[str, list[list[str]]]]:
     """Each question with the chunk_ids that each mode finds."""
-    async with open_stores(settings) as stores, EmbeddingClient(settings) as embedder:
-        searcher = Searcher(settings, stores, embedder)
+    async with open_searcher(settings) as searcher:
         await searcher.warm(MODES)
 
         async def found(question: str, mode: Leg) -> list[str]:

@@ -15,7 +15,7 @@ from stream.cli.options import open_file, settings_of, utf8
 from stream.cli.output import Json, print_json
 from stream.config import SearchMode, Settings
 from stream.models.embeddings import EmbeddingClient
-from stream.search.request import MOST_HITS, Fusion, Request, request
+from stream.search.request import MOST_HITS, Fusion, Group, Request, request
 from stream.search.searcher import Searcher
 from stream.stores import open_stores
 
@@ -23,7 +23,6 @@ app = typer.Typer()
 
 ENCODED_AT_ONCE = 1024  # texts
 DEFAULTS = request(query="-")
-GROUP_SIZE = 3  # chunks of a document
 
 Found = TypeVar("Found")
 
@@ -72,7 +71,7 @@ def search(
     group: Annotated[bool, typer.Option("--group", help="Group the hits by document.")] = False,
     group_size: Annotated[
         int, typer.Option(min=1, max=100, help="Maximum number of chunks of a document, with --group.")
-    ] = GROUP_SIZE,
+    ] = Group().size,
     deadline: Annotated[
         float, typer.Option(metavar="SECONDS", help="A leg that has not answered by then is left out and named.")
     ] = DEFAULTS.deadline,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import struct
 
-from stream.errors import StreamError
+from stream.errors import InvalidRequest
 from stream.search.request import Request
 
 LAYOUT = struct.Struct(">II8s8s")  # 24 bytes: a multiple of 3, so that base64 pads nothing and leaves no bit unused
@@ -18,10 +18,8 @@ CHECKSUM = 8  # bytes
 NOT_THE_RANKING = {"deadline", "strict", "explain", "cursor"}
 
 
-class CursorError(StreamError):
+class CursorError(InvalidRequest):
     """The cursor is damaged, or it is no cursor at all."""
-
-    exit_code = 2
 
 
 class OtherRequest(CursorError):

@@ -107,11 +107,6 @@ def rows(answer: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-def heaviest(weights: Mapping[str, float], most: int) -> dict[str, float]:
-    """The `most` heaviest terms, the heaviest first."""
-    return dict(sorted(weights.items(), key=lambda item: -item[1])[:most])
-
-
 def explaining(tokens: Sequence[str], weights: Mapping[str, float], chunk_ids: Sequence[str]) -> Query:
     """The body of a search that names each word and term of a query that the chunks share, with its score."""
     counted = Counter(tokens)

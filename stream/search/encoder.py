@@ -1,6 +1,7 @@
 """Encodes queries as the stages encode chunks, each query once in a minute."""
 
 import asyncio
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from async_lru import alru_cache
@@ -8,7 +9,6 @@ from async_lru import alru_cache
 from stream import metrics
 from stream.config import Settings
 from stream.models.embeddings import EmbeddingClient
-from stream.search.dsl import heaviest
 from stream.vectors import Vector
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class QueryEncoder:
         async with self._one:
             (vector,) = await asyncio.to_thread(encoder.encode, [query])
         scale = vector.norm if self._settings.splade_normalise else 1
-        kept = heaviest(vector.terms, self._settings.splade_query_terms)
-        return {name: scale * weight for name, weight in kept.items()}
+        heaviest = islice(vector.terms.items(), self._settings.splade_query_terms)
+        return {name: scale * weight for name, weight in heaviest}
 
     async def _load(self) -> "SparseEncoder":
         def load() -> "SparseEncoder":

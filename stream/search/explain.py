@@ -10,7 +10,6 @@ from stream.search.legs import NAMED, Legs, opensearch_condition
 from stream.search.ranking import Ranking
 from stream.search.request import Leg, Request
 from stream.stores import Stores
-from stream.stores.base import Shown
 
 Shares = dict[Leg, dict[str, float]]
 
@@ -33,7 +32,7 @@ async def shares(stores: Stores, legs: Legs, ranking: Ranking, chunk_ids: Sequen
 async def why(stores: Stores, legs: Legs, ranking: Ranking, chunk_id: str) -> Why:
     """The rank and raw score of a chunk in each leg, also if the leg does not return it, and in the fused hits."""
     request = ranking.request
-    shown = await _shown(stores, ranking, chunk_id)
+    shown = (await stores.shown(ranking.found, [chunk_id], ranking.generation)).get(chunk_id)
     if shown is None:
         return Why(chunk_id, False, None, {}, None, None, {}, ["the searched stores do not have it"])
     matches = filters.matches(request.filter, facets.tokens(asdict(shown))) if request.filter else None
@@ -51,13 +50,6 @@ async def why(stores: Stores, legs: Legs, ranking: Ranking, chunk_id: str) -> Wh
         terms=explained.get(chunk_id, {}),
         reasons=_reasons(request, matches, standings, rank),
     )
-
-
-async def _shown(stores: Stores, ranking: Ranking, chunk_id: str) -> Shown | None:
-    for store in stores.of(ranking.found):
-        if shown := (await store.shown([chunk_id], ranking.generation)).get(chunk_id):
-            return shown
-    return None
 
 
 async def _standing(stores: Stores, legs: Legs, ranking: Ranking, leg: Leg, chunk_id: str) -> Standing:

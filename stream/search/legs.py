@@ -71,9 +71,9 @@ class Legs:
         condition, depth = opensearch_condition(request), request.depth
         with clock.step("search splade"):
             quick = dsl.in_two_phases(terms, self.normalised, condition, depth)
+            whole = dsl.body([dsl.terms(terms, self.normalised)], condition, depth)
             found = _found(await self._stores.opensearch.search(quick, generation))
-            if len(found.hits) < depth:  # then chunks with light terms only are hits too
-                whole = dsl.body([dsl.terms(terms, self.normalised)], condition, depth)
+            if len(found.hits) < depth and quick != whole:  # then chunks with light terms only are hits too
                 found = _found(await self._stores.opensearch.search(whole, generation))
         return found
 

@@ -16,7 +16,6 @@ from stream.search.ranking import Ranking
 from stream.search.request import Leg, Request
 from stream.search.snippets import snippet
 from stream.stores import Stores
-from stream.stores.base import Shown
 
 AFTER_DEADLINE = 1.0  # seconds for reading the texts of what was found in time
 
@@ -131,7 +130,7 @@ class Searcher:
         with clock.step("texts"):
             try:
                 async with asyncio.timeout(max(clock.left, AFTER_DEADLINE)):
-                    shown = await self._shown(chunk_ids, ranking)
+                    shown = await self._stores.shown(ranking.found, chunk_ids, ranking.generation)
                     explained = {}
                     if request.explain:
                         explained = await explain.shares(self._stores, self._legs, ranking, chunk_ids)
@@ -140,28 +139,19 @@ class Searcher:
         return [
             Hit(
                 chunk_id=fused.chunk_id,
-                doc_id=shown[fused.chunk_id].doc_id,
-                version=shown[fused.chunk_id].version,
+                doc_id=chunk.doc_id,
+                version=chunk.version,
                 score=fused.score,
                 legs=fused.legs,
-                text=shown[fused.chunk_id].text,
-                snippet=snippet(shown[fused.chunk_id].text, terms, request.query),
-                metadata=shown[fused.chunk_id].metadata,
-                facet_json=shown[fused.chunk_id].facet_json,
+                text=chunk.text,
+                snippet=snippet(chunk.text, terms, request.query),
+                metadata=chunk.metadata,
+                facet_json=chunk.facet_json,
                 terms=explained.get(fused.chunk_id, {}),
             )
             for fused in page
-            if fused.chunk_id in shown
+            if (chunk := shown.get(fused.chunk_id))
         ]
-
-    async def _shown(self, chunk_ids: Sequence[str], ranking: Ranking) -> dict[str, Shown]:
-        """The chunks' texts, from a store that has answered; each store may have chunks that the other lacks yet."""
-        shown: dict[str, Shown] = {}
-        for store in self._stores.of(ranking.found):
-            missing = [chunk_id for chunk_id in chunk_ids if chunk_id not in shown]
-            if missing:
-                shown |= await store.shown(missing, ranking.generation)
-        return shown
 
 
 def _outcome(request: Request, asked: tuple[Leg, ...], task: "asyncio.Task[Outcome]") -> Outcome:

@@ -1,12 +1,12 @@
 """The two stores: Neo4j for the vectors, OpenSearch for the terms and the text."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from stream.config import Settings
 from stream.errors import StreamError
-from stream.stores.base import FIRST, Generation, Store
+from stream.stores.base import FIRST, Generation, Shown, Store
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import OpenSearchStore
 
@@ -40,6 +40,14 @@ class Stores:
         asked = set(legs)
         needed: list[Store] = [self.opensearch] if asked - {"dense"} else []
         return [*needed, self.neo4j] if "dense" in asked else needed
+
+    async def shown(self, legs: Iterable[str], chunk_ids: Sequence[str], generation: int) -> dict[str, Shown]:
+        """The texts of chunks from the stores of these legs; each store may have chunks that the other lacks yet."""
+        found: dict[str, Shown] = {}
+        for store in self.of(legs):
+            if missing := [chunk_id for chunk_id in chunk_ids if chunk_id not in found]:
+                found |= await store.shown(missing, generation)
+        return found
 
     async def set_up(self) -> None:
         """Creates what is missing in each."""

@@ -609,11 +609,11 @@ class Neo4jStore:
         proposed = {"index": schema.index, "candidates": CANDIDATES * k, **near}
         if condition is None:
             return await self._ranked(NEAREST, **proposed)
-        (row,) = await self._run("MATCH (chunk:Chunk) RETURN count(*) AS n")
         few = max(EXACT_NUMBERS // self._settings.embed_dimensions, 1)
         matching = {"facets_index": schema.facets_index, "lucene": condition.lucene, **near}
         found = await self._ranked(MATCHING, limit=few, **matching)
         if found and found[0].chunk_id is None:
+            (row,) = await self._run("MATCH (chunk:Chunk) RETURN count(*) AS n")
             proposed["candidates"] = max(k, min(row["n"], MARGIN * k * row["n"] // few))
             statement = NEAREST_THAT_MATCH.format(condition=condition.cypher)
             found = await self._ranked(statement, **proposed, rescored=CANDIDATES * k, **condition.parameters)

@@ -92,7 +92,7 @@ class OpenSearchStore:
         self._settings = settings
         self._prefix = settings.opensearch_alias
         self._alias = self.alias(settings.flow)
-        self._target = f"{self._prefix}-{settings.generation}" if settings.generation else self._alias
+        self._target = self.index(settings.generation) if settings.generation else self._alias
         encrypted = settings.opensearch_url.startswith("https:")
         self._client = AsyncOpenSearch(
             hosts=[settings.opensearch_url],
@@ -126,7 +126,7 @@ class OpenSearchStore:
             await self.claim()
         if not await self._exists(self._target):
             raise ConfigurationError(
-                f"OpenSearch's index {self._prefix}-{FIRST} exists, but the alias {self._alias} does not point to it: "
+                f"OpenSearch's index {self.index(FIRST)} exists, but the alias {self._alias} does not point to it: "
                 "`stream reindex status` shows its flow, `stream reindex start` continues with it or creates another"
             )
         await self._call("GET", f"/_cluster/health/{self._target}", wait_for_status="yellow")
@@ -138,7 +138,7 @@ class OpenSearchStore:
         try:
             await self._make()
         except Outage:
-            if not await self._exists(f"{self._prefix}-{self._settings.generation or FIRST}"):
+            if not await self._exists(self.index(self._settings.generation or FIRST)):
                 raise
             return False
         return True
@@ -148,7 +148,7 @@ class OpenSearchStore:
         if self._settings.generation is None:
             require_first(self._settings)
             body = {"settings": INDEX["settings"], "mappings": mappings, "aliases": {self._alias: {}}}
-            await self._call("PUT", f"/{self._prefix}-{FIRST}", body=body)
+            await self._call("PUT", f"/{self.index(FIRST)}", body=body)
         else:
             body = {"settings": {"index": INDEX["settings"]["index"] | LOADING}, "mappings": mappings}
             await self._call("PUT", f"/{self._target}", body=body)
@@ -166,7 +166,7 @@ class OpenSearchStore:
 
     async def settle(self, generation: int) -> None:
         """Reverts the settings for fast loading: writes are searchable within a second and replicated from now on."""
-        index = f"{self._prefix}-{generation}"
+        index = self.index(generation)
         settled = INDEX["settings"]["index"] | {"refresh_interval": None}
         await self._call("PUT", f"/{index}/_settings", body={"index": {n: settled[n] for n in LOADING}})
         await self._call("POST", f"/{index}/_refresh")
@@ -176,14 +176,14 @@ class OpenSearchStore:
         """Points the alias to this generation: readers and writers use it from their next request."""
         actions = [
             {"remove": {"index": f"{self._prefix}-*", "alias": self._alias, "must_exist": False}},
-            {"add": {"index": f"{self._prefix}-{generation}", "alias": self._alias}},
+            {"add": {"index": self.index(generation), "alias": self._alias}},
         ]
-        await self._call("POST", f"/{self._prefix}-{generation}/_refresh")
+        await self._call("POST", f"/{self.index(generation)}/_refresh")
         await self._call("POST", "/_aliases", body={"actions": actions})
 
     async def drop(self, generation: int) -> None:
         """Deletes the generation's index if it exists."""
-        await self._call("DELETE", f"/{self._prefix}-{generation}", ignore_unavailable="true")
+        await self._call("DELETE", f"/{self.index(generation)}", ignore_unavailable="true")
 
     async def older(self, generation: int, than: int) -> Older:
         """Chunks whose document a generation lacks, or has in a lower version than the generation `than`.
@@ -199,10 +199,10 @@ class OpenSearchStore:
             "version": True,
             "track_total_hits": False,
         }
-        await self._call("POST", f"/{self._prefix}-{than}/_refresh")
-        while hits := (await self._call("POST", f"/{self._prefix}-{than}/_search", body=page))["hits"]["hits"]:
+        await self._call("POST", f"/{self.index(than)}/_refresh")
+        while hits := (await self._call("POST", f"/{self.index(than)}/_search", body=page))["hits"]["hits"]:
             ids = [hit["_id"] for hit in hits]
-            answer = await self._call("POST", f"/{self._prefix}-{generation}/_mget", body={"ids": ids}, _source="false")
+            answer = await self._call("POST", f"/{self.index(generation)}/_mget", body={"ids": ids}, _source="false")
             for hit, document in zip(hits, answer["docs"], strict=True):
                 shown, version = hit["_version"], document.get("_version")
                 gone = version is None and "deleted" in hit["fields"]
@@ -279,7 +279,7 @@ class OpenSearchStore:
 
     async def unfiltered(self, generation: int | None = None) -> int:
         """Chunks without `facets`; 0 if there is no index yet."""
-        index = f"{self._prefix}-{generation}" if generation else self._target
+        index = self.index(generation) if generation else self._target
         body = {"query": {"bool": {"must_not": [DELETED, {"exists": {"field": "facets"}}]}}}
         return int((await self._call("POST", f"/{index}/_count", body=body, ignore_unavailable="true"))["count"])
 
@@ -351,13 +351,13 @@ class OpenSearchStore:
 
     async def search(self, body: Mapping[str, Any], generation: int, **params: Any) -> dict[str, Any]:
         """Sends a query to a generation's index and returns OpenSearch's response."""
-        answer: dict[str, Any] = await self._read("POST", f"{self._prefix}-{generation}", "_search", body, **params)
+        answer: dict[str, Any] = await self._read("POST", self.index(generation), "_search", body, **params)
         return answer
 
     async def tokens(self, text: str, generation: int) -> list[str]:
         """The tokens that OpenSearch makes of a query for the field `text`, in order."""
         body = {"field": "text", "text": text}
-        answer = await self._read("POST", f"{self._prefix}-{generation}", "_analyze", body)
+        answer = await self._read("POST", self.index(generation), "_analyze", body)
         return [token["token"] for token in answer["tokens"]]
 
     async def shown(self, chunk_ids: Sequence[str], generation: int) -> dict[str, Shown]:
@@ -366,9 +366,7 @@ class OpenSearchStore:
             return {}
         body = {"ids": [document_id(chunk_id) for chunk_id in chunk_ids]}
         fields = ("chunk_id", "doc_id", "version", "text", "metadata", "facet_json")
-        answer = await self._read(
-            "POST", f"{self._prefix}-{generation}", "_mget", body, _source_includes=",".join(fields)
-        )
+        answer = await self._read("POST", self.index(generation), "_mget", body, _source_includes=",".join(fields))
         sources = [document["_source"] for document in answer["docs"] if document.get("found")]
         return {
             source["chunk_id"]: Shown(*(source.get(field) for field in fields))

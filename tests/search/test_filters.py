@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from filtered import chunks, filters
+from filtered import chunks, filters, leaves_of
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -26,7 +26,7 @@ def naive(condition: dict[str, Any], record: Any) -> bool:
             return all(naive(part, record) for part in parts)
         case {"any": parts}:
             return any(naive(part, record) for part in parts)
-    found = [value for path, value in leaves(record) if path == condition["field"]]
+    found = [value for path, value in leaves_of(record) if path == condition["field"]]
     match condition:
         case {"equal": wanted}:
             return any(same(value, wanted) for value in found)
@@ -46,14 +46,6 @@ def within(value: Any, bounds: dict[str, Any]) -> bool:
         "lt": lambda bound: value < bound,
     }
     return all(type(bound) is type(value) and tests[name](bound) for name, bound in bounds.items())
-
-
-def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        return [leaf for key, inner in value.items() for leaf in leaves(inner, f"{path}.{key}" if path else key)]
-    if isinstance(value, list):
-        return [leaf for inner in value for leaf in leaves(inner, path)]
-    return [] if value is None else [(path, value)]
 
 
 def same(value: Any, wanted: Any) -> bool:
