@@ -18,13 +18,15 @@ down: ## Stop what `make demo` started; keep its data
 check: lint types prometheus ## Style, types and the tests that need no server: for the minute before a commit
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not servers"
 
-test: lint types vllm prometheus ## Run every test, including those against real servers
+test: lint types vllm clients prometheus ## Run every test, including those against real servers
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-gpu: .venv/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
 
 vllm: .local/vllm/installed ## Install a real vLLM for the CPU, which the tests use
+
+clients: .local/clients/installed ## Install the libraries of other projects that search this index, which the tests use
 
 prometheus: $(if $(shell command -v promtool),,.local/prometheus/usr/bin/promtool) ## Install Prometheus from Debian if promtool is missing
 
@@ -53,9 +55,11 @@ lock: $(UV) ## Pin the newest versions that pyproject.toml allows (UPGRADE=1 als
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
 	  --overrides tests/contract/vllm-overrides.txt tests/contract/vllm.in -o tests/contract/vllm.txt
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra traces \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) tests/clients/clients.in -o tests/clients/clients.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra traces --extra serve \
 	  --custom-compile-command "make lock" --constraints requirements.txt pyproject.toml -o compose/requirements.txt
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra traces \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra traces --extra serve \
 	  --custom-compile-command "make lock" --constraints requirements.txt --overrides compose/cpu-overrides.txt \
 	  pyproject.toml -o compose/requirements-cpu.txt
 
@@ -74,6 +78,11 @@ clean: ## Remove what was installed and the data of the local servers
 	$(UV) pip sync --quiet --compile-bytecode --python .local/vllm/bin/python --require-hashes tests/contract/vllm.txt
 	@touch $@
 
+.local/clients/installed: tests/clients/clients.txt | $(UV)
+	@test -x .local/clients/bin/python || $(UV) venv --quiet --python '>=3.11,<3.14' .local/clients
+	$(UV) pip sync --quiet --compile-bytecode --python .local/clients/bin/python --require-hashes tests/clients/clients.txt
+	@touch $@
+
 .local/prometheus/usr/bin/promtool:
 	@mkdir -p .local/apt/lists/partial .local/apt/cache
 	cd .local/apt && apt-get -qq $(APT) update && apt-get -qq $(APT) download prometheus
@@ -83,4 +92,4 @@ clean: ## Remove what was installed and the data of the local servers
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down check test test-gpu vllm prometheus faults lint types docs site lock clean
+.PHONY: help demo down check test test-gpu vllm clients prometheus faults lint types docs site lock clean

@@ -133,7 +133,9 @@ class Settings(BaseSettings):
         description="Seconds to retry a batch while an external system is down; then the worker exits with code 75.",
     )
     drain_timeout: float = Field(
-        30, gt=0, description="Seconds to finish batches in flight after SIGTERM or a revocation."
+        30,
+        gt=0,
+        description="Seconds to finish batches in flight after SIGTERM or a revocation, and requests after SIGTERM.",
     )
     rate_limit: float | None = Field(
         None, gt=0, description="Maximum records a second that a worker takes, on average; unset: no limit."
@@ -242,6 +244,20 @@ class Settings(BaseSettings):
     )
     store_timeout: float = Field(60, gt=0, description="Timeout of one call to a store, in seconds.")
 
+    # The service
+    serve_host: str = Field(
+        "127.0.0.1", description="Address at which `stream serve` listens; any other than the default needs keys."
+    )
+    serve_port: int = Field(8080, ge=0, le=65535, description="Port of `stream serve`.")
+    serve_keys: Path | None = Field(
+        None,
+        description="File of access keys, which `stream keys new` makes; unset: everyone on this machine may search.",
+    )
+    serve_in_flight: int = Field(
+        64, ge=1, description="Maximum requests at once; the service answers the others with status 429."
+    )
+    serve_body_bytes: int = Field(4 * 2**20, ge=1024, description="Maximum bytes of a request to the service.")
+
     # The process
     require_gpu: bool = Field(
         True,
@@ -256,14 +272,14 @@ class Settings(BaseSettings):
         description="Port of a worker's web server; default 9101 for embed, 9102 for expand, 9103 for index.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest level that a worker logs."
+        "info", description="Lowest level that a worker or the service logs."
     )
     log_format: Literal["console", "json"] = Field(
         "console", description="Format of a log line: `console` for people, `json` for machines."
     )
     traces: bool = Field(
         False,
-        description="Export a worker's traces by OTLP over HTTP, to `OTEL_EXPORTER_OTLP_ENDPOINT`.",
+        description="Export the traces of a worker or the service by OTLP over HTTP, to `OTEL_EXPORTER_OTLP_ENDPOINT`.",
     )
 
     @model_validator(mode="after")

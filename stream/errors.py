@@ -3,6 +3,7 @@
     StreamError                      1   a check failed: `verify` found differences, `publish` found bad lines
     ├── ConfigurationError          78   a wrong setting, a missing program, a port in use: fix it, then start again
     ├── Outage                      75   an external system is down: no record is at fault, start the process again
+    │   └── DeadlineExceeded        75   a search was not answered in the time that its caller gave it
     ├── GpuRequired                 99   REQUIRE_GPU=1 and no usable GPU or model server
     ├── InvalidRequest               2   a search that cannot be answered: correct the query, the filter or the cursor
     └── Refused                      1   a model or a store refused its input; bisecting finds the item at fault
@@ -36,6 +37,10 @@ class Outage(StreamError):
     def __init__(self, message: str, cause: str = "other") -> None:
         super().__init__(message)
         self.cause = cause
+
+
+class DeadlineExceeded(Outage):
+    """The servers have not answered within the deadline of a search; more time may suffice."""
 
 
 class GpuRequired(StreamError):

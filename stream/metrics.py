@@ -9,6 +9,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BATCH_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
+HTTP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10)
 AGES = (0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800, 3600, 21_600, 86_400)
 
 records = Counter("stream_records", "Records that left a stage, by outcome: done or rejected.", ["stage", "outcome"])
@@ -64,6 +65,13 @@ queries_wanted = Counter("stream_queries_wanted", "Encoded queries that searches
 queries_encoded = Counter(
     "stream_queries_encoded", "Queries that a model has encoded; the others were in the cache.", ["model"]
 )
+
+http_requests = Counter("stream_http_requests", "Requests that the service has answered.", ["route", "status"])
+http_seconds = Histogram(
+    "stream_http_seconds", "Seconds from a request to the end of its answer.", ["route"], buckets=HTTP_SECONDS
+)
+http_in_flight = Gauge("stream_http_in_flight", "Requests that the service is answering.")
+searches_degraded = Counter("stream_searches_degraded", "Answered searches without one of their legs, by leg.", ["leg"])
 
 splade_token_budget = Gauge("stream_splade_token_budget", "Tokens that SPLADE runs on the GPU at once.")
 splade_out_of_memory = Counter(

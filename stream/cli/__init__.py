@@ -28,6 +28,8 @@ MODULES = {  # of each command, in the order of the help
     "status": "state",
     "verify": "state",
     "search": "search",
+    "serve": "serve",
+    "keys": "serve",
     "eval": "evaluate",
     "topics": "state",
     "local": "local",

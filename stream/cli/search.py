@@ -68,6 +68,10 @@ def search(
             parser=utf8, metavar="LEG=NUMBER", help="Leave out a leg's hits with a lower raw score. Repeatable."
         ),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(parser=utf8, metavar="TERM", help="A term of the expansion that SPLADE leaves out. Repeatable."),
+    ] = None,
     group: Annotated[bool, typer.Option("--group", help="Group the hits by document.")] = False,
     group_size: Annotated[
         int, typer.Option(min=1, max=100, help="Maximum number of chunks of a document, with --group.")
@@ -99,6 +103,7 @@ def search(
         "weights": _by_leg("--weight", weight or ()),
         "fusion": fusion,
         "min_score": _by_leg("--min-score", min_score or ()),
+        "without_terms": without or (),
         "group": {"size": group_size} if group else None,
         "deadline": deadline,
         "strict": strict,

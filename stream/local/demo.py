@@ -31,6 +31,8 @@ def embedder(profile: Profile) -> Program:
         ready=lambda: _answers(f"http://{HOST}:{profile.embedder_port}/health"),
         address=f"http://{HOST}:{profile.embedder_port}",
         directory=profile.home,
+        # OpenMP's threads spin while they wait, which takes the core from whoever else computes on this machine.
+        environment={"OMP_WAIT_POLICY": "PASSIVE"},
         ports=("embedder_port",),
     )
 

@@ -111,11 +111,14 @@ class EmbeddingClient:
         metrics.embed_chunks_sec.set(len(texts) / seconds)
         return vectors
 
-    async def embed_query(self, query: str) -> Vector:
-        """The vector (embed_dimensions,) of a query, with the instruction, if any, in the form of Qwen3-Embedding."""
+    async def embed_queries(self, queries: Sequence[str]) -> list[Vector]:
+        """The vectors (embed_dimensions,) of queries. The instruction, if any, has the form of Qwen3-Embedding.
+
+        Raises as `embed` does.
+        """
         instruction = self._settings.embed_instruction
-        (vector,) = await self.embed([f"Instruct: {instruction}\nQuery:{query}" if instruction else query])
-        return unpack(vector)
+        texts = [f"Instruct: {instruction}\nQuery:{query}" if instruction else query for query in queries]
+        return [unpack(vector) for vector in await self.embed(texts)]
 
     async def answer(self) -> None:
         """Returns if at least one server passes `examine`; otherwise raises the last server's error."""

@@ -1,7 +1,7 @@
 """What is found: hits with each leg's part in them, and what the answer lacks."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from stream.search.request import Leg
 
@@ -56,7 +56,7 @@ class Timing:
 class Answer:
     """`degraded`: the legs that are missing, each with the reason, in a sentence. `reachable`: the hits (documents, if
     grouped) that pages can reach; `offset`: those before this page. `cursor` asks for the next page; None at the last
-    one.
+    one. `expansion`: the terms that SPLADE has searched for, with the query's raw weights, the heaviest first.
     """
 
     hits: list[Hit]
@@ -66,6 +66,7 @@ class Answer:
     cursor: str | None
     degraded: dict[Leg, str]
     timings: list[Timing]
+    expansion: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +93,8 @@ class Why:
     score: float | None
     terms: dict[Leg, dict[str, float]]
     reasons: list[str]
+
+    @classmethod
+    def unknown(cls, chunk_id: str) -> Self:
+        """For a chunk that is not stored."""
+        return cls(chunk_id, False, None, {}, None, None, {}, ["the searched stores do not have it"])

@@ -24,7 +24,7 @@ async def shares(stores: Stores, legs: Legs, ranking: Ranking, chunk_ids: Sequen
     if not chunk_ids or not {"bm25", "splade"} & set(ranking.found):
         return {}
     tokens = await stores.opensearch.tokens(dsl.fitting(query), ranking.generation) if "bm25" in ranking.found else []
-    terms = await legs.encoder.terms(query) if "splade" in ranking.found else {}
+    terms = await legs.terms(ranking.request) if "splade" in ranking.found else {}
     body = dsl.explaining(tokens, terms, chunk_ids)
     return dsl.explained(await stores.opensearch.search(body, ranking.generation, **NAMED), legs.normalised)
 
@@ -34,7 +34,7 @@ async def why(stores: Stores, legs: Legs, ranking: Ranking, chunk_id: str) -> Wh
     request = ranking.request
     shown = (await stores.shown(ranking.found, [chunk_id], ranking.generation)).get(chunk_id)
     if shown is None:
-        return Why(chunk_id, False, None, {}, None, None, {}, ["the searched stores do not have it"])
+        return Why.unknown(chunk_id)
     matches = filters.matches(request.filter, facets.tokens(asdict(shown))) if request.filter else None
     standings = {leg: await _standing(stores, legs, ranking, leg, chunk_id) for leg in ranking.found}
     explained = await shares(stores, legs, ranking, [chunk_id])

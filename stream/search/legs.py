@@ -58,7 +58,12 @@ class Legs:
         """The query of `bm25` or `splade`."""
         if leg == "bm25":
             return dsl.words(request.query)
-        return dsl.terms(await self.encoder.terms(request.query), self.normalised)
+        return dsl.terms(await self.terms(request), self.normalised)
+
+    async def terms(self, request: Request) -> dict[str, float]:
+        """The terms that `splade` searches for, with the query's raw weights, the heaviest first."""
+        terms = await self.encoder.terms(request.query)
+        return {term: weight for term, weight in terms.items() if term not in request.without_terms}
 
     async def _bm25(self, request: Request, generation: int, clock: Clock) -> Found:
         body = dsl.body([dsl.words(request.query)], opensearch_condition(request), request.depth)
@@ -67,7 +72,7 @@ class Legs:
 
     async def _splade(self, request: Request, generation: int, clock: Clock) -> Found:
         with clock.step("encode splade"):
-            terms = await self.encoder.terms(request.query)
+            terms = await self.terms(request)
         condition, depth = opensearch_condition(request), request.depth
         with clock.step("search splade"):
             quick = dsl.in_two_phases(terms, self.normalised, condition, depth)
@@ -80,7 +85,7 @@ class Legs:
     async def _lexical(self, request: Request, generation: int, clock: Clock) -> Outcome:
         try:
             with clock.step("encode splade"):
-                terms = await self.encoder.terms(request.query)
+                terms = await self.terms(request)
         except StreamError as error:
             return Outcome({"bm25": await self._bm25(request, generation, clock)}, {"splade": error})
         queries = [

@@ -1,6 +1,6 @@
 """What is asked: one model for the library, the command line and every other interface."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -25,6 +25,7 @@ MOST_HITS = 1000
 LONGEST_QUERY = 2**17  # characters
 MOST_NAMED = 3  # invalid fields
 LONGEST_NAME = 100  # characters
+MOST_TERMS = 500  # that a request leaves out
 DEPTH = 100  # the hits of each leg that are fused, and that pages can reach
 
 
@@ -42,8 +43,9 @@ class Request(BaseModel):
 
     `weights` and `min_score` are by leg. A leg that `weights` leaves out has the default weight; a leg with weight 0 is
     not asked. `min_score` compares raw scores (BM25, the dot product, the cosine) and removes only that leg's hits.
-    `deadline` is in seconds. If `strict`, a leg that fails or is late is an error. `cursor` is the one of an earlier
-    answer to the same request: it asks for the next page.
+    `without_terms` are terms of the query's expansion that SPLADE does not search for. `deadline` is in seconds. If
+    `strict`, a leg that fails or is late is an error. `cursor` is the one of an earlier answer to the same request: it
+    asks for the next page.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +57,9 @@ class Request(BaseModel):
     weights: dict[Leg, Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]] = Field(default_factory=dict)
     fusion: Fusion = "min-max"
     min_score: dict[Leg, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
+    without_terms: frozenset[Annotated[str, Field(max_length=LONGEST_NAME)]] = Field(
+        default_factory=frozenset, max_length=MOST_TERMS
+    )
     group: Group | None = None
     deadline: float = Field(default=5.0, gt=0, le=600, allow_inf_nan=False)
     strict: bool = False
@@ -98,17 +103,17 @@ def request(**fields: Any) -> Request:
     try:
         return Request(**fields)
     except ValidationError as error:
-        wrong = _wrong(error)
-        more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
-        raise InvalidRequest(f"invalid search: {'; '.join(wrong[:MOST_NAMED])}{more}") from None
+        raise invalid(error.errors(include_input=False, include_url=False)) from None
 
 
-def _wrong(error: ValidationError) -> list[str]:
-    """What is wrong, once for each field. The input is left out, because a query may be long."""
+def invalid(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+    """What pydantic has found, as one error. The input is left out, because a query may be long."""
     found: dict[str, str] = {}
-    for one in error.errors(include_input=False, include_url=False):
+    for one in errors:
         found.setdefault(_name(*one["loc"]), one["msg"].removeprefix("Value error, "))
-    return [f"{name:.{LONGEST_NAME}}: {what}" for name, what in found.items()]
+    wrong = [f"{name:.{LONGEST_NAME}}: {what}" for name, what in found.items()]
+    more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+    return InvalidRequest(f"invalid search: {'; '.join(wrong[:MOST_NAMED])}{more}")
 
 
 def _name(*place: str | int) -> str:

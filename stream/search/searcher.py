@@ -1,11 +1,11 @@
 """Answers a request: asks its legs at the same time under one deadline, and fuses what they find."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stream.config import Settings
-from stream.errors import ConfigurationError, Outage, StreamError
+from stream.errors import ConfigurationError, DeadlineExceeded, StreamError
 from stream.models.embeddings import EmbeddingClient
 from stream.search import cursor, explain
 from stream.search.answer import Answer, Hit, Why
@@ -13,10 +13,12 @@ from stream.search.clock import Clock
 from stream.search.fusion import Fused
 from stream.search.legs import Legs, Outcome
 from stream.search.ranking import Ranking
-from stream.search.request import Leg, Request
+from stream.search.request import LEGS, Leg, Request
 from stream.search.snippets import snippet
 from stream.stores import Stores
+from stream.stores.base import Shown
 
+CHUNK_SECONDS = 5.0  # to find one chunk
 AFTER_DEADLINE = 1.0  # seconds for reading the texts of what was found in time
 
 
@@ -46,15 +48,33 @@ class Searcher:
         end = start + request.k
         groups = ranking.groups
         page = [hit for group in groups[start:end] for hit in group]
+        terms = await self._legs.terms(request) if "splade" in ranking.found else {}
         return Answer(
-            hits=await self._hits(ranking, page, clock),
+            hits=await self._hits(ranking, page, terms, clock),
             generation=ranking.generation,
             offset=start,
             reachable=len(groups),
             cursor=cursor.encode(request, end, ranking.generation) if end < len(groups) else None,
             degraded={leg: str(error) for leg, error in ranking.failed.items()},
+            expansion=terms,
             timings=clock.timings,
         )
+
+    async def search_all(self, requests: Sequence[Request]) -> list[Answer | StreamError]:
+        """The answer, or the error, of each request, in order; each model encodes their queries in one call."""
+        encoder = self._legs.encoder
+        dense = {request.query for request in requests if "dense" in request.legs}
+        sparse = {request.query for request in requests if "splade" in request.legs}
+        # They begin in one step of the event loop, and so in one call; each search then waits for its own query.
+        encoding = asyncio.gather(*map(encoder.vector, dense), *map(encoder.terms, sparse), return_exceptions=True)
+        try:
+            answers = await asyncio.gather(*map(self.search, requests), return_exceptions=True)
+        finally:
+            encoding.cancel()
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, StreamError):
+                raise answer
+        return answers  # type: ignore[return-value] # the loop has checked it
 
     async def why(self, request: Request, chunk_id: str) -> Why:
         """Where a chunk comes for a request, and why: its rank and raw score in each leg.
@@ -65,8 +85,13 @@ class Searcher:
         ranking = await self._rank(request.model_copy(update={"strict": True}), clock)
         return await explain.why(self._stores, self._legs, ranking, chunk_id)
 
+    async def chunk(self, chunk_id: str) -> Shown | None:
+        """A chunk of the searched generation; None if it has none with this ID. Raises `StreamError`."""
+        generation = await self._generation(LEGS["hybrid"], Clock(CHUNK_SECONDS))
+        return (await self._stores.shown(LEGS["hybrid"], [chunk_id], generation)).get(chunk_id)
+
     async def _rank(self, request: Request, clock: Clock) -> Ranking:
-        generation = await self._generation(request, clock)
+        generation = await self._generation(request.legs, clock)
         jobs = [request.legs] if request.mode == "lexical" else [(leg,) for leg in request.legs]
         asked = [(job, asyncio.create_task(self._ask(request, job, generation, clock))) for job in jobs]
         await asyncio.wait([task for _, task in asked], timeout=clock.left)
@@ -82,13 +107,13 @@ class Searcher:
             await self._require_facets(asked, generation)
         return await self._legs.ask(request, asked, generation, clock)
 
-    async def _generation(self, request: Request, clock: Clock) -> int:
+    async def _generation(self, legs: Iterable[Leg], clock: Clock) -> int:
         """The generation that every leg searches: the live one, by the first answer of the stores that the legs need.
 
         Both stores have the live generation and, during a swap, the next one too.
         """
-        asked = [asyncio.create_task(store.live()) for store in self._stores.of(request.legs)]
-        error: StreamError = Outage(f"no store has answered within {request.deadline:g} s")
+        asked = [asyncio.create_task(store.live()) for store in self._stores.of(legs)]
+        error: StreamError = DeadlineExceeded(f"no store has answered within {clock.seconds:g} s")
         try:
             with clock.step("generation"):
                 for task in asyncio.as_completed(asked, timeout=clock.left):
@@ -121,12 +146,12 @@ class Searcher:
                 )
             self._complete.add((store.name, generation))
 
-    async def _hits(self, ranking: Ranking, page: Sequence[Fused], clock: Clock) -> list[Hit]:
+    async def _hits(
+        self, ranking: Ranking, page: Sequence[Fused], terms: Mapping[str, float], clock: Clock
+    ) -> list[Hit]:
         """The page's hits with their texts. A chunk that was deleted since it was found is left out."""
         request = ranking.request
         chunk_ids = [fused.chunk_id for fused in page]
-        splade = "splade" in ranking.found
-        terms = await self._legs.encoder.terms(request.query) if splade else {}
         with clock.step("texts"):
             try:
                 async with asyncio.timeout(max(clock.left, AFTER_DEADLINE)):
@@ -135,7 +160,7 @@ class Searcher:
                     if request.explain:
                         explained = await explain.shares(self._stores, self._legs, ranking, chunk_ids)
             except TimeoutError:
-                raise Outage("the stores have not answered with the texts of what was found") from None
+                raise DeadlineExceeded("the stores have not answered with the texts of what was found") from None
         return [
             Hit(
                 chunk_id=fused.chunk_id,
@@ -157,7 +182,9 @@ class Searcher:
 def _outcome(request: Request, asked: tuple[Leg, ...], task: "asyncio.Task[Outcome]") -> Outcome:
     if not task.done():
         _abandon(task)
-        return Outcome({}, {leg: Outage(f"{leg} has not answered within {request.deadline:g} s") for leg in asked})
+        return Outcome(
+            {}, {leg: DeadlineExceeded(f"{leg} has not answered within {request.deadline:g} s") for leg in asked}
+        )
     if isinstance(error := task.exception(), StreamError):
         return Outcome({}, dict.fromkeys(asked, error))
     return task.result()

@@ -10,13 +10,13 @@ from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from stream import signals
+from stream import logs, signals, tracing
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError, Outage, StreamError
 from stream.health import preflight, watch, web
 from stream.kafka import clients, topics
 from stream.stages.registry import open_stage
-from stream.worker import logs, scratch, traces
+from stream.worker import scratch
 from stream.worker.loop import BatchLoop
 from stream.worker.outputs import Outputs
 from stream.worker.ports import web_port
@@ -36,7 +36,7 @@ def run(stage: StageName, settings: Settings) -> None:
     signals.end_at_once(0)
     logs.configure(settings)
     try:
-        with traces.exported(settings, stage):
+        with tracing.exported(settings, stage):
             asyncio.run(_work(stage, settings))
     except Outage:
         time.sleep(PAUSE_BEFORE_RESTART)

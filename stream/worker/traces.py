@@ -4,50 +4,22 @@ A producer may send the header `traceparent` (W3C Trace Context). Every stage pa
 adds one span to the producer's trace, as a child of the producer's span. This span and the span of the record's batch
 are linked to each other, because the whole batch takes the time. (OpenTelemetry's semantic conventions for messaging.)
 
-Without a tracer provider nothing is recorded; `STREAM_TRACES=1` creates one.
+Without a tracer provider nothing is recorded (`stream.tracing`).
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from opentelemetry import trace
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from stream.config import Settings, StageName
-from stream.errors import ConfigurationError
 from stream.records import Outcome, Record, Rejected, header
 
 PARENT = "traceparent"
 
 _tracer = trace.get_tracer("stream")
 _propagator = TraceContextTextMapPropagator()
-
-
-@contextmanager
-def exported(settings: Settings, stage: StageName) -> Iterator[None]:
-    """Exports spans by OTLP over HTTP while the context lasts; the variables OTEL_EXPORTER_OTLP_* say where to.
-
-    Raises `ConfigurationError` if the packages for it are missing. Does nothing without `STREAM_TRACES`.
-    """
-    if not settings.traces:
-        yield
-        return
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
-    except ImportError:
-        raise ConfigurationError("STREAM_TRACES needs more packages: pip install 'chunk-stream[traces]'") from None
-    provider = TracerProvider(resource=Resource.create({"service.name": f"chunk-stream-{stage}"}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    trace.set_tracer_provider(provider)
-    try:
-        yield
-    finally:
-        provider.shutdown()
 
 
 def begin(stage: str) -> Span:

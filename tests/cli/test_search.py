@@ -106,11 +106,12 @@ def test_without_options_the_request_s_own_defaults_hold(search, searcher):
 
 def test_each_option_is_a_field_of_the_request(search, searcher):
     options = "-m lexical -k 7 -f doc_id=a -f metadata.lang --weight bm25=0.5 --weight splade=2 --fusion rrf"
-    more = "--min-score bm25=1.5 --group --group-size 2 --deadline 0.5 --strict --explain --cursor abc"
+    more = "--min-score bm25=1.5 --group --group-size 2 --deadline 0.5 --strict --explain --cursor abc --without tcp"
     assert search("a socket", *options.split(), *more.split()).code == 0
     (asked,) = searcher.asked
     assert (asked.mode, asked.k, asked.fusion, asked.deadline, asked.cursor) == ("lexical", 7, "rrf", 0.5, "abc")
     assert (asked.weights, asked.min_score) == ({"bm25": 0.5, "splade": 2.0}, {"bm25": 1.5})
+    assert asked.without_terms == {"tcp"}
     assert (asked.group, asked.strict, asked.explain) == (Group(size=2), True, True)
     assert asked.filter is not None
 
@@ -211,6 +212,7 @@ def test_json_is_the_answer(search, searcher):
         "cursor": "abc",
         "degraded": {"splade": "no model"},
         "timings": [{"step": "encode", "start": 0, "took": 3.5}, {"step": "dense", "start": 3.5, "took": 5}],
+            "expansion": {},
     }
 
 

@@ -191,7 +191,7 @@ async def test_each_text_of_a_batch_counts_as_one_that_runs_or_waits(http):
 async def test_the_client_takes_it_for_what_it_needs(address):
     async with EmbeddingClient(with_(address)) as client:
         assert await client.examine(address) == f"{MODEL}, at most {LIMIT} tokens a text"
-        assert has_unit_norm(await client.embed_query("sockets"))
+        assert all(map(has_unit_norm, await client.embed_queries(["sockets", "files"])))
 
 
 async def test_vectors_belong_to_their_texts(address):

@@ -86,7 +86,7 @@ async def test_vectors_come_back_in_the_order_of_the_texts():
 
 async def test_a_query_carries_the_instruction_and_is_unpacked():
     client, bodies = answering(vectors(1))
-    found = await client.embed_query("sockets")
+    (found,) = await client.embed_queries(["sockets"])
     assert bodies[0]["input"] == [f"Instruct: {SETTINGS.embed_instruction}\nQuery:sockets"]
     assert found == pytest.approx(unpack(vector(1, 8)))
     assert found.shape == (8,)
@@ -94,7 +94,7 @@ async def test_a_query_carries_the_instruction_and_is_unpacked():
 
 async def test_without_an_instruction_a_query_is_sent_as_it_is():
     client, bodies = answering(vectors(1), settings=SETTINGS.model_copy(update={"embed_instruction": ""}))
-    await client.embed_query("sockets")
+    await client.embed_queries(["sockets"])
     assert bodies[0]["input"] == ["sockets"]
 
 

@@ -1,6 +1,7 @@
 """If these fail, a query is encoded again and again, or its terms do not have the model's weights."""
 
 import asyncio
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ from prometheus_client import REGISTRY
 from support import sparse_vector, until
 
 from stream.config import Settings
-from stream.errors import Outage
+from stream.errors import Outage, Refused
 from stream.models import splade
 from stream.models.splade import SparseVector
 from stream.search import encoder
@@ -36,19 +37,25 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 class Embedder:
-    """Embeds a query as its length; fails as often as it is told."""
+    """Embeds a query as its length; fails as often as it is told, and refuses empty queries as a server does."""
 
     def __init__(self, failures: int = 0) -> None:
-        self.queries: list[str] = []
+        self.calls: list[list[str]] = []
         self.failures = failures
 
-    async def embed_query(self, query: str) -> np.ndarray:
-        self.queries.append(query)
+    @property
+    def queries(self) -> list[str]:
+        return [query for call in self.calls for query in call]
+
+    async def embed_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
+        self.calls.append(list(queries))
         await asyncio.sleep(0)
         if self.failures:
             self.failures -= 1
             raise Outage("the server is down")
-        return np.array([len(query)])
+        if "" in queries:
+            raise Refused("it is empty")
+        return [np.array([len(query)]) for query in queries]
 
 
 def made(embedder: object = None, **settings: object) -> QueryEncoder:
@@ -120,3 +127,31 @@ async def test_hits_of_the_cache_can_be_counted(encoded):
     for _ in range(3):
         await queries.terms("a socket")
     assert (count("wanted") - before[0], count("encoded") - before[1]) == (3, 1)
+
+
+async def test_queries_that_come_together_are_encoded_in_one_call(encoded):
+    embedder = Embedder()
+    queries = made(embedder)
+    vectors = await asyncio.gather(*(queries.vector("q" * n) for n in range(1, 4)))
+    assert [list(vector) for vector in vectors] == [[1], [2], [3]]
+    assert embedder.calls == [["q", "qq", "qqq"]]
+
+
+async def test_a_query_that_comes_meanwhile_waits_for_the_next_call():
+    embedder = Embedder()
+    queries = made(embedder)
+    first = asyncio.create_task(queries.vector("a"))
+
+    async def begun() -> bool:
+        return bool(embedder.calls)
+
+    await until(begun, every=0)
+    late = await asyncio.gather(queries.vector("b"), queries.vector("c"), first)
+    assert len(late) == 3
+    assert embedder.calls == [["a"], ["b", "c"]]
+
+
+async def test_a_query_that_the_model_refuses_does_not_fail_the_others():
+    queries = made(Embedder())
+    found = await asyncio.gather(queries.vector("a"), queries.vector(""), queries.vector("b"), return_exceptions=True)
+    assert [type(one) for one in found] == [np.ndarray, Refused, np.ndarray]

@@ -1,7 +1,7 @@
 """If these fail, one slow or broken part costs a user the whole answer, or an answer hides what it lacks."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,8 +73,8 @@ class Neo4j(Store):
 class Embedder:
     provenance = PROVENANCE
 
-    async def embed_query(self, query: str) -> np.ndarray:
-        return np.ones(4, np.float32)
+    async def embed_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
+        return [np.ones(4, np.float32) for _ in queries]
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def broken(parts: SimpleNamespace, what: str, how: Any) -> None:
         parts.load = load
         return
     part = getattr(parts, what)
-    for name in ("live", "search", "nearest", "shown", "embed_query"):
+    for name in ("live", "search", "nearest", "shown", "embed_queries"):
         if hasattr(part, name):
             setattr(part, name, how)
 

@@ -2,8 +2,8 @@
 
 import logging
 
+from stream import logs
 from stream.config import Settings
-from stream.worker import logs
 
 
 def test_a_client_s_complaint_is_written_once_a_minute_and_every_line_of_ours(monkeypatch, capfd):

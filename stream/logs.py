@@ -1,4 +1,7 @@
-"""A worker's log on standard error: one line for people, or one JSON object for machines. Never logs a payload."""
+"""The log of a worker or of the service on standard error: one line for people, or one JSON object for machines.
+
+It never has a payload.
+"""
 
 import logging
 import sys
@@ -10,7 +13,7 @@ from pythonjsonlogger.json import JsonFormatter
 from stream.config import Settings
 from stream.terminal import printable
 
-CHATTY = ("faust", "mode", "aiokafka", "httpx", "opensearch", "neo4j")
+CHATTY = ("faust", "mode", "aiokafka", "httpx", "opensearch", "neo4j", "mcp", "uvicorn")
 REPEAT_AFTER = 60.0  # seconds
 
 _logged: TTLCache[tuple[str, str], bool] = TTLCache(maxsize=1000, ttl=REPEAT_AFTER)

@@ -1,0 +1,1 @@
+"""Search as a service: HTTP, a page, and tools for language models."""
