@@ -7,9 +7,13 @@ from typing import Any
 from stream.config import Settings
 from stream.errors import ConfigurationError, DeadlineExceeded, StreamError
 from stream.models.embeddings import EmbeddingClient
+from stream.records import Provenance
 from stream.search import cursor, explain
 from stream.search.answer import Answer, Hit, Why
+from stream.search.choices import Choices, choices
 from stream.search.clock import Clock
+from stream.search.encoder import Model
+from stream.search.filters import Filter
 from stream.search.fusion import Fused
 from stream.search.legs import Legs, Outcome
 from stream.search.ranking import Ranking
@@ -35,6 +39,10 @@ class Searcher:
         """Loads what these legs need in this process, which takes seconds for SPLADE and nothing for the others."""
         if "splade" in wanted:
             await self._legs.encoder.load()
+
+    async def models(self) -> dict[Model, Provenance]:
+        """The models that encode queries, as `QueryEncoder.models`."""
+        return await self._legs.encoder.models()
 
     async def search(self, request: Request) -> Answer:
         """The page of hits that is asked for.
@@ -85,10 +93,19 @@ class Searcher:
         ranking = await self._rank(request.model_copy(update={"strict": True}), clock)
         return await explain.why(self._stores, self._legs, ranking, chunk_id)
 
+    async def generation(self) -> int:
+        """The searched generation. Raises `StreamError` if no store knows it."""
+        return await self._generation(LEGS["hybrid"], Clock(CHUNK_SECONDS))
+
     async def chunk(self, chunk_id: str) -> Shown | None:
         """A chunk of the searched generation; None if it has none with this ID. Raises `StreamError`."""
-        generation = await self._generation(LEGS["hybrid"], Clock(CHUNK_SECONDS))
-        return (await self._stores.shown(LEGS["hybrid"], [chunk_id], generation)).get(chunk_id)
+        return (await self._stores.shown(LEGS["hybrid"], [chunk_id], await self.generation())).get(chunk_id)
+
+    async def choices(self, condition: Filter | None) -> Choices:
+        """What the chunks that a condition takes can be filtered by. Raises `StreamError`."""
+        generation = await self.generation()
+        await self._require_facets(["bm25"], generation)
+        return await choices(self._stores.opensearch, condition, generation)
 
     async def _rank(self, request: Request, clock: Clock) -> Ranking:
         generation = await self._generation(request.legs, clock)

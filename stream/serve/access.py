@@ -38,12 +38,18 @@ class Key(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     filter: Filter | None = None
 
+    def among(self, asked: Filter | None) -> Filter | None:
+        """The filter that a request gets: the key's and its own; None for every chunk."""
+        if self.filter is None or asked is None:
+            return self.filter or asked
+        return AllOf(parts=[self.filter, asked])
+
     def narrowed(self, asked: Request) -> Request:
         """The request among the chunks that this key may see. Raises `InvalidRequest` if both filters are too large."""
         if self.filter is None:
             return asked
-        both = AllOf(parts=[self.filter, asked.filter]) if asked.filter else self.filter
-        return request(**asked.model_copy(update={"filter": None}).model_dump() | {"filter": both})
+        fields = asked.model_copy(update={"filter": None}).model_dump()
+        return request(**fields | {"filter": self.among(asked.filter)})
 
     def sees(self, chunk: Shown) -> bool:
         """Whether this key may see a chunk."""
