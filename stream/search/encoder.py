@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from async_lru import alru_cache
 
@@ -13,13 +13,13 @@ from stream.config import Settings
 from stream.errors import Refused
 from stream.models.embeddings import EmbeddingClient
 from stream.records import Provenance, Rejected
+from stream.search.request import Model
 from stream.search.together import Together
 from stream.vectors import Vector
 
 if TYPE_CHECKING:
     from stream.models.splade import SparseEncoder, SparseVector
 
-Model = Literal["dense", "splade"]
 CACHED = 1000  # queries of each model
 SECONDS = 60.0
 

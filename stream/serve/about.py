@@ -15,8 +15,9 @@ from stream import __version__
 from stream.errors import StreamError
 from stream.operate import status
 from stream.operate.watching import within
-from stream.records import Provenance, Scalar
-from stream.search.encoder import Model
+from stream.records import Provenance
+from stream.search.answer import Made
+from stream.search.request import Model
 from stream.serve.callers import Caller
 from stream.serve.service import Service
 
@@ -33,14 +34,6 @@ class Indexes(BaseModel):
     opensearch_alias: str
     opensearch_index: str | None = None
     neo4j_index: str | None = None
-
-
-class Made(BaseModel):
-    """A model, as it is recorded with each vector or expansion that it makes."""
-
-    model: str
-    revision: str
-    parameters: dict[str, Scalar]
 
 
 class About(BaseModel):

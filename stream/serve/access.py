@@ -11,13 +11,11 @@ the filter takes, whatever a request asks for. The file is read again when it ch
 import hashlib
 import logging
 import secrets
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stream import facets
 from stream.errors import ConfigurationError
 from stream.search import filters
 from stream.search.filters import AllOf, Filter
@@ -53,7 +51,7 @@ class Key(BaseModel):
 
     def sees(self, chunk: Shown) -> bool:
         """Whether this key may see a chunk."""
-        return self.filter is None or filters.matches(self.filter, facets.tokens(asdict(chunk)))
+        return filters.takes(self.filter, chunk)
 
 
 EVERYONE = Key(name="-", sha256="0" * 64)  # the caller of a service without keys

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from stream import __version__, metrics
 from stream.config import SearchMode
 from stream.errors import StreamError
-from stream.search.answer import Answer, Why
+from stream.search.answer import Answer, Detail, Why
 from stream.search.request import LONGEST_QUERY, invalid, request
 from stream.search.request import Request as Search
 from stream.serve import about, facets, flow, problems
@@ -28,7 +28,6 @@ from stream.serve.callers import Caller
 from stream.serve.guards import guarded
 from stream.serve.problems import MEDIA_TYPE, Problem, problem
 from stream.serve.service import Service
-from stream.stores.base import Shown
 
 MOST_REQUESTS = 64  # of a batch
 NOT_JSON = "the body of the request must be one JSON document in UTF-8"
@@ -153,13 +152,13 @@ def _searches(app: FastAPI, service: Service) -> None:
         """The same for a query with a mode and nothing else."""
         return await reasons(key, request(query=q, mode=mode), chunk_id)
 
-    @app.get("/chunks/{chunk_id:path}", response_model=Shown, summary="A chunk", responses={404: NOT_FOUND})
+    @app.get("/chunks/{chunk_id:path}", response_model=Detail, summary="A chunk", responses={404: NOT_FOUND})
     async def chunk(key: Caller, chunk_id: ChunkId) -> Response:
-        """A chunk of the live index."""
+        """A chunk of the live index, the models of its vector and its terms, and the record that it comes from."""
         found = await searcher.chunk(chunk_id)
         if found is None or not key.sees(found):
             return problems.response(problem(HTTPStatus.NOT_FOUND, "there is no such chunk"))
-        return json(found)
+        return json(await searcher.detail(found))
 
 
 def _answered(answer: Answer | StreamError) -> Mapping[str, Any]:
