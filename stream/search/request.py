@@ -10,6 +10,7 @@ from stream.errors import InvalidRequest
 from stream.search.filters import Filter
 
 Leg = Literal["bm25", "splade", "dense"]
+Model = Literal["dense", "splade"]
 Fusion = Literal["min-max", "rrf"]
 LEGS: Mapping[SearchMode, tuple[Leg, ...]] = {
     "bm25": ("bm25",),
