@@ -22,7 +22,7 @@ from stream.errors import StreamError
 from stream.search.answer import Answer, Why
 from stream.search.request import LONGEST_QUERY, invalid, request
 from stream.search.request import Request as Search
-from stream.serve import problems
+from stream.serve import mcp, problems
 from stream.serve.access import EVERYONE, Key, Keys
 from stream.serve.guards import guarded
 from stream.serve.problems import MEDIA_TYPE, Problem, problem
@@ -101,6 +101,7 @@ def application(service: Service) -> FastAPI:
         responses=PROBLEMS,
     )
     _searches(app, service)
+    app.router.routes.append(mcp.route(service))
     _probes(app, service)
     _errors(app)
     return app
