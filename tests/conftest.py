@@ -3,6 +3,7 @@
 import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels run without a GPU
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before PyTorch is imported: its idle threads leave the cores to others
 
 import shutil
 import socket
