@@ -1,4 +1,4 @@
-# One image for the three workers and every command. It runs as an unprivileged user. Two targets:
+# One image for the three workers, the search service and every command. It runs as an unprivileged user. Two targets:
 #
 #   docker build --target cuda -t chunk-stream:cuda .
 #   docker build --target cpu -t chunk-stream:cpu --build-arg TORCH_INDEX=… .   # index of PyTorch's CPU wheels

@@ -1,6 +1,7 @@
 """If these fail, `docker compose up` refuses the file, opens a port to the network, or starts what cannot work."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from compose_spec import PyCompose
 
 from stream.config import STAGES, Settings
+from stream.serve.service import require_private
 from stream.worker.ports import WEB_PORTS
 
 ROOT = Path(__file__).parent.parent
@@ -73,8 +75,26 @@ def test_prometheus_asks_names_that_are_there(profile):
         for service, one in started(profile).items()
         for name in [service, *one.get("networks", {}).get("default", {}).get("aliases", ())]
     }
-    assert set(STAGES) <= names
+    assert {*STAGES, "search"} <= names & asked
     assert asked - names == ({"vllm", "gpu-exporter"} if profile == "cpu" else set())
+
+
+@pytest.mark.parametrize("profile", ["gpu", "cpu"])
+def test_search_is_reached_from_this_machine_with_a_key(profile):
+    search, defaults = started(profile)["search"], Settings.model_construct()
+    assert search["command"] == ["serve"]
+    assert search["ports"] == [f"127.0.0.1:{defaults.serve_port}:{defaults.serve_port}"]
+    environment = search["environment"]
+    require_private(environment["STREAM_SERVE_HOST"], "STREAM_SERVE_KEYS" in environment)
+    mounted = [volume.split(":")[1] for volume in search["volumes"] if volume.startswith("./")]
+    assert mounted == [str(Path(environment["STREAM_SERVE_KEYS"]).parent)]
+    assert environment.keys() - SERVICES["index"]["environment"].keys() == {"STREAM_SERVE_HOST", "STREAM_SERVE_KEYS"}
+
+
+@pytest.mark.parametrize("name", [*STAGES, "search"])
+def test_what_drains_at_its_end_has_the_time_to(name):
+    minutes = int(SERVICES[name]["stop_grace_period"].removesuffix("m"))
+    assert 60 * minutes > Settings.model_construct().drain_timeout
 
 
 def test_what_is_set_in_the_containers_are_settings():
@@ -126,6 +146,13 @@ def test_what_the_image_copies_reaches_the_builder():
 def test_the_image_gets_the_versions_that_the_tests_ran_with(file):
     tested = pins(ROOT / "requirements.txt")
     assert {name: version for name, version in pins(ROOT / "compose" / file).items() if tested[name] != version} == {}
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-cpu.txt"])
+def test_the_image_has_what_the_service_and_its_traces_need(file):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = {re.split(r"[^a-z0-9-]", package)[0] for package in [*extras["serve"], *extras["traces"]]}
+    assert wanted <= pins(ROOT / "compose" / file).keys()
 
 
 def pins(file: Path) -> dict[str, set[str]]:

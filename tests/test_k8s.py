@@ -8,12 +8,15 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from stream import config, metrics
 from stream.config import STAGES, Settings
 from stream.kafka.topics import group, source
+from stream.serve.service import require_private
 from stream.worker.ports import WEB_PORTS
 
 COMPOSE = Path(__file__).parent.parent / "compose"
 K8S = COMPOSE / "k8s"
+SETTINGS = {f"STREAM_{name.upper()}" for name in Settings.model_fields}
 FOREIGN = ("kustomize.config.k8s.io/", "keda.sh/")  # not in the API of Kubernetes itself
 
 
@@ -66,8 +69,11 @@ def test_what_is_applied_is_legal_and_whole(folder):
     names = {(document["kind"], document["metadata"]["name"]) for document in objects}
     for stage in STAGES:
         assert {("StatefulSet", stage), ("Service", stage), ("PodDisruptionBudget", stage)} <= names
+    for kind in ("Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"):
+        assert (kind, "search") in names
     for document in objects:
-        for volume in document["spec"]["template"]["spec"]["volumes"] if document["kind"] == "StatefulSet" else ():
+        workload = document["kind"] in ("StatefulSet", "Deployment")
+        for volume in document["spec"]["template"]["spec"]["volumes"] if workload else ():
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
             assert claim is None or ("PersistentVolumeClaim", claim) in names
 
@@ -79,21 +85,28 @@ def test_with_gpus_expand_has_one_and_all_workers_insist():
         (container,) = objects["StatefulSet", stage]["spec"]["template"]["spec"]["containers"]
         assert container["image"] == "chunk-stream:cuda"
         assert container["resources"]["limits"].get("nvidia.com/gpu") == (1 if stage == "expand" else None)
+    (container,) = objects["Deployment", "search"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "REQUIRE_GPU", "value": "0"} in container["env"]
 
 
 def test_every_object_that_looks_for_pods_finds_its_own():
-    for kind, name in [("StatefulSet", stage) for stage in STAGES] + [("Deployment", "vllm")]:
+    for kind, name in [("StatefulSet", stage) for stage in STAGES] + [("Deployment", "vllm"), ("Deployment", "search")]:
         owner = one(kind, name)
         labels = owner["spec"]["template"]["metadata"]["labels"]
         selectors = [owner["spec"]["selector"]["matchLabels"], one("Service", name)["spec"]["selector"]]
         for selector in [*selectors, one("PodDisruptionBudget", name)["spec"]["selector"]["matchLabels"]]:
             assert selector.items() <= labels.items()
-        scaled = one("ScaledObject", name)["spec"]["scaleTargetRef"]
-        assert (scaled.get("kind", "Deployment"), scaled["name"]) == (kind, name)
-    assert one("HorizontalPodAutoscaler", "vllm")["spec"]["scaleTargetRef"]["name"] == "vllm"
+    for scaler, name in [("ScaledObject", name) for name in (*STAGES, "vllm")] + [
+        ("HorizontalPodAutoscaler", name) for name in ("vllm", "search")
+    ]:
+        scaled = one(scaler, name)["spec"]["scaleTargetRef"]
+        assert scaled["name"] == name
+        assert one(scaled.get("kind", "Deployment"), name)
     policy = one("NetworkPolicy", "stream-workers")["spec"]["podSelector"]["matchLabels"]
     for stage in STAGES:
         assert policy.items() <= one("StatefulSet", stage)["spec"]["template"]["metadata"]["labels"].items()
+    policy = one("NetworkPolicy", "stream-search")["spec"]["podSelector"]["matchLabels"]
+    assert policy.items() <= one("Deployment", "search")["spec"]["template"]["metadata"]["labels"].items()
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -108,6 +121,56 @@ def test_a_worker_is_told_its_settings_and_asked_where_it_listens(stage):
     assert trigger["metadata"]["topic"] == source(settings, stage)
     assert trigger["metadata"]["consumerGroup"] == group(settings, stage)
     assert one("ScaledObject", stage)["spec"]["maxReplicaCount"] <= settings.partitions
+
+
+def test_the_search_service_is_told_its_settings_and_has_its_keys():
+    pod = one("Deployment", "search")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["args"] == ["serve"]
+    told = {variable["name"]: variable["value"] for variable in container["env"]}
+    told |= {name: value for name, value in one("ConfigMap", "stream-settings")["data"].items() if name not in told}
+    assert {name.removeprefix("STREAM_").lower() for name in told} <= set(Settings.model_fields)
+    settings = config.only(told)
+    require_private(settings.serve_host, settings.serve_keys is not None)
+    assert container["ports"] == [{"name": "web", "containerPort": settings.serve_port}]
+    (mounted,) = [mount for mount in container["volumeMounts"] if mount["name"] == "keys"]
+    assert (mounted["mountPath"], "subPath" in mounted) == (
+        str(settings.serve_keys.parent),
+        False,
+    )  # or it is never updated
+    assert settings.require_gpu is False
+
+
+def test_the_search_service_finishes_its_requests_before_it_is_killed():
+    pod = one("Deployment", "search")["spec"]["template"]["spec"]
+    _, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert pod["terminationGracePeriodSeconds"] > int(seconds) + Settings.model_construct().drain_timeout
+
+
+def test_the_search_service_is_scaled_before_it_refuses_requests():
+    deployment, scaler = one("Deployment", "search"), one("HorizontalPodAutoscaler", "search")["spec"]
+    assert "replicas" not in deployment["spec"]
+    assert scaler["minReplicas"] >= 2
+    by_requests, by_cpu = scaler["metrics"]
+    assert by_requests["pods"]["metric"]["name"] in {metric.name for metric in metrics.listed()}
+    assert int(by_requests["pods"]["target"]["averageValue"]) < Settings.model_construct().serve_in_flight
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert by_cpu["resource"]["name"] in container["resources"]["requests"]  # the percentage is one of the request
+
+
+def test_no_variable_that_kubernetes_makes_of_a_service_is_a_setting():
+    """Pods get SEARCH_PORT=tcp://… for a Service `search`; one called `stream-serve` would set STREAM_SERVE_PORT."""
+    names = [document["metadata"]["name"] for document in documents(*FILES) if document["kind"] == "Service"]
+    assert "search" in names
+    for name in names:
+        assert not injected(name) & SETTINGS, name
+    assert injected("stream-serve") & SETTINGS == {"STREAM_SERVE_PORT"}
+
+
+def injected(service: str) -> set[str]:
+    """The variables of a Service in each pod of its namespace that does not switch them off."""
+    name = service.upper().replace("-", "_")
+    return {f"{name}_SERVICE_HOST", f"{name}_SERVICE_PORT", f"{name}_SERVICE_PORT_WEB", f"{name}_PORT"}
 
 
 def test_vllm_runs_as_docker_compose_runs_it():

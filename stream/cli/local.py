@@ -11,25 +11,24 @@ from rich.table import Table
 
 from stream import config
 from stream.cli.output import Json, err, out, print_json, progress_bars
-from stream.cli.search import open_searcher
 from stream.cli.state import print_report
 from stream.config import Settings
 from stream.kafka import topics
 from stream.local import demo, trained
 from stream.local.profile import Profile
 from stream.local.servers import install, servers
-from stream.local.supervisor import Program
+from stream.local.supervisor import Program, begin
 from stream.local.supervisor import down as stop_all
 from stream.local.supervisor import status as programs_status
 from stream.local.supervisor import up as start_all
 from stream.operate import status as state
 from stream.operate import verify as checking
-from stream.search.request import Leg, Request
+from stream.search.request import Leg
 from stream.stores import open_stores
 
 app = typer.Typer(
     name="local",
-    help="Run everything on this machine: Kafka, Neo4j, OpenSearch, a development embedder, the workers.",
+    help="Run everything on this machine: Kafka, Neo4j, OpenSearch, an embedder, the workers, the search service.",
     no_args_is_help=True,
 )
 
@@ -49,9 +48,10 @@ def _say(sentence: str) -> None:
     err.print(sentence, markup=False)
 
 
-def _programs(profile: Profile) -> tuple[list[Program], list[Program]]:
-    """The servers with the embedder, and the workers."""
-    return [*servers(profile), demo.embedder(profile)], demo.workers(profile, profile.env_file)
+def _programs(profile: Profile) -> tuple[list[Program], list[Program], Program]:
+    """The servers with the embedder, the workers, and the search service."""
+    file = profile.env_file
+    return [*servers(profile), demo.embedder(profile)], demo.workers(profile, file), demo.search(profile, file)
 
 
 def _settings(profile: Profile) -> Settings:
@@ -61,23 +61,30 @@ def _settings(profile: Profile) -> Settings:
 
 @app.command()
 def up(home: Home = HOME) -> None:
-    """Start the servers, the embedder and the workers. Programs that already run are not restarted."""
+    """Start the servers, the embedder, the workers and the search service, except those that already run."""
     profile = Profile.from_environment(home)
-    _start(profile)
-    _say(f"\nuse it:   export STREAM_ENV_FILE={profile.env_file}\nstop it:  stream local down")
+    _, search = _start(profile)
+    start_all(profile, [search], _say)
+    _say(
+        f"\nuse it:   export STREAM_ENV_FILE={profile.env_file}"
+        "\nstop it:  stream local down"
+        f"\nopen it:  {search.address}"
+    )
 
 
-def _start(profile: Profile) -> Settings:
+def _start(profile: Profile) -> tuple[Settings, Program]:
+    """Starts everything. The search service, which is returned, may still be loading its model."""
     _say("REQUIRE_GPU=0: development profile, with two small trained models on the CPU.")
     install(profile, _say)
     trained.install(profile.models, _say)
     profile.write_env_file()
     settings = _settings(profile)
-    basis, workers = _programs(profile)
+    basis, workers, search = _programs(profile)
     start_all(profile, basis, _say)
     asyncio.run(topics.create(settings))
+    begin(profile, [*workers, search], _say)
     start_all(profile, workers, _say)
-    return settings
+    return settings, search
 
 
 @app.command()
@@ -91,8 +98,8 @@ def down(home: Home = HOME) -> None:
 def status(home: Home = HOME, json: Json = False) -> None:
     """Show the state of each program. Exit code 1 if any is not ready."""
     profile = Profile.from_environment(home)
-    basis, workers = _programs(profile)
-    found = programs_status(profile, [*basis, *workers])
+    basis, workers, search = _programs(profile)
+    found = programs_status(profile, [*basis, *workers, search])
     if json:
         print_json(found)
     else:
@@ -110,7 +117,7 @@ def status(home: Home = HOME, json: Json = False) -> None:
 def run_demo(home: Home = HOME) -> None:
     """Start everything, publish real text, wait until it is searchable, verify that no chunk is lost, and search."""
     profile = Profile.from_environment(home)
-    settings = _start(profile)
+    settings, search = _start(profile)
     with progress_bars() as bars:
         reading = bars.add_task("publish", total=None)
         published = demo.publish_corpus(settings, lambda _: bars.advance(reading))
@@ -127,7 +134,8 @@ def run_demo(home: Home = HOME) -> None:
     print_report(report)
     if not report.clean:
         raise typer.Exit(1)
-    for question, found in asyncio.run(_asked(settings)):
+    start_all(profile, [search], _say)
+    for question, found in zip(QUESTIONS, demo.ask(search.address, QUESTIONS, MODES, HITS), strict=True):
         table = Table(title=question, title_justify="left", title_style="bold")
         for mode in MODES:
             table.add_column(mode, overflow="fold")
@@ -136,22 +144,11 @@ def run_demo(home: Home = HOME) -> None:
         out.print("", table)
     _say(
         f"\nIt runs: Kafka at {settings.kafka_servers}, Neo4j at {settings.neo4j_uri}, "
-        f"OpenSearch at {settings.opensearch_url}, three workers."
+        f"OpenSearch at {settings.opensearch_url}, three workers, the search service."
         f"\nuse it:   export STREAM_ENV_FILE={profile.env_file}; stream search 'your words'"
         "\nstop it:  make down"
+        f"\nopen it:  {search.address}"
     )
-
-
-async def _asked(settings: Settings) -> list[tuple[str, list[list[str]]]]:
-    """Each question with the chunk_ids that each mode finds."""
-    async with open_searcher(settings) as searcher:
-        await searcher.warm(MODES)
-
-        async def found(question: str, mode: Leg) -> list[str]:
-            answer = await searcher.search(Request(query=question, mode=mode, k=HITS))
-            return [hit.chunk_id for hit in answer.hits]
-
-        return [(question, [await found(question, mode) for mode in MODES]) for question in QUESTIONS]
 
 
 async def _verify(settings: Settings) -> checking.Report:

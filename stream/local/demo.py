@@ -1,22 +1,26 @@
-"""The programs of the local profile that are not servers (the embedder, the three workers), and the demo's text."""
+"""The programs of the local profile that are not servers (embedder, workers, search service), and the demo's steps."""
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
 
-from stream.config import STAGES, Settings
+from stream.config import STAGES, SearchMode, Settings
 from stream.corpus import chunks
+from stream.errors import Outage
 from stream.kafka import reader, topics
 from stream.local.profile import HOST, Profile
 from stream.local.supervisor import Program
 from stream.local.trained import MINILM
 from stream.operate.publish import Published, publish
 
-Say = Callable[[str], None]
+# OpenMP's threads spin while they wait, which takes the core from whoever else computes on this machine.
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
+ANSWER_SECONDS = 60  # for all questions
 
 
 def embedder(profile: Profile) -> Program:
@@ -31,8 +35,7 @@ def embedder(profile: Profile) -> Program:
         ready=lambda: _answers(f"http://{HOST}:{profile.embedder_port}/health"),
         address=f"http://{HOST}:{profile.embedder_port}",
         directory=profile.home,
-        # OpenMP's threads spin while they wait, which takes the core from whoever else computes on this machine.
-        environment={"OMP_WAIT_POLICY": "PASSIVE"},
+        environment=PASSIVE,
         ports=("embedder_port",),
     )
 
@@ -61,6 +64,21 @@ def workers(profile: Profile, env_file: Path) -> list[Program]:
     return programs
 
 
+def search(profile: Profile, env_file: Path) -> Program:
+    """The search service as a supervised program. It is ready when the index worker has created the index."""
+    address = f"http://{HOST}:{profile.serve_port}"
+    return Program(
+        name="search",
+        command=[sys.executable, "-m", "stream", "serve"],
+        log=profile.home / "logs" / "search.log",
+        ready=lambda: _answers(f"{address}/readyz"),
+        address=address,
+        directory=profile.home,
+        environment={"STREAM_ENV_FILE": str(env_file), "STREAM_SERVE_PORT": str(profile.serve_port), **PASSIVE},
+        ports=("serve_port",),
+    )
+
+
 def _answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=2, trust_env=False).is_success
@@ -77,3 +95,30 @@ def publish_corpus(settings: Settings, progress: Callable[[int], None]) -> Publi
         return await publish((line for line in lines if line not in held), settings, progress)
 
     return asyncio.run(missing())
+
+
+def ask(address: str, questions: Sequence[str], modes: Sequence[SearchMode], k: int) -> list[list[list[str]]]:
+    """The chunk_ids that each mode finds for each question, the best first; asks the search service at `address`.
+
+    Raises `Outage` if the service does not answer a question.
+    """
+    requests = [
+        {"query": question, "mode": mode, "k": k, "deadline": ANSWER_SECONDS}
+        for question in questions
+        for mode in modes
+    ]
+    try:
+        response = httpx.post(
+            f"{address}/search/batch", json={"requests": requests}, timeout=2 * ANSWER_SECONDS, trust_env=False
+        )
+        response.raise_for_status()
+    except httpx.HTTPError as error:
+        raise Outage(f"the search service at {address} does not answer: {error}") from None
+    found = iter(response.json()["answers"])
+    return [[_chunk_ids(next(found)) for _ in modes] for _ in questions]
+
+
+def _chunk_ids(answered: dict[str, Any]) -> list[str]:
+    if problem := answered["problem"]:
+        raise Outage(f"the search service does not answer: {problem['detail']}")
+    return [hit["chunk_id"] for hit in answered["answer"]["hits"]]

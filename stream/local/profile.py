@@ -42,6 +42,7 @@ class Profile:
     embed_port: int = 19101
     expand_port: int = 19102
     index_port: int = 19103
+    serve_port: int = 18080
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "home", self.home.resolve())

@@ -60,10 +60,18 @@ class ProgramStatus:
 
 
 def up(profile: Profile, programs: Sequence[Program], on_event: Callable[[str], None] = print) -> None:
-    """Starts programs that do not run, restarts those whose definition changed, and returns when all are ready.
+    """Starts programs as `begin` does, and returns when all are ready.
 
-    Raises `ConfigurationError`, before it starts any program, if another process holds a port. Raises `Outage` with the
-    end of the log if a program ends or is not ready in time; the other programs keep running.
+    Raises `Outage` with the end of the log if a program ends or is not ready in time; the other programs keep running.
+    """
+    begin(profile, programs, on_event)
+    _await_ready(profile, programs, on_event)
+
+
+def begin(profile: Profile, programs: Sequence[Program], on_event: Callable[[str], None] = print) -> None:
+    """Starts programs that do not run, and restarts those whose definition changed. Does not wait for them.
+
+    Raises `ConfigurationError`, before it starts any program, if another process holds a port.
     """
     profile.make()
     with locked(supervisord.folder(profile)):
@@ -76,7 +84,6 @@ def up(profile: Profile, programs: Sequence[Program], on_event: Callable[[str], 
         for program in idle:
             on_event(f"{program.name} is starting")
             start(profile, program.name)
-    _await_ready(profile, programs, on_event)
 
 
 def down(profile: Profile) -> None:

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from stream import metrics, progress
 from stream.config import Settings
-from stream.errors import ConfigurationError, Outage
+from stream.errors import ConfigurationError, GpuRequired, Outage
 from stream.models.fastest import fastest
 from stream.models.windows import Windows, tokenise
 from stream.records import Provenance
@@ -59,7 +59,14 @@ class SparseEncoder:
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Loads the model; raises `ConfigurationError` if it cannot be loaded or is incomplete."""
+        """Loads the model.
+
+        Raises `ConfigurationError` if it cannot be loaded or is incomplete, `GpuRequired` if the GPU is missing.
+        """
+        if settings.require_gpu and not torch.cuda.is_available():
+            raise GpuRequired(
+                "SPLADE needs a CUDA GPU, and PyTorch finds none: `stream doctor` says why; REQUIRE_GPU=0 uses the CPU"
+            )
         self._settings = settings
         self.device = torch.device("cuda" if settings.require_gpu else "cpu")
         transformers_logging.disable_progress_bar()

@@ -97,6 +97,19 @@ def test_up_twice_leaves_alone_what_runs(profile: Profile) -> None:
     assert {name: s.pid for name, s in running(profile).items()} == {name: s.pid for name, s in first.items()}
 
 
+def test_what_begins_is_not_awaited_until_up_is_called(profile: Profile) -> None:
+    """Programs that load for seconds load at the same time."""
+    awaited = profile.home / "awaited"
+    slow = server(profile, "embed", ready=awaited.exists)
+    supervisor.begin(profile, [slow])
+    begun = running(profile, slow)["embed"]
+    assert (begun.pid is not None, begun.ready) == (True, False)
+
+    awaited.touch()
+    supervisor.up(profile, [slow])
+    assert (pid_of(profile, "embed"), running(profile, slow)["embed"].ready) == (begun.pid, True)
+
+
 def test_a_changed_definition_restarts_only_that_program(profile: Profile) -> None:
     embed, expand = server(profile, "embed"), server(profile, "expand")
     supervisor.up(profile, [embed, expand])

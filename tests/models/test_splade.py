@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer
 
 from stream.config import Settings
-from stream.errors import ConfigurationError, Outage
+from stream.errors import ConfigurationError, GpuRequired, Outage
 from stream.models import splade
 from stream.models.packed import PackedModel
 from stream.models.splade import SparseEncoder
@@ -247,6 +247,12 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(folder, tmp_path, damage)
         SparseEncoder(Settings(_env_file=None, splade_model=str(broken), splade_max_tokens=64, require_gpu=False))
     assert str(broken) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_gpu_is_one_sentence(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(GpuRequired, match="REQUIRE_GPU=0 uses the CPU"):
+        SparseEncoder(Settings(_env_file=None, splade_model=str(folder), splade_max_tokens=64, require_gpu=True))
 
 
 def test_windows_longer_than_the_model_can_read_are_refused_at_the_start(encoder_of):

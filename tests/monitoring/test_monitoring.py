@@ -17,6 +17,7 @@ import orjson
 import pytest
 import yaml
 from conftest import free_ports
+from serving import Server
 from support import LOGS, LONGEST, Worker, chunk, send, until
 from typer.testing import CliRunner
 
@@ -34,6 +35,8 @@ RULES = [rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text(
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
 RARE = {  # a healthy flow on a CPU has no values for these
     "increase(stream_splade_out_of_memory_total[1m])",
+    'sum by (instance) (increase(stream_http_requests_total{status="429"}[1m]))',
+    "sum by (leg) (increase(stream_searches_degraded_total[1m]))",
 }
 
 
@@ -97,10 +100,12 @@ async def test_every_panel_shows_something_while_chunks_flow(flow, stores, tmp_p
     async with AsyncExitStack() as stack:
         for stage in STAGES:
             await stack.enter_async_context(Worker(stage, port=ports[stage]))
+        search = await stack.enter_async_context(Server({}))
         stack.enter_context(page(HERE / "gpu.prom", ports["gpu"]))
         embedder = flow.embed_urls[0].removeprefix("http://")
         targets = {
             "stream": [f"127.0.0.1:{ports[stage]}" for stage in STAGES],
+            "search": [search.url.removeprefix("http://")],
             "vllm": [embedder],
             "gpu": [f"127.0.0.1:{ports['gpu']}"],
         }
@@ -113,6 +118,7 @@ async def test_every_panel_shows_something_while_chunks_flow(flow, stores, tmp_p
 
         for rule in RULES:
             await asked(rule["expr"])
+        await search.says(200)
         left = {expression.replace("$__rate_interval", "1m") for expression in EXPRESSIONS} - RARE
         number = 0
         async with asyncio.timeout(LONGEST):
@@ -122,6 +128,7 @@ async def test_every_panel_shows_something_while_chunks_flow(flow, stores, tmp_p
                 await send(flow, [(one["chunk_id"].encode(), orjson.dumps(one)) for one in chunks])
                 await send(flow, [(b"bad", b"{")])
                 await caught_up(flow)
+                assert (await search.post("/search", {"query": f"sockets {number}"})).status_code == 200
                 left = {expression for expression in left if not await asked(expression)}
 
         async def no_lag_is_left() -> bool:
