@@ -57,6 +57,7 @@ def workers(profile: Profile, env_file: Path) -> list[Program]:
                     "STREAM_ENV_FILE": str(env_file),
                     "STREAM_WEB_PORT": str(port),
                     "STREAM_INSTANCE": "local",
+                    **PASSIVE,
                 },
                 ports=(f"{stage}_port",),
             )
