@@ -86,10 +86,9 @@ class _Oldest(NamedTuple):
 class Watch:
     """Looks at the flow again and again. Use as an async context manager, from one task."""
 
-    def __init__(self, settings: Settings, stores: Stores, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: Settings, stores: Stores) -> None:
         self._settings = settings
         self._stores = stores
-        self._clock = clock
         self._open: AsyncExitStack | None = None
         self._kafka: tuple[AIOKafkaAdminClient, AIOKafkaConsumer]
         self._commits: dict[StageName, deque[tuple[float, int]]] = {stage: deque() for stage in STAGES}
@@ -110,8 +109,8 @@ class Watch:
         stages = await self._part(errors, "Kafka", self._stages) or []
         if errors:
             await self._close()
-        if self._clock() - self._stores_asked >= STORES_SECONDS:
-            self._stores_asked = self._clock()
+        if time.monotonic() - self._stores_asked >= STORES_SECONDS:
+            self._stores_asked = time.monotonic()
             counts = await asyncio.gather(*(self._part(errors, store.name, store.count) for store in self._stores.both))
             named = zip(self._stores.both, counts, strict=True)
             self._counts = {store.name: count for store, count in named if count is not None}
@@ -141,7 +140,7 @@ class Watch:
 
     def _rate(self, stage: StageName, committed: int) -> float:
         """A group that was set back has no negative rate: its rate begins again."""
-        commits, now = self._commits[stage], self._clock()
+        commits, now = self._commits[stage], time.monotonic()
         if commits and committed < commits[-1][1]:
             commits.clear()
         commits.append((now, committed))
@@ -158,7 +157,7 @@ class Watch:
         now = time.time()
         ages: dict[StageName, float | None] = {}
         for stage, done in found.done.items():
-            known = (self._oldest[tp].timestamp for tp in done if tp in first)
+            known = (self._oldest[tp].timestamp for tp in done if tp in first and tp in self._oldest)
             times = [timestamp for timestamp in known if timestamp is not None]
             ages[stage] = max(now - min(times) / 1000, 0) if times else None
         return ages
@@ -168,20 +167,31 @@ class Watch:
         return bool(known and known.offset == offset and (known.timestamp is not None or known.end == found.ends[tp]))
 
     async def _read_oldest(self, wanted: Mapping[TopicPartition, int], found: Snapshot) -> None:
-        """Reads one record of each partition. Where only markers of transactions follow, there is none to read."""
-        if not wanted:
-            return
+        """Reads one record of each partition. Where only markers of transactions follow, there is none to read.
+
+        All partitions stay assigned, and paused: aiokafka's fetcher may fail if one is unassigned while it waits.
+        """
         _, client = self._kafka
-        self._oldest |= {tp: _Oldest(offset, found.ends[tp], None) for tp, offset in wanted.items()}
-        client.assign(list(wanted))
+        every = {tp: offset for done in found.done.values() for tp, offset in done.items()}
+        if client.assignment() != set(every):
+            client.assign(list(every))
+            for tp, offset in every.items():
+                client.seek(tp, offset)
+            client.pause(*every)
         for tp, offset in wanted.items():
+            self._oldest[tp] = _Oldest(offset, found.ends[tp], None)
             client.seek(tp, offset)
-        missing, deadline = set(wanted), self._clock() + READ_SECONDS
-        while missing and (left := deadline - self._clock()) > 0:
+            client.resume(tp)
+        missing, deadline = set(wanted), time.monotonic() + READ_SECONDS
+        while missing and (left := deadline - time.monotonic()) > 0:
             for tp, records in (await client.getmany(*missing, timeout_ms=int(1000 * left), max_records=1)).items():
                 self._oldest[tp] = _Oldest(wanted[tp], found.ends[tp], records[0].timestamp)
                 missing.discard(tp)
-        client.unsubscribe()  # an assigned client reads on
+                client.pause(tp)
+        client.pause(*missing)
+        for tp in missing:
+            if await client.position(tp) < found.ends[tp]:  # the next look reads it again
+                del self._oldest[tp]
 
     async def _generations_now(self) -> list[GenerationFlow]:
         generations = await self._stores.generations()
