@@ -188,7 +188,7 @@ class Searcher:
     ) -> list[Hit]:
         """The page's hits with their texts. A chunk that was deleted since it was found is left out.
 
-        So is one that the filter does not take: the stores may hold two versions of a chunk, with different fields.
+        So is one whose text the filter does not take: the stores may hold two versions of it, with different fields.
         """
         request = ranking.request
         chunk_ids = [fused.chunk_id for fused in page]

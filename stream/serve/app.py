@@ -22,7 +22,7 @@ from stream.errors import StreamError
 from stream.search.answer import Answer, Detail, Why
 from stream.search.request import LONGEST_QUERY, invalid, request
 from stream.search.request import Request as Search
-from stream.serve import about, facets, flow, problems
+from stream.serve import about, facets, flow, mcp, problems
 from stream.serve.access import Key, Keys
 from stream.serve.callers import Caller
 from stream.serve.guards import guarded
@@ -100,6 +100,7 @@ def application(service: Service) -> FastAPI:
     about.routes(app, service)
     facets.routes(app, service)
     flow.routes(app, service)
+    app.router.routes.append(mcp.route(service))
     _probes(app, service)
     _errors(app)
     return app
