@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Self, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -106,7 +107,8 @@ class Watch:
     async def look(self) -> Look:
         """The flow now. A part that does not answer is left out and named: this raises no `StreamError`."""
         errors: list[str] = []
-        stages = await self._part(errors, "Kafka", self._stages) or []
+        at = int(time.time() * 1000)
+        stages = await self._part(errors, "Kafka", partial(self._stages, at)) or []
         if errors:
             await self._close()
         if time.monotonic() - self._stores_asked >= STORES_SECONDS:
@@ -115,7 +117,7 @@ class Watch:
             named = zip(self._stores.both, counts, strict=True)
             self._counts = {store.name: count for store, count in named if count is not None}
             self._generations = await self._part(errors, "a server", self._generations_now) or []
-        return Look(int(time.time() * 1000), stages, self._counts, self._generations, "; ".join(errors) or None)
+        return Look(at, stages, self._counts, self._generations, "; ".join(errors) or None)
 
     async def _part(self, errors: list[str], name: str, ask: Callable[[], Awaitable[Answer]]) -> Answer | None:
         try:
@@ -124,13 +126,13 @@ class Watch:
             errors.append(str(error))
             return None
 
-    async def _stages(self) -> list[StageFlow]:
+    async def _stages(self, at: int) -> list[StageFlow]:
         if self._open is None:
             self._open = AsyncExitStack()
             admin = await self._open.enter_async_context(clients.admin(self._settings))
             self._kafka = admin, await self._open.enter_async_context(clients.offsets(self._settings))
         found = await snapshot(self._settings, *self._kafka)
-        ages = await self._ages(found)
+        ages = await self._ages(found, at)
         return [self._stage(status, found, ages[status.stage]) for status in found.stages]
 
     def _stage(self, status: StageStatus, found: Snapshot, age: float | None) -> StageFlow:
@@ -149,17 +151,16 @@ class Watch:
         seconds, before = now - commits[0][0], commits[0][1]
         return (committed - before) / seconds if seconds else 0.0
 
-    async def _ages(self, found: Snapshot) -> dict[StageName, float | None]:
+    async def _ages(self, found: Snapshot, at: int) -> dict[StageName, float | None]:
         first = {tp: offset for done in found.done.values() for tp, offset in done.items() if offset < found.ends[tp]}
         await self._read_oldest(
             {tp: offset for tp, offset in first.items() if not self._knows(tp, offset, found)}, found
         )
-        now = time.time()
         ages: dict[StageName, float | None] = {}
         for stage, done in found.done.items():
             known = (self._oldest[tp].timestamp for tp in done if tp in first and tp in self._oldest)
             times = [timestamp for timestamp in known if timestamp is not None]
-            ages[stage] = max(now - min(times) / 1000, 0) if times else None
+            ages[stage] = max((at - min(times)) / 1000, 0) if times else None
         return ages
 
     def _knows(self, tp: TopicPartition, offset: int, found: Snapshot) -> bool:

@@ -10,15 +10,16 @@ import pytest
 from conftest import free_ports, isolated
 from searchable import COUNT, Encoder, searchable
 from serving import client, problem
-from support import expanded
+from support import LONGEST, expanded
 
 from stream import __version__, config
 from stream.config import Settings
 from stream.kafka import topics
 from stream.models import splade
 from stream.records import Position, Tombstone
-from stream.search import choices
+from stream.search import choices, searcher
 from stream.search.filters import Equal
+from stream.serve import about as asking
 from stream.serve.service import Service, open_service
 from stream.stores.base import Put, Store
 from stream.vectors import unpack
@@ -32,8 +33,11 @@ MADE = {"model": "m", "revision": "r", "parameters": {}}  # of `expanded`
 
 
 @pytest.fixture(autouse=True)
-def _splade(monkeypatch: pytest.MonkeyPatch) -> None:
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small SPLADE. A busy machine is no outage."""
     monkeypatch.setattr(splade, "SparseEncoder", Encoder)
+    monkeypatch.setattr(asking, "PATIENCE", LONGEST)
+    monkeypatch.setattr(searcher, "CHUNK_SECONDS", LONGEST)
 
 
 @pytest.fixture(scope="module")
