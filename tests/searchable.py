@@ -4,14 +4,14 @@ import random
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from support import empty_neo4j, expanded, sparse_vector
 
 from stream.config import Settings
 from stream.models.embeddings import EmbeddingClient
-from stream.records import Tombstone
+from stream.records import Provenance, Tombstone
 from stream.stores import open_stores
 from stream.stores.base import Put
 from stream.vectors import unpack
@@ -22,6 +22,8 @@ COUNT = 300
 
 class Encoder:
     """SPLADE whose terms are a text's words, weighted by length."""
+
+    provenance: ClassVar[Provenance] = {"model": "m", "revision": "r", "parameters": {}}
 
     def __init__(self, _: Settings) -> None: ...
 

@@ -13,6 +13,7 @@ from strategies import names, scalars
 from support import chunk
 
 from stream import facets
+from stream.records import sha256
 
 numbers = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 zones = st.none() | st.integers(-23 * 60, 23 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
@@ -138,6 +139,31 @@ def test_different_fields_and_values_have_different_short_tokens(key, other_key,
         a, b = facets.equal(f"metadata.{key}", value), facets.equal(f"metadata.{k}", v)
         assert (a == b) == (key == k and type(value) is type(v) and value == v)
         assert max(len(a.encode()), len(b.encode())) <= facets.MOST_BYTES
+
+
+@given(long_text | names, long_text | names | st.booleans() | numbers)
+@example("a", 2.0)
+@example("a", -0.0)
+@example("a", 2**70)
+@example("\\u0041=", '"#')
+def test_a_token_is_read_back_as_its_field_and_value(key, value):
+    """Else a person who chooses one of the values that the service lists finds nothing, or other chunks."""
+    field = f"metadata.{key}"
+    path, token = facets.path(field), facets.equal(field, value)
+    assert facets.field_of(path) == (None if "#" in path else field)
+    assert facets.field_of(token) is facets.value_of(path) is None
+    if "#" in path or token.endswith(f"#{sha256(json_of(value))}"):
+        assert facets.value_of(token) is None
+    else:
+        read_field, read = facets.value_of(token)
+        assert (read_field, read, isinstance(read, bool)) == (field, value, isinstance(value, bool))
+        assert facets.equal(read_field, read) == token
+    if other := facets.comparable(field, value):
+        assert facets.value_of(other) is facets.field_of(other) is None
+
+
+def json_of(value) -> str:
+    return orjson.dumps(value).decode() if isinstance(value, str) else ""
 
 
 @given(st.dictionaries(names | long_text, scalars | long_text, max_size=3), facet_json)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Self, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -86,10 +87,9 @@ class _Oldest(NamedTuple):
 class Watch:
     """Looks at the flow again and again. Use as an async context manager, from one task."""
 
-    def __init__(self, settings: Settings, stores: Stores, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: Settings, stores: Stores) -> None:
         self._settings = settings
         self._stores = stores
-        self._clock = clock
         self._open: AsyncExitStack | None = None
         self._kafka: tuple[AIOKafkaAdminClient, AIOKafkaConsumer]
         self._commits: dict[StageName, deque[tuple[float, int]]] = {stage: deque() for stage in STAGES}
@@ -107,16 +107,17 @@ class Watch:
     async def look(self) -> Look:
         """The flow now. A part that does not answer is left out and named: this raises no `StreamError`."""
         errors: list[str] = []
-        stages = await self._part(errors, "Kafka", self._stages) or []
+        at = int(time.time() * 1000)
+        stages = await self._part(errors, "Kafka", partial(self._stages, at)) or []
         if errors:
             await self._close()
-        if self._clock() - self._stores_asked >= STORES_SECONDS:
-            self._stores_asked = self._clock()
+        if time.monotonic() - self._stores_asked >= STORES_SECONDS:
+            self._stores_asked = time.monotonic()
             counts = await asyncio.gather(*(self._part(errors, store.name, store.count) for store in self._stores.both))
             named = zip(self._stores.both, counts, strict=True)
             self._counts = {store.name: count for store, count in named if count is not None}
             self._generations = await self._part(errors, "a server", self._generations_now) or []
-        return Look(int(time.time() * 1000), stages, self._counts, self._generations, "; ".join(errors) or None)
+        return Look(at, stages, self._counts, self._generations, "; ".join(errors) or None)
 
     async def _part(self, errors: list[str], name: str, ask: Callable[[], Awaitable[Answer]]) -> Answer | None:
         try:
@@ -125,13 +126,13 @@ class Watch:
             errors.append(str(error))
             return None
 
-    async def _stages(self) -> list[StageFlow]:
+    async def _stages(self, at: int) -> list[StageFlow]:
         if self._open is None:
             self._open = AsyncExitStack()
             admin = await self._open.enter_async_context(clients.admin(self._settings))
             self._kafka = admin, await self._open.enter_async_context(clients.offsets(self._settings))
         found = await snapshot(self._settings, *self._kafka)
-        ages = await self._ages(found)
+        ages = await self._ages(found, at)
         return [self._stage(status, found, ages[status.stage]) for status in found.stages]
 
     def _stage(self, status: StageStatus, found: Snapshot, age: float | None) -> StageFlow:
@@ -141,7 +142,7 @@ class Watch:
 
     def _rate(self, stage: StageName, committed: int) -> float:
         """A group that was set back has no negative rate: its rate begins again."""
-        commits, now = self._commits[stage], self._clock()
+        commits, now = self._commits[stage], time.monotonic()
         if commits and committed < commits[-1][1]:
             commits.clear()
         commits.append((now, committed))
@@ -150,17 +151,16 @@ class Watch:
         seconds, before = now - commits[0][0], commits[0][1]
         return (committed - before) / seconds if seconds else 0.0
 
-    async def _ages(self, found: Snapshot) -> dict[StageName, float | None]:
+    async def _ages(self, found: Snapshot, at: int) -> dict[StageName, float | None]:
         first = {tp: offset for done in found.done.values() for tp, offset in done.items() if offset < found.ends[tp]}
         await self._read_oldest(
             {tp: offset for tp, offset in first.items() if not self._knows(tp, offset, found)}, found
         )
-        now = time.time()
         ages: dict[StageName, float | None] = {}
         for stage, done in found.done.items():
-            known = (self._oldest[tp].timestamp for tp in done if tp in first)
+            known = (self._oldest[tp].timestamp for tp in done if tp in first and tp in self._oldest)
             times = [timestamp for timestamp in known if timestamp is not None]
-            ages[stage] = max(now - min(times) / 1000, 0) if times else None
+            ages[stage] = max((at - min(times)) / 1000, 0) if times else None
         return ages
 
     def _knows(self, tp: TopicPartition, offset: int, found: Snapshot) -> bool:
@@ -168,20 +168,31 @@ class Watch:
         return bool(known and known.offset == offset and (known.timestamp is not None or known.end == found.ends[tp]))
 
     async def _read_oldest(self, wanted: Mapping[TopicPartition, int], found: Snapshot) -> None:
-        """Reads one record of each partition. Where only markers of transactions follow, there is none to read."""
-        if not wanted:
-            return
+        """Reads one record of each partition. Where only markers of transactions follow, there is none to read.
+
+        All partitions stay assigned, and paused: aiokafka's fetcher may fail if one is unassigned while it waits.
+        """
         _, client = self._kafka
-        self._oldest |= {tp: _Oldest(offset, found.ends[tp], None) for tp, offset in wanted.items()}
-        client.assign(list(wanted))
+        every = {tp: offset for done in found.done.values() for tp, offset in done.items()}
+        if client.assignment() != set(every):
+            client.assign(list(every))
+            for tp, offset in every.items():
+                client.seek(tp, offset)
+            client.pause(*every)
         for tp, offset in wanted.items():
+            self._oldest[tp] = _Oldest(offset, found.ends[tp], None)
             client.seek(tp, offset)
-        missing, deadline = set(wanted), self._clock() + READ_SECONDS
-        while missing and (left := deadline - self._clock()) > 0:
+            client.resume(tp)
+        missing, deadline = set(wanted), time.monotonic() + READ_SECONDS
+        while missing and (left := deadline - time.monotonic()) > 0:
             for tp, records in (await client.getmany(*missing, timeout_ms=int(1000 * left), max_records=1)).items():
                 self._oldest[tp] = _Oldest(wanted[tp], found.ends[tp], records[0].timestamp)
                 missing.discard(tp)
-        client.unsubscribe()  # an assigned client reads on
+                client.pause(tp)
+        client.pause(*missing)
+        for tp in missing:
+            if await client.position(tp) < found.ends[tp]:  # the next look reads it again
+                del self._oldest[tp]
 
     async def _generations_now(self) -> list[GenerationFlow]:
         generations = await self._stores.generations()

@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from itertools import islice
 
 import pytest
@@ -13,6 +13,7 @@ from support import LONGEST, Worker
 
 from stream import corpus
 from stream.config import STAGES
+from stream.kafka import reader, topics
 from stream.local import hashing
 from stream.models.embeddings import EmbeddingClient
 from stream.operate.publish import publish
@@ -57,12 +58,24 @@ async def test_a_thousand_chunks_end_to_end(flow, stores):
     assert all(stage.lag == 0 for stage in await stages(flow))
 
 
+async def read_at(flow, position):
+    assert position.topic == topics.source(flow, "index")
+    since, only = {position.partition: position.offset}, [position.partition]
+    async with aclosing(reader.read_to_end(flow, position.topic, since, only)) as records:
+        return await anext(records)
+
+
 async def searching(flow, stores) -> bool:
-    """Whether both search modes find a chunk by the words of its text."""
+    """Whether each search mode finds a chunk by the words of its text. The chunk names its record and its models."""
     async with EmbeddingClient(flow) as embedder:
         searcher = Searcher(flow, stores, embedder)
         chunk = next(c for c in islice(corpus.chunks(), COUNT) if len(c["text"].split()) > 20)
         query = " ".join(chunk["text"].split()[:20])
         asked = [Request(query=query, mode=mode, k=3, strict=True) for mode in ("lexical", "dense", "hybrid")]
         answers = [await searcher.search(request) for request in asked]
+        stored = await searcher.chunk(chunk["chunk_id"])
+        detail = await searcher.detail(stored)
+        record = await read_at(flow, detail.position)
+    assert record.key == chunk["chunk_id"].encode()
+    assert all(detail.provenance.values())
     return all(chunk["chunk_id"] in [hit.chunk_id for hit in answer.hits] for answer in answers)

@@ -12,10 +12,10 @@ from pydantic import SecretStr
 from support import DIMENSIONS, LONGEST, by_words, expanded
 
 from stream.errors import ConfigurationError, Outage
-from stream.records import Tombstone
+from stream.records import Position, Tombstone
 from stream.search import dsl
 from stream.stores import Stores, neo4j, open_stores
-from stream.stores.base import Put, Shown, Stored, require_version
+from stream.stores.base import Origin, Put, Shown, Stored, require_version
 from stream.stores.neo4j import Neo4jStore
 from stream.stores.opensearch import FIELDS, OpenSearchStore
 from stream.vectors import unpack
@@ -86,6 +86,22 @@ async def test_of_equal_versions_the_later_wins(store):
     assert await store.stored(["c"]) == {"c": stored(new)}
 
 
+async def test_a_chunk_says_what_it_was_made_by_and_from_which_record(store):
+    """The position is that of the record that was written last; it changes nothing else."""
+    place = Position("chunks.expanded", 1, 2**40)
+    await store.write([first := put("c", version=3, position=place), put("without"), put("gone"), Tombstone("gone", 1)])
+    made = first.chunk["embedding_provenance"]
+    assert await store.origin("c", 1) == Origin(3, made, place)
+    assert await store.origin("without", 1) == Origin(1, made, None)
+    assert await store.origin("gone", 1) is await store.origin("never", 1) is None
+    assert (await store.stored(["c"]))["c"] == stored(first)
+    await store.write([put("c", version=2, position=Position("chunks.expanded", 0, 1))])
+    assert await store.origin("c", 1) == Origin(3, made, place)
+    await store.write([put("c", version=3, position=Position("chunks.expanded", 1, 0))])
+    assert await store.origin("c", 1) == Origin(3, made, Position("chunks.expanded", 1, 0))
+    assert (await store.shown(["c"], 1))["c"] == Shown("c", "d1", 3, "a text about sockets", None, None)
+
+
 async def test_a_delete_holds_after_opensearch_has_forgotten_its_deleted_documents(stores, settings):
     """Otherwise a record that is replayed a day later restores a deleted chunk."""
     index = f"/{settings.opensearch_alias}-1"
@@ -104,7 +120,7 @@ async def test_an_index_of_an_earlier_version_learns_to_remember_deletes(setting
         body = {"mappings": {"dynamic": "strict", "properties": FIELDS}, "aliases": {settings.opensearch_alias: {}}}
         await store._call("PUT", f"/{settings.opensearch_alias}-1", body=body)
         await store.set_up()
-        assert await store.write([Tombstone("c", 3), put("d")]) == {}
+        assert await store.write([Tombstone("c", 3), put("d", position=Position("expanded", 0, 1))]) == {}
         assert await store.count() == 1
         await store._call("DELETE", f"/{settings.opensearch_alias}-1")
 

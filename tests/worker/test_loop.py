@@ -17,7 +17,7 @@ from stream.config import Settings
 from stream.errors import Outage
 from stream.health import web
 from stream.kafka.deadletters import LEFT_OUT_HEADER
-from stream.records import Done, Record, header
+from stream.records import Done, Position, Record, header
 from stream.stages.base import Stage
 from stream.worker import loop as batch_loop
 from stream.worker.loop import BatchLoop
@@ -107,6 +107,22 @@ class Run:
             return self.acknowledged == list(offsets)
 
         await until(done, every=0.01)
+
+
+async def test_a_stage_that_writes_stores_gets_each_chunk_with_the_place_of_its_record():
+    """Else nobody can tell from which record a stored chunk comes."""
+    got = []
+
+    async def process(chunks):
+        got.extend(chunk.get("position") for chunk in chunks)
+        return [Done()] * len(chunks)
+
+    for writes_stores in (True, False):
+        run = Run(process)
+        run.loop.stage = Stage("embed", "chunk", process, writes_stores=writes_stores)
+        await run.take(run.event(7), run.event(8))
+        await run.acknowledges(7, 8)
+    assert got == [Position("chunks", 0, 7), Position("chunks", 0, 8), None, None]
 
 
 async def test_a_batch_that_is_done_first_waits_for_those_ahead_of_it():
