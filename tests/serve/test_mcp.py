@@ -1,26 +1,24 @@
 """If these fail, a language model gets answers that break its client, cannot read on, or reads what it may not see."""
 
 import json
-import os
 import re
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from conftest import ROOT, free_ports, isolated
+from conftest import ROOT, isolated
 from hypothesis import given
 from hypothesis import strategies as st
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult
-from processes import Process, run
+from processes import run
 from searchable import Encoder, searchable
-from support import LOGS, until
+from serving import Server
 from typer.testing import CliRunner
 
 from stream import config
@@ -32,7 +30,7 @@ from stream.search import cursor
 from stream.search.answer import Answer, Hit, Snippet
 from stream.search.filters import FORMS, Equal
 from stream.search.request import LEGS, MOST_HITS, Request, request
-from stream.serve.access import EVERYONE, Key, Keys, hashed
+from stream.serve.access import EVERYONE, Keys
 from stream.serve.app import served
 from stream.serve.mcp import server
 from stream.serve.service import Service, open_service
@@ -42,6 +40,7 @@ from stream.stores.base import Shown
 SECRET = "a text that nobody else needs to see"
 QUERY = "a socket and a thread"
 MODES = tuple(LEGS)
+ON_A_CPU = {"REQUIRE_GPU": "0"}
 
 
 class Fake:
@@ -248,12 +247,10 @@ def test_without_the_extra_a_sentence_says_what_to_install(monkeypatch):
 
 
 @pytest.fixture
-def german(tmp_path: Path) -> Iterator[tuple[Keys, str]]:
-    """The keys of the service, and one with a filter."""
-    secret, file = "stream_german", tmp_path / "keys"
-    key = Key(name="german", sha256=hashed(secret), filter=Equal(field="metadata.lang", equal="de"))
-    file.write_text(key.model_dump_json())
-    yield Keys(file), secret
+def german(key: Any) -> tuple[Keys, str]:
+    """The keys of a service, and one that sees German chunks only."""
+    file, secret = key("german", Equal(field="metadata.lang", equal="de"))
+    return Keys(file), secret
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
@@ -352,7 +349,9 @@ async def test_a_cursor_of_another_key_is_refused(service, german):
 
 @pytest.mark.servers
 async def test_stream_mcp_answers_on_standard_input_and_output(filled):
-    command = StdioServerParameters(command=sys.executable, args=["-m", "stream", "mcp"], env=filled, cwd=ROOT)
+    command = StdioServerParameters(
+        command=sys.executable, args=["-m", "stream", "mcp"], env=filled | ON_A_CPU, cwd=ROOT
+    )
     async with Client(command) as model:
         found = answer(await model.call_tool("search", {"query": QUERY, "k": 3}))
         fetched = answer(await model.call_tool("fetch", {"id": found["results"][0]["id"]}))
@@ -362,43 +361,27 @@ async def test_stream_mcp_answers_on_standard_input_and_output(filled):
 
 @pytest.mark.servers
 def test_stream_mcp_ends_with_its_input_and_prints_nothing_of_its_own(filled):
-    ended = run("mcp", **filled)
+    ended = run("mcp", **filled | ON_A_CPU)
     assert (ended.code, ended.out) == (0, "")
+
+
+@pytest.fixture(scope="module")
+async def running(filled: dict[str, str]) -> AsyncIterator[Server]:
+    """A `stream serve` that is ready."""
+    async with Server(filled) as started:
+        await started.says(200)
+        yield started
 
 
 @pytest.mark.servers
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_stream_serve_answers_at_mcp(filled, serving, mode):
-    address, log = serving
-    async with Client(f"{address}/mcp", mode=mode) as model:
+async def test_stream_serve_answers_at_mcp(running, mode):
+    async with Client(f"{running.url}/mcp", mode=mode) as model:
         assert (await model.list_tools()).tools
         found = answer(await model.call_tool("search", {"query": QUERY, "k": 3}))
     assert (len(found["results"]), found["missing"]) == (3, {})
-    async with httpx2.AsyncClient() as http:
-        counted = (await http.get(f"{address}/metrics")).text
-        assert (await http.get(f"{address}/mcp")).status_code == 405
-    assert 'stream_http_requests_total{route="/mcp",status="200"}' in counted
-    assert "POST /mcp 200" in log.read_text()
-    assert QUERY not in log.read_text()
-
-
-@pytest.fixture(scope="module")
-async def serving(filled: dict[str, str]) -> AsyncIterator[tuple[str, Path]]:
-    """The address of a `stream serve`, and its log."""
-    (port,) = free_ports(1)
-    LOGS.mkdir(parents=True, exist_ok=True)
-    address, log = f"http://127.0.0.1:{port}", LOGS / f"{filled['STREAM_TOPIC']}-serve.log"
-    process = Process(["serve"], environment=os.environ | filled | {"STREAM_SERVE_PORT": str(port)}, log=log)
-
-    async def ready() -> bool:
-        assert process.poll() is None, log.read_text()
-        try:
-            return (await http.get(f"{address}/readyz")).status_code == 200
-        except httpx2.TransportError:
-            return False
-
-    async with httpx2.AsyncClient() as http:
-        await until(ready)
-    yield address, log
-    process.terminate()
-    assert process.wait() == 0
+    assert 'stream_http_requests_total{route="/mcp",status="200"}' in (await running.get("/metrics")).text
+    assert (await running.get("/mcp")).status_code == 405  # a stream of what nobody sends would hold a place for ever
+    log = running.log.read_text()
+    assert "POST /mcp 200" in log
+    assert QUERY not in log
