@@ -25,6 +25,7 @@ DEFAULT_TOKENS = 4000
 LEAST_TOKENS = 1000  # an answer without a result has at most 900
 MOST_TOKENS = 25_000  # clients refuse or cut longer answers: Claude Code's default limit
 MOST_RESULTS = 100
+DEADLINE = 15.0  # seconds: a model waits more easily than a person, and does not know what a missing leg costs
 LONGEST_METADATA = 500  # bytes of JSON, in a result of `search`
 LONGEST_REASON = 100  # characters, of a missing leg
 PART_OF_FIELD = 4  # a field of `fetch` other than the text takes at most a quarter of the answer
@@ -144,7 +145,7 @@ class Tools:
     async def search(self, key: Key, arguments: dict[str, Any]) -> CallToolResult:
         """The results of a page that fit. The cursor continues after the last one that is shown."""
         asked = _parsed(Asked, arguments)
-        wanted = key.narrowed(request(**asked.model_dump(exclude={"max_tokens"})))
+        wanted = key.narrowed(request(**asked.model_dump(exclude={"max_tokens"}), deadline=DEADLINE))
         with suppress(StreamError):  # the search itself says what is missing
             await self._searcher.warm(wanted.legs)
         answer = await self._searcher.search(wanted)
