@@ -22,7 +22,7 @@ from stream.errors import StreamError
 from stream.search.answer import Answer, Why
 from stream.search.request import LONGEST_QUERY, invalid, request
 from stream.search.request import Request as Search
-from stream.serve import problems
+from stream.serve import page, problems
 from stream.serve.access import EVERYONE, Key, Keys
 from stream.serve.guards import guarded
 from stream.serve.problems import MEDIA_TYPE, Problem, problem
@@ -100,6 +100,7 @@ def application(service: Service) -> FastAPI:
     )
     _searches(app, service)
     _probes(app, service)
+    page.routes(app)
     _errors(app)
     return app
 
