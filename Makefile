@@ -42,9 +42,10 @@ lint: .venv/installed ## Check style and imports
 types: .venv/installed ## Check static types
 	$(BIN)/mypy
 
-docs: .venv/installed ## Generate the pages of docs/ for settings and metrics
+docs: .venv/installed ## Generate the pages of docs/ for settings, metrics and the HTTP interface
 	$(BIN)/stream settings --markdown > docs/configuration.md
 	$(BIN)/stream metrics --markdown > docs/metrics.md
+	$(BIN)/stream serve --openapi > docs/openapi.json
 
 site: .venv/installed ## Build docs/ as a web site into site/
 	$(BIN)/mkdocs build --strict

@@ -7,7 +7,7 @@ import typer
 
 from stream.cli import filters
 from stream.cli.options import settings_of, utf8
-from stream.cli.output import err
+from stream.cli.output import err, print_json
 from stream.errors import ConfigurationError
 from stream.search.filters import Filter
 from stream.search.request import request
@@ -20,14 +20,21 @@ MISSING = "the service needs more packages: pip install 'chunk-stream[serve]'"
 
 
 @app.command()
-def serve(context: typer.Context) -> None:
+def serve(
+    context: typer.Context,
+    openapi: Annotated[
+        bool, typer.Option("--openapi", help="Print the interface as an OpenAPI document, and end.")
+    ] = False,
+) -> None:
     """Serve search over HTTP, with a page, until SIGTERM."""
-    settings = settings_of(context)
     try:
-        from stream.serve.run import run  # noqa: PLC0415 - an extra, and FastAPI takes a second to import
+        from stream.serve import run  # noqa: PLC0415 - an extra, and FastAPI takes a second to import
     except ImportError:
         raise ConfigurationError(MISSING) from None
-    run(settings)
+    settings = settings_of(context)
+    if openapi:
+        return print_json(run.openapi(settings))
+    return run.run(settings)
 
 
 @keys.command("new")

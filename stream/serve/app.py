@@ -30,6 +30,7 @@ from stream.serve.service import Service
 from stream.stores.base import Shown
 
 MOST_REQUESTS = 64  # of a batch
+NOT_JSON = "the body of the request must be one JSON document in UTF-8"
 EXAMPLES = {
     "words, terms and vectors": {"value": {"query": "listen on a socket"}},
     "a filter": {
@@ -77,6 +78,7 @@ NOT_FOUND: dict[str, Any] = {"description": "there is no such chunk", "content":
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "content": _PROBLEM}
     for status, description in (
+        (400, "the request is not JSON"),
         (401, "the key is missing or unknown"),
         (408, "the deadline has passed and no leg has answered"),
         (409, "the cursor is one of an earlier generation"),
@@ -195,12 +197,15 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> Response:
+        if any(one["type"] == "json_invalid" for one in error.errors()):
+            return problems.response(problem(HTTPStatus.BAD_REQUEST, NOT_JSON))
         found = [{**one, "loc": one["loc"][1:]} for one in error.errors()]  # without "body", "query" or "path"
         return problems.response(problems.of(invalid(found)))
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
-        return problems.response(problem(HTTPStatus(error.status_code), str(error.detail)), error.headers)
+        detail = NOT_JSON if error.status_code == 400 else str(error.detail)  # FastAPI's own sentence says less
+        return problems.response(problem(HTTPStatus(error.status_code), detail), error.headers)
 
     @app.exception_handler(Exception)
     async def unknown(_: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ import logging
 import math
 import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -12,7 +13,7 @@ from stream import logs, signals, tracing
 from stream.config import Settings
 from stream.errors import ConfigurationError
 from stream.serve.access import Keys
-from stream.serve.app import served
+from stream.serve.app import application, served
 from stream.serve.service import Service, open_service, require_private
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,16 @@ def run(settings: Settings) -> None:
     require_private(settings.serve_host, keys.required)
     with tracing.exported(settings, "serve"), _listening(settings) as listener:
         asyncio.run(_serve(settings, keys, listener))
+
+
+def openapi(settings: Settings) -> dict[str, Any]:
+    """The description of the interface (OpenAPI 3.1)."""
+
+    async def described() -> dict[str, Any]:
+        async with open_service(settings) as service:
+            return application(service).openapi()
+
+    return asyncio.run(described())
 
 
 def _listening(settings: Settings) -> socket.socket:

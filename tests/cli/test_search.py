@@ -212,7 +212,7 @@ def test_json_is_the_answer(search, searcher):
         "cursor": "abc",
         "degraded": {"splade": "no model"},
         "timings": [{"step": "encode", "start": 0, "took": 3.5}, {"step": "dense", "start": 3.5, "took": 5}],
-            "expansion": {},
+        "expansion": {},
     }
 
 

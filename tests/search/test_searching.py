@@ -1,8 +1,6 @@
 """If these fail on the real stores, a search misses chunks that match, repeats them, or shows scores that are wrong."""
 
 import asyncio
-import random
-import re
 import signal
 from collections.abc import AsyncIterator
 from itertools import count
@@ -11,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import isolated
-from support import DIMENSIONS, LONGEST, empty_neo4j, expanded, sparse_vector, until
+from searchable import COUNT, Encoder, searchable
+from support import DIMENSIONS, LONGEST, until
 
 from stream import config
 from stream.config import Settings
@@ -20,36 +19,16 @@ from stream.local import supervisor
 from stream.local.profile import Profile
 from stream.models import splade
 from stream.models.embeddings import EmbeddingClient
-from stream.records import Tombstone
 from stream.search import dsl
 from stream.search.request import DEPTH, Group, Request
 from stream.search.searcher import Searcher
 from stream.stores import Stores, neo4j, open_stores
-from stream.stores.base import Put
-from stream.vectors import unpack
 
 pytestmark = pytest.mark.servers
 
 MODES = ("bm25", "splade", "dense", "lexical", "hybrid")
-WORDS = ["socket", "queue", "lock", "thread", "parser", "timer", "file", "path", "string", "number"]
-COUNT = 300
 QUERY = "a socket and a thread"
 DEADLINE = 1.5  # seconds for the stores that answer; those that are stopped never do
-
-
-class Encoder:
-    """SPLADE whose terms are a text's words, weighted by length."""
-
-    def __init__(self, _: Settings) -> None: ...
-
-    def encode(self, texts: list[str]) -> list[Any]:
-        return [self.one(text) for text in texts]
-
-    def one(self, text: str) -> Any:
-        counted = {word: 1.0 + len(word) / 10 for word in re.findall(r"\w+", text)}
-        heaviest = dict(sorted(counted.items(), key=lambda item: -item[1]))
-        norm = float(np.linalg.norm(list(heaviest.values())))
-        return sparse_vector({word: weight / norm for word, weight in heaviest.items()}, norm)
 
 
 @pytest.fixture(autouse=True)
@@ -57,41 +36,11 @@ def _splade(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splade, "SparseEncoder", Encoder)
 
 
-def text(n: int) -> str:
-    """The text of chunk `n`: every one has a word of the query."""
-    chosen = random.Random(n).choices(WORDS, k=5 + n % 7)
-    return " ".join(["socket" if n % 2 else "thread", *chosen])
-
-
 @pytest.fixture(scope="module")
 async def filled(environment: dict[str, str]) -> AsyncIterator[Settings]:
     """The settings of `COUNT` indexed chunks, and two that were deleted again."""
-    settings = config.only(isolated(environment))
-    names = [f"c{n}" for n in range(COUNT + 2)]
-    async with EmbeddingClient(settings) as embedder, open_stores(settings) as stores:
-        await empty_neo4j(stores)
-        await stores.set_up()
-        vectors = await embedder.embed([text(n) for n in range(len(names))])
-        puts = []
-        for n, (name, vector) in enumerate(zip(names, vectors, strict=True)):
-            sparse = Encoder(settings).one(text(n))
-            made = expanded(
-                name,
-                text(n),
-                doc_id=f"d{n // 10}",
-                metadata={"n": n, "lang": "en" if n % 3 else "de"},
-                embedding_qwen=vector,
-                embedding_provenance=embedder.provenance,
-                splade_terms=sparse.terms,
-                splade_norm=sparse.norm,
-            )
-            puts.append(Put(made, unpack(vector)))
-        for store in stores.both:
-            assert await store.write(puts) == {}
-            assert await store.write([Tombstone(name, 2) for name in names[COUNT:]]) == {}
-            assert await store.count() == COUNT
+    async with searchable(config.only(isolated(environment))) as settings:
         yield settings
-        await stores.opensearch._call("DELETE", f"/{settings.opensearch_alias}-*", ignore_unavailable="true")
 
 
 @pytest.fixture
