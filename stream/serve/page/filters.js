@@ -83,7 +83,7 @@ function Form({ names, add }) {
       <input name="field" list="fields" placeholder="metadata.lang" aria-label="field" autocomplete="off" spellcheck="false" required />
       <datalist id="fields">${names.map((name) => html`<option value=${name} />`)}</datalist>
       <select name="operator" aria-label="operator" onChange=${(event) => setOperator(event.target.value)}>
-        ${OPERATORS.map((one) => html`<option selected=${one === operator}>${one}</option>`)}
+        ${OPERATORS.map((one) => html`<option value=${one} selected=${one === operator}>${one}</option>`)}
       </select>
       ${!bare && html`<input name="value" placeholder="en" aria-label="value" autocomplete="off" spellcheck="false" />`}
       <button>Add</button>
