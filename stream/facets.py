@@ -33,6 +33,7 @@ MOST_PATH_BYTES = 255  # leaves half of a token to the value
 DIGEST_BYTES = 1 + 64  # `#` and a SHA-256
 
 ESCAPED = re.compile(r"[=<@#\\\x00-\x1f\x7f-\x9f]")
+ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 # What RFC 3339 allows, and also a date alone, no seconds, no offset.
 DATE = re.compile(
     r"\d{4}-\d\d-\d\d([Tt ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d+)?)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)?)?", re.ASCII
@@ -61,6 +62,25 @@ def equal(field: str, value: str | float | bool) -> str:
     text = orjson.dumps(value).decode() if isinstance(value, str | bool) else repr(_number(value))
     start = f"{path(field)}="
     return start + _shortened(text, MOST_BYTES - len(start.encode()))
+
+
+def field_of(token: str) -> str | None:
+    """The field of a token of `path`; None for another token, and for one that was shortened."""
+    if any(mark in token for mark in "=<@#"):
+        return None
+    return ESCAPE.sub(lambda found: chr(int(found[1], 16)), token)
+
+
+def value_of(token: str) -> tuple[str, str | int | float | bool] | None:
+    """The field and the value of a token of `equal`; None for another token, and for one that was shortened."""
+    start, equals, text = token.partition("=")
+    field = field_of(start)
+    if field is None or not equals:
+        return None
+    try:
+        return field, orjson.loads(text)
+    except orjson.JSONDecodeError:  # the beginning of a value, and its digest
+        return None
 
 
 def comparable(field: str, value: str | float | bool) -> str | None:

@@ -55,12 +55,27 @@ class Embedded(Chunk):
     embedding_provenance: Provenance
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a record is in Kafka."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
 class Expanded(Embedded):
     """`schemas/expanded.json`: all that the stores hold."""
 
     splade_terms: dict[str, float]
     splade_norm: float
     splade_provenance: Provenance
+
+
+class Placed(Expanded):
+    """An expanded chunk with the position of its record, which the batch loop adds for the stores."""
+
+    position: NotRequired[Position]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +97,11 @@ class Record:
     value: bytes | None
     timestamp: int
     headers: Headers = ()
+
+    @property
+    def position(self) -> Position:
+        """Where it is."""
+        return Position(self.topic, self.partition, self.offset)
 
     @property
     def size(self) -> int:

@@ -1,10 +1,17 @@
-"""The service in this process, before the real application and its guards."""
+"""The service for tests: in this process, with or without stores, or in a process of its own."""
 
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import orjson
+from conftest import free_ports
+from processes import Process
+from support import LOGS, LONGEST, until
 
 from stream.config import Settings
 from stream.serve.access import Keys
@@ -53,3 +60,48 @@ def problem(response: httpx.Response) -> dict[str, Any]:
     found: dict[str, Any] = orjson.loads(response.content)
     assert found["status"] == response.status_code
     return found
+
+
+class Server:
+    """`stream serve` in its own process, on a free port."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        (port,) = free_ports(1)
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = LOGS / f"serve-{port}.log"
+        self.log.unlink(missing_ok=True)
+        environment = os.environ | {"REQUIRE_GPU": "0", "STREAM_LOG_FORMAT": "json"} | variables
+        self.process = Process(["serve"], environment=environment | {"STREAM_SERVE_PORT": str(port)}, log=self.log)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        await self.exit_code()
+
+    async def get(self, path: str) -> httpx.Response:
+        async with httpx.AsyncClient(base_url=self.url, timeout=LONGEST) as http:
+            return await http.get(path)
+
+    async def post(self, path: str, body: Any) -> httpx.Response:
+        async with httpx.AsyncClient(base_url=self.url, timeout=LONGEST) as http:
+            return await http.post(path, json=body)
+
+    async def says(self, status: int, words: str = "") -> None:
+        """Waits until `/readyz` answers with this status and these words."""
+
+        async def answers() -> bool:
+            assert self.process.poll() is None, self.log.read_text()[-2000:]
+            try:
+                answer = await self.get("/readyz")
+            except httpx.TransportError:
+                return False
+            return answer.status_code == status and words in answer.text
+
+        await until(answers)
+
+    async def exit_code(self) -> int:
+        async with asyncio.timeout(LONGEST):
+            return await asyncio.to_thread(self.process.wait)

@@ -29,6 +29,7 @@ MODULES = {  # of each command, in the order of the help
     "verify": "state",
     "search": "search",
     "serve": "serve",
+    "mcp": "serve",
     "keys": "serve",
     "eval": "evaluate",
     "topics": "state",

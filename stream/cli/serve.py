@@ -37,6 +37,16 @@ def serve(
     return run.run(settings)
 
 
+@app.command()
+def mcp(context: typer.Context) -> None:
+    """Give a language model the tools search and fetch, by MCP on standard input and output."""
+    try:
+        from stream.serve.mcp import run  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise ConfigurationError(MISSING) from None
+    run(settings_of(context))
+
+
 @keys.command("new")
 def new(
     name: Annotated[str, typer.Argument(parser=utf8, metavar="NAME", help="Who gets the key; logs name it.")],

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from stream.config import STAGES, Settings, StageName
+from stream.kafka.clients import admin, offsets, partitions
 from stream.kafka.reader import read_to_end
 from stream.kafka.topics import dead_letters
 from stream.records import Headers, Reason, Record, Rejected, header, number
@@ -163,6 +164,22 @@ async def read(settings: Settings, stage: StageName) -> AsyncIterator[DeadLetter
     async for record in read_to_end(settings, topic):
         if letter := letter_of(record):
             yield replace(letter, redriven=redriven.get(letter.place))
+
+
+async def newest(settings: Settings, stage: StageName, most: int) -> list[DeadLetter]:
+    """The letters among the last `most` offsets of each partition, the newest first, with the time of their redrive."""
+    topic = dead_letters(settings, stage)
+    async with admin(settings) as cluster, offsets(settings) as client:
+        ends = await client.end_offsets(await partitions(cluster, [topic]))
+    letters: dict[Place, DeadLetter] = {}
+    async for record in read_to_end(settings, topic, {tp.partition: end - most for tp, end in ends.items()}):
+        if place := redriven_place(record):
+            if place in letters:
+                at = number(header(record.headers, AT_HEADER)) or record.timestamp
+                letters[place] = replace(letters[place], redriven=at)
+        elif letter := letter_of(record):
+            letters[letter.place] = letter
+    return sorted(letters.values(), key=lambda letter: letter.at, reverse=True)
 
 
 async def waiting(settings: Settings, stage: StageName) -> int:

@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import CommitFailedError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -113,14 +115,21 @@ async def lag(settings: Settings, generation: Generation) -> int | None:
 
     None if the flow's topics no longer exist.
     """
+    async with clients.admin(settings) as admin, clients.offsets(settings) as client:
+        return await lag_now(settings, generation, admin, client)
+
+
+async def lag_now(
+    settings: Settings, generation: Generation, admin: AIOKafkaAdminClient, client: AIOKafkaConsumer
+) -> int | None:
+    """The same with open clients; `client` comes from `clients.offsets`."""
     settled = generation.live and unfinished(generation.flow, [generation]) is None
     mine = settings.model_copy(update={"flow": generation.flow, "generation": None if settled else generation.number})
-    async with clients.admin(mine) as admin, clients.offsets(mine) as client:
-        try:
-            partitions = await clients.partitions(admin, [topics.source(mine, "index")])
-        except ConfigurationError:
-            return None
-        return await uncommitted(admin, client, topics.group(mine, "index"), partitions)
+    try:
+        partitions = await clients.partitions(admin, [topics.source(mine, "index")])
+    except ConfigurationError:
+        return None
+    return await uncommitted(admin, client, topics.group(mine, "index"), partitions)
 
 
 def for_generation(settings: Settings, number: int) -> Settings:

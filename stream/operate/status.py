@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
 from stream.config import STAGES, Settings, StageName
 from stream.kafka import clients, deadletters, topics
@@ -75,20 +76,37 @@ async def caught_up(
 
 async def stages(settings: Settings) -> list[StageStatus]:
     """A snapshot of all stages: high watermarks and committed offsets."""
+    async with clients.offsets(settings) as client, clients.admin(settings) as admin:
+        return (await snapshot(settings, admin, client)).stages
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All stages, and by stage and partition of its source: the committed offset, or the first one without a commit."""
+
+    stages: list[StageStatus]
+    done: Mapping[StageName, Mapping[TopicPartition, int]]
+    ends: Mapping[TopicPartition, int]
+
+
+async def snapshot(settings: Settings, admin: AIOKafkaAdminClient, client: AIOKafkaConsumer) -> Snapshot:
+    """The same with open clients; `client` comes from `clients.offsets`."""
     names = [topics.source(settings, stage) for stage in STAGES]
     names += [topics.dead_letters(settings, stage) for stage in STAGES]
-    async with clients.offsets(settings) as client, clients.admin(settings) as admin:
-        partitions = await clients.partitions(admin, names)
-        done = {stage: await committed(admin, topics.group(settings, stage)) for stage in STAGES}
-        starts, ends = await client.beginning_offsets(partitions), await client.end_offsets(partitions)
-    found = []
+    partitions = await clients.partitions(admin, names)
+    commits = {stage: await committed(admin, topics.group(settings, stage)) for stage in STAGES}
+    starts, ends = await client.beginning_offsets(partitions), await client.end_offsets(partitions)
+    found: list[StageStatus] = []
+    done = {}
     for stage in STAGES:
         mine = {tp: end for tp, end in ends.items() if tp.topic == topics.source(settings, stage)}
+        known = within_ends(commits[stage], ends)
+        done[stage] = {tp: max(known.get(tp, 0), starts[tp]) for tp in mine}
         total = sum(end - starts[tp] for tp, end in mine.items())
-        lag = behind(starts, mine, within_ends(done[stage], ends))
+        lag = behind(starts, mine, known)
         letters = _records(topics.dead_letters(settings, stage), starts, ends)
         found.append(StageStatus(stage, total=total, done=total - lag, dead_letters=letters))
-    return found
+    return Snapshot(found, done, ends)
 
 
 def _records(topic: str, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]) -> int:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from stream.search.request import Leg
+from stream.records import Position, Scalar
+from stream.search.request import Leg, Model
+from stream.stores.base import Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,27 @@ class Answer:
     degraded: dict[Leg, str]
     timings: list[Timing]
     expansion: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A model, as it is recorded with each vector or expansion that it makes."""
+
+    model: str
+    revision: str
+    parameters: dict[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class Detail(Shown):
+    """A chunk, the models of its vector and its terms, and the record of the last topic from which it was written.
+
+    A model is None if its store does not have this version of the chunk, or does not answer. The position is None for
+    a chunk that an earlier release has stored; a replay changes it.
+    """
+
+    provenance: dict[Model, Made | None]
+    position: Position | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from stream.bisection import isolate
 from stream.config import Settings
 from stream.errors import Refused
 from stream.models.embeddings import EmbeddingClient
-from stream.records import Rejected
+from stream.records import Provenance, Rejected
+from stream.search.request import Model
 from stream.search.together import Together
 from stream.vectors import Vector
 
@@ -45,6 +46,10 @@ class QueryEncoder:
         """The raw weights of a query's heaviest terms, the heaviest first."""
         metrics.queries_wanted.labels("splade").inc()
         return await self._terms(query)
+
+    async def models(self) -> dict[Model, Provenance]:
+        """What makes the queries' vectors and terms, by leg; loads the sparse model. Raises as `SparseEncoder` does."""
+        return {"dense": self._embedder.provenance, "splade": (await self._encoder()).provenance}
 
     async def load(self) -> None:
         """Loads the sparse model, which takes seconds; `terms` does it too. Raises as `SparseEncoder` does."""

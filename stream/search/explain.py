@@ -1,9 +1,7 @@
 """Explains an answer: the words and terms that a hit shares with the query, and where a given chunk comes."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
-from stream import facets
 from stream.search import dsl, filters
 from stream.search.answer import Standing, Why
 from stream.search.legs import NAMED, Legs, opensearch_condition
@@ -35,7 +33,7 @@ async def why(stores: Stores, legs: Legs, ranking: Ranking, chunk_id: str) -> Wh
     shown = (await stores.shown(ranking.found, [chunk_id], ranking.generation)).get(chunk_id)
     if shown is None:
         return Why.unknown(chunk_id)
-    matches = filters.matches(request.filter, facets.tokens(asdict(shown))) if request.filter else None
+    matches = filters.takes(request.filter, shown) if request.filter else None
     standings = {leg: await _standing(stores, legs, ranking, leg, chunk_id) for leg in ranking.found}
     explained = await shares(stores, legs, ranking, [chunk_id])
     ranks = ((n, hit.score) for n, hit in enumerate(ranking.fused, start=1) if hit.chunk_id == chunk_id)

@@ -14,11 +14,13 @@ tokens, which an earlier release stored.
 import math
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from stream import facets
+from stream.stores.base import Shown
 
 # Both stores limit a query to 1,024 clauses: a filter makes at most one of each condition, and in Neo4j of each value.
 MOST_CONDITIONS = 100  # objects of the JSON; `"exists": false` counts as two
@@ -295,6 +297,11 @@ def matches(condition: Filter, tokens: Collection[str]) -> bool:
             return all(matches(part, tokens) for part in parts)
         case AnyOf(parts=parts):
             return any(matches(part, tokens) for part in parts)
+
+
+def takes(condition: Filter | None, chunk: Shown) -> bool:
+    """Whether a chunk passes the filter; without a filter, every chunk does."""
+    return condition is None or matches(condition, facets.tokens(asdict(chunk)))
 
 
 def _positive(condition: Filter) -> Filter:

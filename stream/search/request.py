@@ -10,6 +10,7 @@ from stream.errors import InvalidRequest
 from stream.search.filters import Filter
 
 Leg = Literal["bm25", "splade", "dense"]
+Model = Literal["dense", "splade"]
 Fusion = Literal["min-max", "rrf"]
 LEGS: Mapping[SearchMode, tuple[Leg, ...]] = {
     "bm25": ("bm25",),
@@ -106,14 +107,14 @@ def request(**fields: Any) -> Request:
         raise invalid(error.errors(include_input=False, include_url=False)) from None
 
 
-def invalid(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+def invalid(errors: Sequence[Mapping[str, Any]], what: str = "search") -> InvalidRequest:
     """What pydantic has found, as one error. The input is left out, because a query may be long."""
     found: dict[str, str] = {}
     for one in errors:
         found.setdefault(_name(*one["loc"]), one["msg"].removeprefix("Value error, "))
-    wrong = [f"{name:.{LONGEST_NAME}}: {what}" for name, what in found.items()]
+    wrong = [f"{name:.{LONGEST_NAME}}: {reason}" for name, reason in found.items()]
     more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
-    return InvalidRequest(f"invalid search: {'; '.join(wrong[:MOST_NAMED])}{more}")
+    return InvalidRequest(f"invalid {what}: {'; '.join(wrong[:MOST_NAMED])}{more}")
 
 
 def _name(*place: str | int) -> str:

@@ -2,21 +2,25 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from stream.config import Settings
 from stream.errors import ConfigurationError, DeadlineExceeded, StreamError
 from stream.models.embeddings import EmbeddingClient
-from stream.search import cursor, explain
-from stream.search.answer import Answer, Hit, Why
+from stream.records import Provenance
+from stream.search import cursor, explain, filters
+from stream.search.answer import Answer, Detail, Hit, Made, Why
+from stream.search.choices import Choices, choices
 from stream.search.clock import Clock
+from stream.search.filters import Filter
 from stream.search.fusion import Fused
 from stream.search.legs import Legs, Outcome
 from stream.search.ranking import Ranking
-from stream.search.request import LEGS, Leg, Request
+from stream.search.request import LEGS, Leg, Model, Request
 from stream.search.snippets import snippet
 from stream.stores import Stores
-from stream.stores.base import Shown
+from stream.stores.base import Origin, Shown, Store
 
 CHUNK_SECONDS = 5.0  # to find one chunk
 AFTER_DEADLINE = 1.0  # seconds for reading the texts of what was found in time
@@ -35,6 +39,10 @@ class Searcher:
         """Loads what these legs need in this process, which takes seconds for SPLADE and nothing for the others."""
         if "splade" in wanted:
             await self._legs.encoder.load()
+
+    async def models(self) -> dict[Model, Provenance]:
+        """The models that encode queries, as `QueryEncoder.models`."""
+        return await self._legs.encoder.models()
 
     async def search(self, request: Request) -> Answer:
         """The page of hits that is asked for.
@@ -85,10 +93,39 @@ class Searcher:
         ranking = await self._rank(request.model_copy(update={"strict": True}), clock)
         return await explain.why(self._stores, self._legs, ranking, chunk_id)
 
+    async def generation(self) -> int:
+        """The searched generation. Raises `StreamError` if no store knows it."""
+        return await self._generation(LEGS["hybrid"], Clock(CHUNK_SECONDS))
+
     async def chunk(self, chunk_id: str) -> Shown | None:
         """A chunk of the searched generation; None if it has none with this ID. Raises `StreamError`."""
-        generation = await self._generation(LEGS["hybrid"], Clock(CHUNK_SECONDS))
-        return (await self._stores.shown(LEGS["hybrid"], [chunk_id], generation)).get(chunk_id)
+        return (await self._stores.shown(LEGS["hybrid"], [chunk_id], await self.generation())).get(chunk_id)
+
+    async def detail(self, chunk: Shown) -> Detail:
+        """The same chunk with its origins. A store that does not answer in time leaves its part out."""
+        generation = await self.generation()
+        stores: dict[Model, Store] = {"dense": self._stores.neo4j, "splade": self._stores.opensearch}
+        origins = await asyncio.gather(*(self._origin(store, chunk, generation) for store in stores.values()))
+        made = {
+            model: Made(**origin.provenance) if origin and origin.provenance else None
+            for model, origin in zip(stores, origins, strict=True)
+        }
+        positions = [origin.position for origin in origins[::-1] if origin]  # the text is OpenSearch's, if it has it
+        return Detail(**asdict(chunk), provenance=made, position=next(iter(positions), None))
+
+    async def _origin(self, store: Store, chunk: Shown, generation: int) -> Origin | None:
+        try:
+            async with asyncio.timeout(CHUNK_SECONDS):
+                origin = await store.origin(chunk.chunk_id, generation)
+        except (StreamError, TimeoutError):
+            return None
+        return origin if origin and origin.version == chunk.version else None
+
+    async def choices(self, condition: Filter | None) -> Choices:
+        """What the chunks that a condition takes can be filtered by. Raises `StreamError`."""
+        generation = await self.generation()
+        await self._require_facets(["bm25"], generation)
+        return await choices(self._stores.opensearch, condition, generation)
 
     async def _rank(self, request: Request, clock: Clock) -> Ranking:
         generation = await self._generation(request.legs, clock)
@@ -149,7 +186,10 @@ class Searcher:
     async def _hits(
         self, ranking: Ranking, page: Sequence[Fused], terms: Mapping[str, float], clock: Clock
     ) -> list[Hit]:
-        """The page's hits with their texts. A chunk that was deleted since it was found is left out."""
+        """The page's hits with their texts. A chunk that was deleted since it was found is left out.
+
+        So is one whose text the filter does not take: the stores may hold two versions of it, with different fields.
+        """
         request = ranking.request
         chunk_ids = [fused.chunk_id for fused in page]
         with clock.step("texts"):
@@ -175,7 +215,7 @@ class Searcher:
                 terms=explained.get(fused.chunk_id, {}),
             )
             for fused in page
-            if (chunk := shown.get(fused.chunk_id))
+            if (chunk := shown.get(fused.chunk_id)) and filters.takes(request.filter, chunk)
         ]
 
 

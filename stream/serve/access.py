@@ -11,13 +11,11 @@ the filter takes, whatever a request asks for. The file is read again when it ch
 import hashlib
 import logging
 import secrets
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stream import facets
 from stream.errors import ConfigurationError
 from stream.search import filters
 from stream.search.filters import AllOf, Filter
@@ -38,16 +36,22 @@ class Key(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     filter: Filter | None = None
 
+    def among(self, asked: Filter | None) -> Filter | None:
+        """The filter that a request gets: the key's and its own; None for every chunk."""
+        if self.filter is None or asked is None:
+            return self.filter or asked
+        return AllOf(parts=[self.filter, asked])
+
     def narrowed(self, asked: Request) -> Request:
         """The request among the chunks that this key may see. Raises `InvalidRequest` if both filters are too large."""
         if self.filter is None:
             return asked
-        both = AllOf(parts=[self.filter, asked.filter]) if asked.filter else self.filter
-        return request(**asked.model_copy(update={"filter": None}).model_dump() | {"filter": both})
+        fields = asked.model_copy(update={"filter": None}).model_dump()
+        return request(**fields | {"filter": self.among(asked.filter)})
 
     def sees(self, chunk: Shown) -> bool:
         """Whether this key may see a chunk."""
-        return self.filter is None or filters.matches(self.filter, facets.tokens(asdict(chunk)))
+        return filters.takes(self.filter, chunk)
 
 
 EVERYONE = Key(name="-", sha256="0" * 64)  # the caller of a service without keys

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import orjson
-from fastapi import Body, Depends, FastAPI, Query, Request, Response
+from fastapi import Body, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
@@ -19,15 +19,15 @@ from starlette.types import ASGIApp
 from stream import __version__, metrics
 from stream.config import SearchMode
 from stream.errors import StreamError
-from stream.search.answer import Answer, Why
+from stream.search.answer import Answer, Detail, Why
 from stream.search.request import LONGEST_QUERY, invalid, request
 from stream.search.request import Request as Search
-from stream.serve import page, problems
-from stream.serve.access import EVERYONE, Key, Keys
+from stream.serve import about, facets, flow, mcp, page, problems
+from stream.serve.access import Key, Keys
+from stream.serve.callers import Caller
 from stream.serve.guards import guarded
 from stream.serve.problems import MEDIA_TYPE, Problem, problem
 from stream.serve.service import Service
-from stream.stores.base import Shown
 
 MOST_REQUESTS = 64  # of a batch
 NOT_JSON = "the body of the request must be one JSON document in UTF-8"
@@ -67,11 +67,6 @@ class Answers(BaseModel):
     answers: list[Answered]
 
 
-def _caller(http: Request) -> Key:
-    return getattr(http.state, "key", EVERYONE)
-
-
-Caller = Annotated[Key, Depends(_caller)]
 ChunkId = Annotated[str, Field(max_length=1024)]
 _PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 NOT_FOUND: dict[str, Any] = {"description": "there is no such chunk", "content": _PROBLEM}
@@ -80,6 +75,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, description in (
         (400, "the request is not JSON"),
         (401, "the key is missing or unknown"),
+        (403, "the key sees only some chunks"),
         (408, "the deadline has passed and no leg has answered"),
         (409, "the cursor is one of an earlier generation"),
         (413, "the request is too large"),
@@ -101,6 +97,10 @@ def application(service: Service) -> FastAPI:
         responses=PROBLEMS,
     )
     _searches(app, service)
+    about.routes(app, service)
+    facets.routes(app, service)
+    flow.routes(app, service)
+    app.router.routes.append(mcp.route(service))
     _probes(app, service)
     page.routes(app)
     _errors(app)
@@ -154,13 +154,13 @@ def _searches(app: FastAPI, service: Service) -> None:
         """The same for a query with a mode and nothing else."""
         return await reasons(key, request(query=q, mode=mode), chunk_id)
 
-    @app.get("/chunks/{chunk_id:path}", response_model=Shown, summary="A chunk", responses={404: NOT_FOUND})
+    @app.get("/chunks/{chunk_id:path}", response_model=Detail, summary="A chunk", responses={404: NOT_FOUND})
     async def chunk(key: Caller, chunk_id: ChunkId) -> Response:
-        """A chunk of the live index."""
+        """A chunk of the live index, the models of its vector and its terms, and the record that it comes from."""
         found = await searcher.chunk(chunk_id)
         if found is None or not key.sees(found):
             return problems.response(problem(HTTPStatus.NOT_FOUND, "there is no such chunk"))
-        return json(found)
+        return json(await searcher.detail(found))
 
 
 def _answered(answer: Answer | StreamError) -> Mapping[str, Any]:

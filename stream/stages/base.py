@@ -18,8 +18,9 @@ class Stage:
 
     `process` gets chunks that satisfy `contract`, and returns one outcome for each, in order. It raises `Outage` when
     no record of the batch is at fault. A stage with `writes_stores` writes to the stores, not to a topic: it gets
-    tombstones too, and one batch at a time, because two records of one version must reach the stores in the topic's
-    order. `answer` probes the systems that the stage needs: it returns if they answer, and raises an error if not.
+    tombstones too, chunks with their `position`, and one batch at a time, because two records of one version must reach
+    the stores in the topic's order. `answer` probes the systems that the stage needs: it returns if they answer, and
+    raises an error if not.
     """
 
     name: StageName

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import Sequence
 
-from stream.records import Done, Expanded, Outcome, Rejected, Tombstone
+from stream.records import Done, Outcome, Placed, Rejected, Tombstone
 from stream.stores.base import Put, Store
 from stream.vectors import has_unit_norm, unpack
 
 
-async def index(records: Sequence[Expanded | Tombstone], *, stores: Sequence[Store], dimensions: int) -> list[Outcome]:
+async def index(records: Sequence[Placed | Tombstone], *, stores: Sequence[Store], dimensions: int) -> list[Outcome]:
     """Writes the newest record of each chunk to all stores at the same time; it is done when all stores have it.
 
     A record that one store refuses is rejected, even if the others accept it. Raises `Outage` if any store is down;
@@ -41,7 +41,7 @@ async def _write(writes: Sequence[Put | Tombstone], stores: Sequence[Store]) -> 
     return refused
 
 
-def _put(chunk: Expanded, dimensions: int) -> Put | Rejected:
+def _put(chunk: Placed, dimensions: int) -> Put | Rejected:
     try:
         vector = unpack(chunk["embedding_qwen"])
     except ValueError:

@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from stream.config import Settings
 from stream.errors import ConfigurationError
-from stream.records import Expanded, Rejected, Tombstone
+from stream.records import Placed, Position, Provenance, Rejected, Tombstone
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
     """A chunk to store, with its unpacked vector (dimensions,)."""
 
-    chunk: Expanded
+    chunk: Placed
     vector: npt.NDArray[np.float32]
 
     @property
@@ -63,6 +63,18 @@ class Shown:
     text: str
     metadata: dict[str, Any] | None
     facet_json: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a store's part of a chunk, its vector or its terms, was made by, and from which record of the last topic.
+
+    An earlier release has stored no position, and one before it no provenance.
+    """
+
+    version: int
+    provenance: Provenance | None
+    position: Position | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +153,9 @@ class Store(Protocol):
 
     async def shown(self, chunk_ids: Sequence[str], generation: int) -> dict[str, Shown]:
         """The texts of these chunks in a generation; those that it does not show are left out."""
+
+    async def origin(self, chunk_id: str, generation: int) -> Origin | None:
+        """The origin of its part of a chunk in a generation; None if it has none."""
 
     async def go_live(self, generation: int) -> None:
         """Makes this the flow's live generation: readers and writers of the live one use it from their next request."""

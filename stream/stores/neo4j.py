@@ -35,7 +35,7 @@ from stream import facets, metrics, progress, tls
 from stream.bisection import isolate
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
-from stream.records import Provenance, Rejected, Tombstone, embedding_space, sha256
+from stream.records import Position, Provenance, Rejected, Tombstone, embedding_space, sha256
 from stream.stores.base import (
     FIRST,
     Condition,
@@ -43,6 +43,7 @@ from stream.stores.base import (
     Near,
     NoGeneration,
     Older,
+    Origin,
     Put,
     Shown,
     Stored,
@@ -58,6 +59,7 @@ OLDEST = "5.26"
 
 VECTOR_PROPERTIES = (
     "embedded_version",
+    "embedded_position",  # of the record, as JSON; an earlier release stored none
     "text_sha256",
     "embedding_provenance",
     "embedding_sha256",
@@ -242,6 +244,12 @@ UNWIND $chunk_ids AS chunk_id
 MATCH (chunk:Chunk {chunk_id: chunk_id}) WHERE chunk[$embedded_version] IS NOT NULL
 RETURN chunk_id, chunk.doc_id AS doc_id, chunk.version AS version, chunk.text AS text, chunk.metadata AS metadata,
        chunk.facet_json AS facet_json
+"""
+
+ORIGIN = """
+MATCH (chunk:Chunk {chunk_id: $chunk_id}) WHERE chunk[$embedded_version] IS NOT NULL
+RETURN chunk[$embedded_version] AS version, chunk[$embedding_provenance] AS provenance,
+       chunk[$embedded_position] AS position
 """
 
 
@@ -639,6 +647,14 @@ class Neo4jStore:
         objects = ("metadata", "facet_json")
         return {row["chunk_id"]: Shown(**row.data() | {name: _object(row[name]) for name in objects}) for row in rows}
 
+    async def origin(self, chunk_id: str, generation: int) -> Origin | None:
+        """That of its vector."""
+        for row in await self._run(ORIGIN, chunk_id=chunk_id, **_Schema(self._settings, generation).properties):
+            position = _object(row["position"])
+            made: Any = _object(row["provenance"] or None)  # "" in a node of an earlier release
+            return Origin(row["version"], made, Position(**position) if position else None)
+        return None
+
     async def _put(self, schema: _Schema, puts: Sequence[Put]) -> Sequence[None]:
         names = schema.properties
         await self._apply(PUT, [_row(put, names) for put in puts], **names)
@@ -713,6 +729,7 @@ def _row(put: Put, names: Mapping[str, str]) -> dict[str, Any]:
     }
     made = {
         names["embedded_version"]: chunk["version"],
+        names["embedded_position"]: _json(chunk.get("position")),
         names["text_sha256"]: chunk["text_sha256"],
         names["embedding_provenance"]: _json(chunk["embedding_provenance"]),
         names["embedding_sha256"]: sha256(pack(put.vector)),

@@ -23,8 +23,19 @@ from stream import facets, metrics, progress, tls
 from stream.bisection import isolate
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
-from stream.records import Expanded, Rejected, Tombstone
-from stream.stores.base import FIRST, Generation, Older, Put, Shown, Stored, nothing_yet, require_first, require_version
+from stream.records import Placed, Position, Rejected, Tombstone
+from stream.stores.base import (
+    FIRST,
+    Generation,
+    Older,
+    Origin,
+    Put,
+    Shown,
+    Stored,
+    nothing_yet,
+    require_first,
+    require_version,
+)
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +61,7 @@ FIELDS: dict[str, Any] = {
 ADDED = {  # added to an index of an earlier release when a worker starts
     "deleted": {"type": "boolean"},
     "splade_origin": {"type": "keyword"},  # the provenance as a keyword, which can be counted
+    "position": {"type": "object", "enabled": False},  # of the record from which the document was made
     "facets": {"type": "keyword"},  # one field for all keys: a field for each would make the mapping grow without end
 }
 INDEX: dict[str, Any] = {
@@ -374,6 +386,16 @@ class OpenSearchStore:
             if "text" in source
         }
 
+    async def origin(self, chunk_id: str, generation: int) -> Origin | None:
+        """All finished writes included."""
+        body, fields = {"ids": [document_id(chunk_id)]}, "version,splade_provenance,position"
+        answer = await self._read("POST", self.index(generation), "_mget", body, _source_includes=fields)
+        found = answer["docs"][0].get("_source", {})
+        if "splade_provenance" not in found:  # there is no such chunk, or it was deleted
+            return None
+        position = found.get("position")
+        return Origin(found["version"], found["splade_provenance"], Position(**position) if position else None)
+
     async def _read(self, method: str, index: str, what: str, body: Any = None, **params: Any) -> Any:
         """Raises `ConfigurationError` if the index or alias does not exist."""
         try:
@@ -484,8 +506,8 @@ def _gone(tombstone: Tombstone) -> dict[str, Any]:
     return {"chunk_id": tombstone.chunk_id, "version": tombstone.version, "deleted": True}
 
 
-def _document(chunk: Expanded) -> dict[str, Any]:
-    fields = {name: value for name, value in chunk.items() if name in FIELDS}
+def _document(chunk: Placed) -> dict[str, Any]:
+    fields = {name: value for name, value in chunk.items() if name in FIELDS or name == "position"}
     terms = {escape(term): weight for term, weight in chunk["splade_terms"].items()}
     origin = orjson.dumps(chunk["splade_provenance"], option=orjson.OPT_SORT_KEYS).decode()
     return fields | {"splade_terms": terms, "splade_origin": origin, "facets": facets.tokens(chunk)}

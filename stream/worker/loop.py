@@ -192,6 +192,8 @@ class BatchLoop:
                     outcomes[i] = rejected
                 case Tombstone() as tombstone if not self.stage.writes_stores:
                     outcomes[i] = Done(tombstone)
+                case dict() as chunk if self.stage.writes_stores:
+                    work[i] = chunk | {"position": record.position}
                 case decoded:
                     work[i] = decoded
         if work:

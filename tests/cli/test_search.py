@@ -401,7 +401,7 @@ def test_a_session_on_a_terminal_ends_when_it_is_told_to(tmp_path, key, code):
     while said is None:
         os.write(ours, key)
         with suppress(subprocess.TimeoutExpired):  # a key that came before `input` waited is not noticed
-            _, said = process.communicate(timeout=1)
+            _, said = process.communicate(timeout=10)
     os.close(ours)
     assert (process.returncode, b"Traceback" in said) == (code, False)
 

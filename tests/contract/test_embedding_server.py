@@ -18,18 +18,24 @@ import httpx
 import numpy as np
 import orjson
 import pytest
-from conftest import free_ports
+from conftest import free_ports, isolated
 from contract.vllm import Server, random_model, vllm
 from prometheus_client.parser import text_string_to_metric_families
+from searchable import Encoder, searchable
 from support import Worker, chunk, read, until
 
+from stream import config
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage
 from stream.kafka import topics
+from stream.models import splade
 from stream.models.embeddings import EmbeddingClient
 from stream.operate.publish import publish
 from stream.records import Done, Rejected
+from stream.search.request import Request
+from stream.search.searcher import Searcher
 from stream.stages.embed import embed
+from stream.stores import open_stores
 from stream.vectors import has_unit_norm, unpack
 
 pytestmark = pytest.mark.servers
@@ -251,6 +257,24 @@ async def test_a_wrong_key_is_a_matter_of_settings(ours):
             await client.embed(["a"])
 
 
+async def test_a_search_while_vllm_hangs_lacks_the_dense_leg_and_no_more(ours, environment, monkeypatch):
+    monkeypatch.setattr(splade, "SparseEncoder", Encoder)
+    async with (
+        searchable(config.only(isolated(environment))) as settings,
+        open_stores(settings) as stores,
+        EmbeddingClient(with_(ours.address)) as client,
+    ):
+        await client.embed_queries(["a socket"])
+        ours.signal_engine(signal.SIGSTOP)
+        try:
+            answer = await Searcher(settings, stores, client).search(Request(query="a thread", deadline=5))
+        finally:
+            ours.signal_engine(signal.SIGCONT)
+        assert {leg: "has not answered" in said for leg, said in answer.degraded.items()} == {"dense": True}
+        assert answer.hits
+        assert len(await client.embed_queries(["a file"])) == 1
+
+
 async def test_a_vllm_that_dies_in_the_middle_of_a_batch_is_an_outage(ours):
     """As a `Refused` it would turn good chunks into dead letters. This test is the last one: it kills vLLM."""
     async with EmbeddingClient(with_(ours.address)) as client:
@@ -258,6 +282,6 @@ async def test_a_vllm_that_dies_in_the_middle_of_a_batch_is_an_outage(ours):
         async with httpx.AsyncClient(base_url=ours.address, trust_env=False) as http:
             while not sum(await at_work(http)):
                 assert not batch.done(), "the batch ended before vLLM was seen at work"
-        ours.kill_engine()
+        ours.signal_engine(signal.SIGKILL)
         with pytest.raises(Outage):
             await batch

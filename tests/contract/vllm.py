@@ -1,7 +1,6 @@
 """A real vLLM on a CPU, in its own environment, with a random Qwen3 of one layer; not for measuring speed."""
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -27,12 +26,12 @@ class Server:
     address: str
     process: subprocess.Popen[bytes] | None = None
 
-    def kill_engine(self) -> None:
-        """Kills the engine processes; the HTTP server survives for a moment."""
+    def signal_engine(self, number: int) -> None:
+        """Sends a signal to the engine processes. If it kills them, the HTTP server survives for a moment."""
         assert self.process
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         for child in (int(pid) for task in tasks for pid in task.read_text().split()):
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, number)
 
 
 def random_model(folder: Path) -> Path:

@@ -7,12 +7,16 @@ from http import HTTPStatus
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from serving import client, fake_service, problem
 
 from stream.errors import ConfigurationError, DeadlineExceeded, InvalidRequest, Outage, Refused, StreamError
 from stream.search.answer import Answer
 from stream.search.cursor import OtherGeneration
 from stream.search.filters import Equal
+from stream.serve import guards
 from stream.serve.access import Keys
 from stream.serve.guards import OPEN
 from stream.serve.service import require_private
@@ -289,6 +293,21 @@ async def test_no_log_line_and_no_metric_has_a_query_an_id_or_a_key(key, caplog)
     for written in (caplog.text, metrics, *(json.dumps(line.__dict__, default=str) for line in lines)):
         assert SECRET_TEXT not in written
         assert secret not in written
+
+
+async def test_a_span_continues_the_caller_s_trace_and_has_no_text(monkeypatch):
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(guards, "_tracer", provider.get_tracer("stream"))
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"  # of the W3C's own example
+    service, _ = fake_service(Outage("down"))
+    async with client(service) as http:
+        headers = {"traceparent": f"00-{trace}-{parent}-01"}
+        await http.post("/search", json={"query": SECRET_TEXT}, headers=headers)
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, span.status.status_code.name) == ("POST /search", "ERROR")
+    assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == (trace, parent)
+    assert SECRET_TEXT not in span.to_json()
 
 
 async def test_a_degraded_search_is_counted():
