@@ -7,10 +7,11 @@ import { condition, equals } from "./syntax.js";
 
 const OPERATORS = ["=", "!=", "<", "<=", ">", ">=", "exists", "missing"];
 const FEW = 6; // values of a field that are shown at first
+const OPEN = 1; // fields whose values are shown at first
 
 export function Filters({ filters, ask }) {
   const { value: facets, problem } = useRemote("facets", (signal) => call("/facets", {}, signal));
-  const fields = Object.entries(facets?.fields ?? {});
+  const fields = Object.entries(facets?.fields ?? {}).sort(([, one], [, other]) => use(other) - use(one));
   const change = (changed) => ask({ filters: changed });
   return html`
     <section class="panel filters" aria-label="Filters">
@@ -20,13 +21,17 @@ export function Filters({ filters, ask }) {
           ${filter} <span aria-hidden="true">×</span><span class="unseen">: remove</span>
         </button>`)}
       <${Form} names=${fields.map(([name]) => name)} add=${(filter) => change([...new Set([...filters, filter])])} />
-      ${fields.map(([name, values]) => html`<${Facet} key=${name} name=${name} values=${values} filters=${filters} change=${change} />`)}
+      ${fields.filter(([, values]) => values.length).map(([name, values], n) => html`
+        <${Facet} key=${name} name=${name} values=${values} first=${n < OPEN} filters=${filters} change=${change} />`)}
       ${problem && html`<p class="quiet">${problem.message}</p>`}
     </section>`;
 }
 
+// The chunks that the boxes of a field can tell apart: a few values of many chunks are of more use than many of a few.
+const use = (values) => (values.length > 1 ? values.reduce((sum, { count: chunks }) => sum + chunks, 0) : 0);
+
 // The boxes of a field write one filter: one of the ticked values.
-function Facet({ name, values, filters, change }) {
+function Facet({ name, values, first, filters, change }) {
   const [all, setAll] = useState(false);
   const own = filters.find((filter) => chosen(name, filter).length);
   const ticked = own ? chosen(name, own) : [];
@@ -37,15 +42,17 @@ function Facet({ name, values, filters, change }) {
     change(kept.length ? [...others, equals(name, kept)] : others);
   };
   return html`
-    <fieldset class="facet">
-      <legend>${name}</legend>
-      ${shown.map(({ value, count: chunks }) => html`
-        <label class="check" key=${JSON.stringify(value)}>
-          <input type="checkbox" checked=${ticked.includes(value)} onChange=${(event) => tick(value, event.target.checked)} />
-          <span class="name">${String(value)}</span> <small>${count(chunks)}</small>
-        </label>`)}
-      ${values.length > FEW && !all && html`<button class="plain" onClick=${() => setAll(true)}>${values.length - FEW} more</button>`}
-    </fieldset>`;
+    <details class="facet" open=${first}>
+      <summary>${name}</summary>
+      <div role="group" aria-label=${name}>
+        ${shown.map(({ value, count: chunks }) => html`
+          <label class="check" key=${JSON.stringify(value)}>
+            <input type="checkbox" checked=${ticked.includes(value)} onChange=${(event) => tick(value, event.target.checked)} />
+            <span class="name">${String(value)}</span> <small>${count(chunks)}</small>
+          </label>`)}
+        ${values.length > FEW && !all && html`<button class="plain" onClick=${() => setAll(true)}>${values.length - FEW} more</button>`}
+      </div>
+    </details>`;
 }
 
 // The values of a filter that asks whether this field has one of them.

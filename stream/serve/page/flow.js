@@ -31,14 +31,15 @@ export function Flow() {
     return () => stop.abort();
   }, []);
   const now = history.at(-1);
+  const known = history.findLast((event) => event.stages.length); // an event has no stages while Kafka does not answer
   return html`
     <div class="flow">
       <p class=${`live ${lost ? "lost" : ""}`} role="status">${connection(lost, now)}</p>
       ${now?.error && html`<p class="problem">${now.error}</p>`}
       ${now && html`
-        <${Picture} now=${now} history=${history} />
+        ${known && html`<${Picture} now=${known} history=${history} old=${known !== now} />`}
         <${Generations} generations=${now.generations} />
-        <${Letters} stages=${now.stages} />`}
+        ${known && html`<${Letters} stages=${known.stages} />`}`}
     </div>`;
 }
 
@@ -47,10 +48,10 @@ function connection(lost, now) {
   return now ? "live" : "connecting";
 }
 
-function Picture({ now, history }) {
+function Picture({ now, history, old }) {
   const moving = now.stages.map((stage) => stage.rate > 0);
   return html`
-    <section class="picture" aria-label="The flow">
+    <section class=${`picture ${old ? "old" : ""}`} aria-label=${old ? "The flow, as it was" : "The flow"}>
       <div class="end">producers</div>
       ${now.stages.map((stage, n) => html`
         <${Arrow} key=${`a${n}`} moving=${n ? moving[n - 1] : moving[0]} />

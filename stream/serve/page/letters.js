@@ -49,7 +49,7 @@ function Letter({ letter }) {
   ];
   return html`
     <details class="letter">
-      <summary><time>${at(letter.at)}</time> <b>${letter.stage}</b> <span>${letter.reason}</span></summary>
+      <summary><time>${at(letter.at)}</time> <b>${letter.stage}</b> <span>${letter.reason}</span>${letter.redriven ? html` <small>redriven</small>` : ""}</summary>
       <p>${letter.detail}</p>
       <dl class="fields">
         ${rows.filter(([, value]) => value !== null && value !== undefined).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
