@@ -3,7 +3,8 @@ SHELL := bash
 PYTHON ?= python3
 UV := $(shell command -v uv || echo .local/uv/bin/uv)
 BIN := .venv/bin
-APT := -o Dir::State::Lists=lists -o Dir::Cache=cache -o APT::Sandbox::User=$(shell id -un)
+APT := -o Dir::State::Lists=./lists -o Dir::Cache=./cache -o APT::Sandbox::User=$(shell id -un)
+CHROMIUM := chromium fonts-inter fonts-jetbrains-mono
 export UV_PYTHON_DOWNLOADS := never
 
 help: ## List the targets
@@ -15,10 +16,10 @@ demo: .venv/installed ## Start servers and workers on this machine, publish real
 down: ## Stop what `make demo` started; keep its data
 	@if test -x $(BIN)/stream; then $(BIN)/stream local down; fi
 
-check: lint types prometheus ## Style, types and the tests that need no server: for the minute before a commit
+check: lint types prometheus chromium ## Style, types and the tests that need no server: for the minute before a commit
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not servers"
 
-test: lint types vllm clients prometheus ## Run every test, including those against real servers
+test: lint types vllm clients prometheus chromium ## Run every test, including those against real servers
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-gpu: .venv/installed ## Run the tests that need a CUDA GPU
@@ -29,6 +30,11 @@ vllm: .local/vllm/installed ## Install a real vLLM for the CPU, which the tests 
 clients: .local/clients/installed ## Install the libraries of other projects that search this index, which the tests use
 
 prometheus: $(if $(shell command -v promtool),,.local/prometheus/usr/bin/promtool) ## Install Prometheus from Debian if promtool is missing
+
+chromium: $(if $(shell command -v chromium),,.local/chromium/installed) ## Install Chromium from Debian if it is missing
+
+screenshots: .venv/installed chromium ## Take the screenshots of the README
+	SCREENSHOTS=docs/figures $(BIN)/pytest tests/page/test_page.py -k screenshots
 
 faults: .venv/installed ## Inject faults into real servers: SEED=1 MINUTES=30, or ONLY="words of a row of docs/faults.md"
 	PYTHONPATH=tests $(BIN)/python -m faults --seed $(or $(SEED),1) --minutes $(or $(MINUTES),30) \
@@ -89,8 +95,21 @@ clean: ## Remove what was installed and the data of the local servers
 	cd .local/apt && apt-get -qq $(APT) update && apt-get -qq $(APT) download prometheus
 	dpkg-deb --extract .local/apt/prometheus_*.deb .local/prometheus
 
+# Root installs the packages. An ordinary user extracts them, and those that they need and that are not installed.
+.local/chromium/installed:
+ifeq ($(shell id -u),0)
+	apt-get -qq update
+	DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(CHROMIUM)
+else
+	@mkdir -p .local/apt/lists/partial .local/apt/cache .local/chromium
+	cd .local/apt && apt-get -qq $(APT) update && apt-get $(APT) -s --no-install-recommends install $(CHROMIUM) \
+	  | awk '/^Inst/ {print $$2}' | xargs apt-get -qq $(APT) download
+	for package in .local/apt/*.deb; do dpkg-deb --extract $$package .local/chromium || exit 1; done
+	@touch $@
+endif
+
 .local/uv/bin/uv:
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down check test test-gpu vllm clients prometheus faults lint types docs site lock clean
+.PHONY: help demo down check test test-gpu vllm clients prometheus chromium screenshots faults lint types docs site lock clean

@@ -22,7 +22,7 @@ from stream.errors import StreamError
 from stream.search.answer import Answer, Detail, Why
 from stream.search.request import LONGEST_QUERY, invalid, request
 from stream.search.request import Request as Search
-from stream.serve import about, facets, flow, mcp, problems
+from stream.serve import about, facets, flow, mcp, page, problems
 from stream.serve.access import Key, Keys
 from stream.serve.callers import Caller
 from stream.serve.guards import guarded
@@ -102,6 +102,7 @@ def application(service: Service) -> FastAPI:
     flow.routes(app, service)
     app.router.routes.append(mcp.route(service))
     _probes(app, service)
+    page.routes(app)
     _errors(app)
     return app
 
