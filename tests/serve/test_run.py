@@ -18,6 +18,7 @@ from serving import Server
 from support import until
 
 from stream import config
+from stream.kafka import topics
 from stream.local import supervisor
 from stream.local.profile import Profile
 
@@ -32,7 +33,8 @@ CHECKS = "not_a_server_error,content_type_conformance,response_schema_conformanc
 async def variables(environment: dict[str, str]) -> AsyncIterator[dict[str, str]]:
     """The environment of a service with a small index."""
     found = isolated(environment)
-    async with searchable(config.only(found)):
+    async with searchable(config.only(found)) as settings:
+        await topics.create(settings)
         yield found
 
 
