@@ -15,6 +15,7 @@ from serving import client, problem
 from stream import config
 from stream.config import Settings
 from stream.models import splade
+from stream.search import searcher
 from stream.search.filters import Equal
 from stream.search.request import LEGS, Request
 from stream.serve.service import Service, open_service
@@ -31,6 +32,7 @@ TEAM = Equal(field="metadata.lang", equal="en")
 @pytest.fixture(autouse=True)
 def _splade(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splade, "SparseEncoder", Encoder)
+    monkeypatch.setattr(searcher, "CHUNK_SECONDS", DEADLINE)
 
 
 @pytest.fixture(scope="module")
