@@ -10,7 +10,6 @@ import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,8 @@ def chunks() -> list[dict[str, Any]]:
 async def flow(environment: dict[str, str]) -> AsyncIterator[Settings]:
     """Settings whose topics and stores are set up; the environment of this process has the same."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in isolated(environment).items():
+        names = {"STREAM_TOPIC": "chunks"} if FIGURES else {}
+        for name, value in (isolated(environment) | names).items():
             patch.setenv(name, value)
         settings = Settings(_env_file=None)
         await topics.create(settings)
@@ -72,16 +72,18 @@ async def flow(environment: dict[str, str]) -> AsyncIterator[Settings]:
 
 @pytest.fixture(scope="module")
 async def workers(flow: Settings) -> AsyncIterator[dict[str, Worker]]:
-    """A worker of each stage, which have processed all chunks."""
-    async with AsyncExitStack() as stack:
-        ports = free_ports(len(STAGES))
-        started = {stage: Worker(stage, port=port) for stage, port in zip(STAGES, ports, strict=True)}
-        for worker in started.values():
-            await stack.enter_async_context(worker)
+    """A worker of each stage, which have processed all chunks. A test that ends one puts another in its place."""
+    ports = free_ports(len(STAGES))
+    started = {stage: Worker(stage, port=port) for stage, port in zip(STAGES, ports, strict=True)}
+    try:
         lines = [json.dumps(chunk).encode() for chunk in chunks()]
         assert (await publish(lines, flow)).sent == len(lines)
         await caught_up(flow)
         yield started
+    finally:
+        for worker in started.values():
+            if worker.process.poll() is None:
+                await worker.end(signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -399,17 +401,17 @@ async def test_the_flow_moves_while_chunks_arrive_and_while_a_worker_is_killed(v
 
     await until(waiting)
     await expect(page.locator("[data-stage=embed].stuck")).to_contain_text("none is processed")
-    async with Worker("embed", port=free_ports(1)[0]):
+    workers["embed"] = Worker("embed", port=free_ports(1)[0])
 
-        async def worked_off() -> bool:
-            return await lag() == 0
+    async def worked_off() -> bool:
+        return await lag() == 0
 
-        await until(worked_off)
-        await send(flow, [(b"bad", b'{"chunk_id": "bad", "text": 7}')])
-        letter = page.locator(".letter", has_text="bad").first
-        await expect(page.locator(".letter").first).to_be_visible()
-        await letter.locator("summary").click()
-        await expect(letter.locator("pre")).to_have_text('{"chunk_id": "bad", "text": 7}')
+    await until(worked_off)
+    await send(flow, [(b"bad", b'{"chunk_id": "bad", "text": 7}')])
+    letter = page.locator(".letter", has_text="bad").first
+    await expect(page.locator(".letter").first).to_be_visible()
+    await letter.locator("summary").click()
+    await expect(letter.locator("pre")).to_have_text('{"chunk_id": "bad", "text": 7}')
     await expect(page.get_by_label("Generations")).to_contain_text("live in")
 
 
@@ -452,18 +454,24 @@ async def test_the_screenshots_of_the_readme(visitor, flow):
     page = await visitor.visit(searched())
     ids = await shown(page)
     await page.get_by_role("button", name=f"relevant: {ids[1]}", exact=True).click()
-    await page.mouse.move(0, 0)
+    await page.reload()
+    await shown(page)
     await page.screenshot(path=Path(FIGURES, "search-page.png"))
 
     await send(flow, [(b"a/7", b'{"chunk_id": "a/7", "doc_id": "a", "text": 7}'), (b"a/8", b"not JSON")])
-    page = await visitor.visit("/?view=flow")
+    page = await visitor.visit("/?view=flow", (WIDE[0], 660))
     versions = count(2)
 
     async def moves() -> bool:
         version = next(versions)
-        await publish([json.dumps({**chunk, "version": version}).encode() for chunk in chunks()], flow)
+        await publish([json.dumps({**chunk, "version": version}).encode() for chunk in chunks()[:40]], flow)
         rates = await page.locator(".rate b").all_text_contents()
-        return len(rates) == len(STAGES) and "0" not in rates and await page.locator(".letter").count() > 1
+        return (
+            version > 20
+            and len(rates) == len(STAGES)
+            and "0" not in rates
+            and await page.locator(".letter").count() > 1
+        )
 
     await until(moves, every=1)
     await page.screenshot(path=Path(FIGURES, "flow-page.png"))

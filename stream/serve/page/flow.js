@@ -5,6 +5,7 @@ import { follow } from "./events.js";
 import { count, duration, rate } from "./format.js";
 import { Letters } from "./letters.js";
 
+const STUCK = 5; // seconds that the oldest record waits while nothing is committed
 const KEPT = 60; // events, one a second, that the small curves show
 
 // The curve of a stage's rate: [0, 100] × [0, 20], the newest at the right.
@@ -69,7 +70,7 @@ function Picture({ now, history, old }) {
 const Arrow = ({ moving }) => html`<div class=${`arrow ${moving ? "moving" : ""}`} aria-hidden="true"></div>`;
 
 function Stage({ stage, history }) {
-  const stuck = stage.lag > 0 && !stage.rate;
+  const stuck = stage.lag > 0 && !stage.rate && stage.age > STUCK;
   return html`
     <div class="column">
       <section class=${`stage ${stuck ? "stuck" : ""}`} data-stage=${stage.stage} aria-label=${stage.stage}>

@@ -8,7 +8,8 @@ export const score = (number) => (Math.abs(number) >= 100 ? number.toFixed(0) : 
 export const written = (number) => String(Number(number.toFixed(6)));
 
 export function milliseconds(number) {
-  return `${number < 10 ? number.toFixed(1) : count(Math.round(number))} ms`;
+  if (number >= 1000) return `${(number / 1000).toFixed(2)} s`;
+  return `${number < 10 ? number.toFixed(1) : Math.round(number)} ms`;
 }
 
 export function rate(number) {
