@@ -235,6 +235,8 @@ async def test_chunks_pass_the_stage_from_topic_to_topic(flow, address):
         "STREAM_EMBED_URL": address,
         "STREAM_EMBED_API_KEY": KEY,
         "STREAM_EMBED_TIMEOUT": "300",
+        "STREAM_NEO4J_INDEX": "contract",  # other tests' indexes, of shorter vectors, are in the same database
+        "STREAM_NEO4J_LABEL": "Contract",
     }
     sent_on, refused = topics.source(flow, "expand"), topics.dead_letters(flow, "embed")
     async with Worker("embed", port=free_ports(1)[0], **own) as worker:
