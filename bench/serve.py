@@ -34,7 +34,7 @@ console = Console(stderr=True)
 
 WARM_UP = 20  # requests that are not measured
 READY_SECONDS = 120
-USABLE = "#query"  # the page is usable when its search box has the focus
+USABLE = "#query:focus"  # the page is usable when its search box has the focus
 
 
 @contextmanager
@@ -151,7 +151,7 @@ async def page(address: str, times: int) -> dict[str, Any]:
             tab = await context.new_page()
             start = time.perf_counter()
             await tab.goto(address, wait_until="commit")
-            await tab.wait_for_function(f"document.activeElement?.matches('{USABLE}')")
+            await tab.locator(USABLE).wait_for()
             seconds.append(time.perf_counter() - start)
             await tab.wait_for_load_state("networkidle")
             sizes.append(
