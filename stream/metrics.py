@@ -5,7 +5,8 @@ Prometheus's conventions are part of the project's interface.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BATCH_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
@@ -92,6 +93,12 @@ class Metric(NamedTuple):
     type: str
     labels: tuple[str, ...]
     meaning: str
+
+
+def exposed(accept: str) -> tuple[bytes, str]:
+    """All metrics of this process, in the format that the header `Accept` asks for, and their content type."""
+    encode, content_type = choose_encoder(accept)
+    return encode(REGISTRY), content_type
 
 
 def listed() -> Iterator[Metric]:

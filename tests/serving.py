@@ -14,9 +14,12 @@ from processes import Process
 from support import LOGS, LONGEST, until
 
 from stream.config import Settings
-from stream.serve.access import Keys
+from stream.search.filters import Equal, Filter
+from stream.serve.access import Keys, made
 from stream.serve.app import served
 from stream.serve.service import Service
+
+TEAM = Equal(field="metadata.lang", equal="en")  # what the key of the fixture `team` sees
 
 
 def client(service: Service, keys: Path | None = None, secret: str | None = None) -> httpx.AsyncClient:
@@ -24,6 +27,14 @@ def client(service: Service, keys: Path | None = None, secret: str | None = None
     transport = httpx.ASGITransport(served(service, Keys(keys)), raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
+
+
+def add_key(file: Path, name: str, condition: Filter | None = None) -> str:
+    """Adds a new key to a file of keys; returns the key."""
+    secret, entry = made(name, condition)
+    with file.open("a") as lines:
+        lines.write(entry.model_dump_json(exclude_none=True) + "\n")
+    return secret
 
 
 class Fake:
@@ -45,6 +56,9 @@ class Fake:
         return [self.answer for _ in asked]
 
     async def chunk(self, chunk_id: str) -> Any:
+        return None
+
+    async def detail(self, chunk_id: str, condition: Any) -> Any:
         return None
 
 

@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
-from prometheus_client import REGISTRY
-from prometheus_client.exposition import choose_encoder
 
+from stream import metrics
 from stream.errors import ConfigurationError
 
 Check = Callable[[], str | None]
@@ -20,9 +19,9 @@ Check = Callable[[], str | None]
 async def serve(host: str, port: int, unhealthy: Check, unready: Check) -> AsyncIterator[None]:
     """Serves while the context lasts; each check returns what is wrong, or None."""
 
-    async def metrics(request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(REGISTRY), headers={"Content-Type": content_type})
+    async def prometheus(request: web.Request) -> web.Response:
+        body, content_type = metrics.exposed(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     def answer(check: Check) -> web.Response:
         wrong = check()
@@ -35,7 +34,7 @@ async def serve(host: str, port: int, unhealthy: Check, unready: Check) -> Async
         return answer(unready)
 
     app = web.Application()
-    app.add_routes([web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    app.add_routes([web.get("/metrics", prometheus), web.get("/healthz", healthz), web.get("/readyz", readyz)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

@@ -160,7 +160,7 @@ async def read(settings: Settings, stage: StageName) -> AsyncIterator[DeadLetter
     redriven = {}
     async for record in read_to_end(settings, topic):
         if place := redriven_place(record):
-            redriven[place] = number(header(record.headers, AT_HEADER)) or record.timestamp
+            redriven[place] = _redriven_at(record)
     async for record in read_to_end(settings, topic):
         if letter := letter_of(record):
             yield replace(letter, redriven=redriven.get(letter.place))
@@ -175,8 +175,7 @@ async def newest(settings: Settings, stage: StageName, most: int) -> list[DeadLe
     async for record in read_to_end(settings, topic, {tp.partition: end - most for tp, end in ends.items()}):
         if place := redriven_place(record):
             if place in letters:
-                at = number(header(record.headers, AT_HEADER)) or record.timestamp
-                letters[place] = replace(letters[place], redriven=at)
+                letters[place] = replace(letters[place], redriven=_redriven_at(record))
         elif letter := letter_of(record):
             letters[letter.place] = letter
     return sorted(letters.values(), key=lambda letter: letter.at, reverse=True)
@@ -199,6 +198,10 @@ def redriven_place(record: Record) -> Place | None:
         return Place.of((header(record.headers, REDRIVEN_HEADER) or b"").decode())
     except ValueError:
         return None
+
+
+def _redriven_at(marker: Record) -> int:
+    return number(header(marker.headers, AT_HEADER)) or marker.timestamp
 
 
 def letter_of(record: Record) -> DeadLetter | None:

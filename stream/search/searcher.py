@@ -99,11 +99,20 @@ class Searcher:
 
     async def chunk(self, chunk_id: str) -> Shown | None:
         """A chunk of the searched generation; None if it has none with this ID. Raises `StreamError`."""
-        return (await self._stores.shown(LEGS["hybrid"], [chunk_id], await self.generation())).get(chunk_id)
+        return await self._chunk(chunk_id, await self.generation())
 
-    async def detail(self, chunk: Shown) -> Detail:
-        """The same chunk with its origins. A store that does not answer in time leaves its part out."""
+    async def _chunk(self, chunk_id: str, generation: int) -> Shown | None:
+        return (await self._stores.shown(LEGS["hybrid"], [chunk_id], generation)).get(chunk_id)
+
+    async def detail(self, chunk_id: str, condition: Filter | None = None) -> Detail | None:
+        """A chunk with its origins; None without one that the condition takes. Raises as `chunk`.
+
+        A store that does not answer in time leaves its origin out.
+        """
         generation = await self.generation()
+        chunk = await self._chunk(chunk_id, generation)
+        if chunk is None or not filters.takes(condition, chunk):
+            return None
         stores: dict[Model, Store] = {"dense": self._stores.neo4j, "splade": self._stores.opensearch}
         origins = await asyncio.gather(*(self._origin(store, chunk, generation) for store in stores.values()))
         made = {

@@ -10,8 +10,6 @@ from typing import Annotated, Any
 import orjson
 from fastapi import Body, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import REGISTRY
-from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -27,7 +25,7 @@ from stream.serve.access import Key, Keys
 from stream.serve.callers import Caller
 from stream.serve.guards import guarded
 from stream.serve.problems import MEDIA_TYPE, Problem, problem
-from stream.serve.service import Service
+from stream.serve.service import Service, count_degraded
 
 MOST_REQUESTS = 64  # of a batch
 NOT_JSON = "the body of the request must be one JSON document in UTF-8"
@@ -125,7 +123,7 @@ def _searches(app: FastAPI, service: Service) -> None:
     async def search(key: Caller, asked: Annotated[Search, Body(openapi_examples=EXAMPLES)]) -> Response:
         """Answers one search. The same request gives the same hits as in the library and on the command line."""
         answer = await searcher.search(key.narrowed(asked))
-        _count(answer)
+        count_degraded(answer)
         return json(answer)
 
     @app.post("/search/batch", response_model=Answers, summary="Search for several queries at once")
@@ -157,22 +155,17 @@ def _searches(app: FastAPI, service: Service) -> None:
     @app.get("/chunks/{chunk_id:path}", response_model=Detail, summary="A chunk", responses={404: NOT_FOUND})
     async def chunk(key: Caller, chunk_id: ChunkId) -> Response:
         """A chunk of the live index, the models of its vector and its terms, and the record that it comes from."""
-        found = await searcher.chunk(chunk_id)
-        if found is None or not key.sees(found):
+        found = await searcher.detail(chunk_id, key.filter)
+        if found is None:
             return problems.response(problem(HTTPStatus.NOT_FOUND, "there is no such chunk"))
-        return json(await searcher.detail(found))
+        return json(found)
 
 
 def _answered(answer: Answer | StreamError) -> Mapping[str, Any]:
     if isinstance(answer, StreamError):
         return {"answer": None, "problem": problems.of(answer).model_dump()}
-    _count(answer)
+    count_degraded(answer)
     return {"answer": answer, "problem": None}
-
-
-def _count(answer: Answer) -> None:
-    for leg in answer.degraded:
-        metrics.searches_degraded.labels(leg).inc()
 
 
 def _probes(app: FastAPI, service: Service) -> None:
@@ -186,8 +179,8 @@ def _probes(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", include_in_schema=False)
     async def prometheus(http: Request) -> Response:
-        encode, content_type = choose_encoder(http.headers.get("Accept", ""))
-        return Response(encode(REGISTRY), headers={"Content-Type": content_type})
+        body, content_type = metrics.exposed(http.headers.get("Accept", ""))
+        return Response(body, headers={"Content-Type": content_type})
 
 
 def _errors(app: FastAPI) -> None:

@@ -5,7 +5,6 @@ None of it reads a query or an answer, so neither can be in a log, a metric or a
 
 import logging
 import time
-from collections.abc import Callable
 from http import HTTPStatus
 
 from opentelemetry import trace
@@ -182,11 +181,4 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 def guarded(app: ASGIApp, keys: Keys, in_flight: int, body_bytes: int) -> ASGIApp:
     """The application behind all guards."""
-    guards: list[Callable[[ASGIApp], ASGIApp]] = [
-        lambda inner: Bounded(inner, in_flight, body_bytes),
-        lambda inner: Access(inner, keys),
-        Observed,
-    ]
-    for guard in guards:
-        app = guard(app)
-    return app
+    return Observed(Access(Bounded(app, in_flight, body_bytes), keys))

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from stream import metrics
 from stream.config import Settings
-from stream.errors import ConfigurationError, GpuRequired, StreamError
+from stream.errors import ConfigurationError, StreamError
 from stream.models.embeddings import EmbeddingClient
+from stream.search.answer import Answer
 from stream.search.request import LEGS, Request
 from stream.search.searcher import Searcher
 from stream.stores import Stores, open_stores
@@ -36,17 +38,13 @@ class Service:
         Raises `StreamError` if the model cannot be loaded.
         """
         await self.searcher.warm(LEGS["hybrid"])
-        said = None
         while self.unready:
             try:
                 await self.searcher.search(FIRST)
-            except GpuRequired:
-                raise
             except StreamError as error:
+                if self.unready != str(error):  # once, not each second
+                    log.warning("not ready: %s", error)
                 self.unready = str(error)
-                if said != self.unready:  # once, not each second
-                    log.warning("not ready: %s", self.unready)
-                    said = self.unready
                 await asyncio.sleep(PAUSE)
             else:
                 self.unready = None
@@ -63,6 +61,12 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """A service with clients that connect when they are first used, and are closed at the end."""
     async with open_stores(settings) as stores, EmbeddingClient(settings) as embedder:
         yield Service(settings, stores, Searcher(settings, stores, embedder))
+
+
+def count_degraded(answer: Answer) -> None:
+    """Counts the legs that an answer lacks."""
+    for leg in answer.degraded:
+        metrics.searches_degraded.labels(leg).inc()
 
 
 def require_private(host: str, has_keys: bool) -> None:

@@ -9,7 +9,6 @@ import orjson
 from mcp_types import CallToolResult, TextContent
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stream import metrics
 from stream.config import SearchMode
 from stream.errors import InvalidRequest, StreamError
 from stream.search import cursor
@@ -17,6 +16,7 @@ from stream.search.answer import Hit
 from stream.search.request import LONGEST_QUERY, Leg, invalid, request
 from stream.search.searcher import Searcher
 from stream.serve.access import Key
+from stream.serve.service import count_degraded
 
 Arguments = TypeVar("Arguments", bound=BaseModel)
 
@@ -149,8 +149,7 @@ class Tools:
         with suppress(StreamError):  # the search itself says what is missing
             await self._searcher.warm(wanted.legs)
         answer = await self._searcher.search(wanted)
-        for leg in answer.degraded:
-            metrics.searches_degraded.labels(leg).inc()
+        count_degraded(answer)
         results = [_result(hit) for hit in answer.hits]
         missing = {leg: reason[:LONGEST_REASON] for leg, reason in answer.degraded.items()}
 

@@ -78,8 +78,7 @@ async def searching(flow, stores) -> bool:
             for mode in ("lexical", "dense", "hybrid")
         ]
         answers = [await search.search(request) for request in asked]
-        stored = await search.chunk(chunk["chunk_id"])
-        detail = await search.detail(stored)
+        detail = await search.detail(chunk["chunk_id"])
         record = await read_at(flow, detail.position)
     assert record.key == chunk["chunk_id"].encode()
     assert all(detail.provenance.values())

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from browsing import running_browser
 from playwright.async_api import Browser
-
-from stream.serve.access import made
+from serving import add_key
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,5 @@ async def browser() -> AsyncIterator[Browser]:
 @pytest.fixture
 def key(tmp_path: Path) -> tuple[Path, str]:
     """A file with one key, and the key."""
-    secret, entry = made("person")
     file = tmp_path / "keys"
-    file.write_text(entry.model_dump_json(exclude_none=True) + "\n")
-    return file, secret
+    return file, add_key(file, "person")

@@ -2,23 +2,19 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-from conftest import free_ports, isolated
-from searchable import COUNT, Encoder, searchable
-from serving import client, problem
+from conftest import free_ports
+from searchable import COUNT, Encoder
+from serving import TEAM, client, problem
 from support import LONGEST, expanded
 
-from stream import __version__, config
-from stream.config import Settings
-from stream.kafka import topics
+from stream import __version__
 from stream.models import splade
 from stream.records import Position, Tombstone
 from stream.search import choices, searcher
-from stream.search.filters import Equal
 from stream.serve import about as asking
 from stream.serve.service import Service, open_service
 from stream.stores.base import Put, Store
@@ -26,7 +22,6 @@ from stream.vectors import unpack
 
 pytestmark = pytest.mark.servers
 
-TEAM = Equal(field="metadata.lang", equal="en")
 ENGLISH = [n for n in range(COUNT) if n % 3]  # what the key of `team` sees
 SECRET = "nobodyelse"  # a word that only a chunk of others has
 MADE = {"model": "m", "revision": "r", "parameters": {}}  # of `expanded`
@@ -38,33 +33,6 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splade, "SparseEncoder", Encoder)
     monkeypatch.setattr(asking, "PATIENCE", LONGEST)
     monkeypatch.setattr(searcher, "CHUNK_SECONDS", LONGEST)
-
-
-@pytest.fixture(scope="module")
-async def filled(environment: dict[str, str]) -> AsyncIterator[Settings]:
-    async with searchable(config.only(isolated(environment))) as settings:
-        await topics.create(settings)
-        yield settings
-
-
-@pytest.fixture
-async def service(filled: Settings) -> AsyncIterator[Service]:
-    async with open_service(filled) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def everyone(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with client(service) as http:
-        yield http
-
-
-@pytest.fixture
-async def team(service: Service, key: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client whose key sees English chunks only."""
-    file, secret = key("team", TEAM)
-    async with client(service, file, secret) as http:
-        yield http
 
 
 async def write(store: Store, chunk_id: str, version: int, **more: Any) -> None:

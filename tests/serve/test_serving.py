@@ -1,24 +1,17 @@
 """If these fail on the real stores, the service finds other chunks than the library, or shows a key those of others."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
-from conftest import isolated
 from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
-from searchable import COUNT, Encoder, searchable
-from serving import client, problem
+from searchable import COUNT, Encoder
+from serving import TEAM, problem
 
-from stream import config
-from stream.config import Settings
 from stream.models import splade
 from stream.search import searcher
-from stream.search.filters import Equal
 from stream.search.request import LEGS, Request
-from stream.serve.service import Service, open_service
 
 pytestmark = pytest.mark.servers
 
@@ -26,40 +19,12 @@ MODES = tuple(LEGS)
 QUERY = "a socket and a thread"
 DEADLINE = 60
 SEEN = {f"c{n}" for n in range(COUNT) if n % 3}  # by the key of `team`
-TEAM = Equal(field="metadata.lang", equal="en")
 
 
 @pytest.fixture(autouse=True)
 def _splade(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splade, "SparseEncoder", Encoder)
     monkeypatch.setattr(searcher, "CHUNK_SECONDS", DEADLINE)
-
-
-@pytest.fixture(scope="module")
-async def filled(environment: dict[str, str]) -> AsyncIterator[Settings]:
-    async with searchable(config.only(isolated(environment))) as settings:
-        yield settings
-
-
-@pytest.fixture
-async def service(filled: Settings) -> AsyncIterator[Service]:
-    async with open_service(filled) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def everyone(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    """A client without a filter."""
-    async with client(service) as http:
-        yield http
-
-
-@pytest.fixture
-async def team(service: Service, key: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client whose key sees English chunks only."""
-    file, secret = key("team", TEAM)
-    async with client(service, file, secret) as http:
-        yield http
 
 
 async def test_readiness_waits_for_both_models_and_both_stores(service, everyone):
