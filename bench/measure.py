@@ -1,5 +1,6 @@
 """Helpers of the benchmarks: memory of a process, names of devices, and result files (JSON and SVG)."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 MIB = 2**20
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `stream` does; before PyTorch is imported
 
 
 def memory(pid: int | str = "self", what: str = "VmRSS") -> int:

@@ -1,5 +1,6 @@
 """Entry point of `stream` and `python -m stream`. It sets the signal handlers before the slow imports."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ def main() -> None:
     Until a worker takes records, SIGTERM and SIGINT end it at once with exit code 0. For every other command, SIGTERM
     has the same effect as Ctrl-C.
     """
+    # OpenMP's threads spin while they wait, which takes the core from whoever else computes on this machine. PyTorch
+    # reads this when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if _command(sys.argv[1:]) == "worker":
         signals.end_at_once(0)
     else:

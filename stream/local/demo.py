@@ -18,8 +18,6 @@ from stream.local.supervisor import Program
 from stream.local.trained import MINILM
 from stream.operate.publish import Published, publish
 
-# OpenMP's threads spin while they wait, which takes the core from whoever else computes on this machine.
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 ANSWER_SECONDS = 60  # for all questions
 
 
@@ -35,7 +33,7 @@ def embedder(profile: Profile) -> Program:
         ready=lambda: _answers(f"http://{HOST}:{profile.embedder_port}/health"),
         address=f"http://{HOST}:{profile.embedder_port}",
         directory=profile.home,
-        environment=PASSIVE,
+        environment={"OMP_WAIT_POLICY": "PASSIVE"},  # as `stream` sets it for itself
         ports=("embedder_port",),
     )
 
@@ -57,7 +55,6 @@ def workers(profile: Profile, env_file: Path) -> list[Program]:
                     "STREAM_ENV_FILE": str(env_file),
                     "STREAM_WEB_PORT": str(port),
                     "STREAM_INSTANCE": "local",
-                    **PASSIVE,
                 },
                 ports=(f"{stage}_port",),
             )
@@ -75,7 +72,7 @@ def search(profile: Profile, env_file: Path) -> Program:
         ready=lambda: _answers(f"{address}/readyz"),
         address=address,
         directory=profile.home,
-        environment={"STREAM_ENV_FILE": str(env_file), "STREAM_SERVE_PORT": str(profile.serve_port), **PASSIVE},
+        environment={"STREAM_ENV_FILE": str(env_file), "STREAM_SERVE_PORT": str(profile.serve_port)},
         ports=("serve_port",),
     )
 

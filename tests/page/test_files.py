@@ -3,6 +3,7 @@
 import hashlib
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from serving import client, fake_service
@@ -56,10 +57,16 @@ def test_a_module_makes_no_html_from_data_and_calls_no_other_host(module):
     assert not re.search(r"""["'`]https?://""", text)
 
 
-def test_the_browser_is_told_of_each_module_before_it_finds_it_out():
+def imported(module: Path) -> set[Path]:
+    """A module and all that it imports, but for `import()`, which loads when it is called."""
+    names = re.findall(r"""^(?:import|export) .*from "([^"]+)";$""", module.read_text(), re.M)
+    return {module}.union(*(imported((module.parent / name).resolve()) for name in names))
+
+
+def test_the_browser_is_told_of_each_module_of_the_start_before_it_finds_it_out():
     preloaded = {attributes["href"] for tag, attributes in TAGS if attributes.get("rel") == "modulepreload"}
     scripts = {attributes["src"] for tag, attributes in TAGS if tag == "script"}
-    needed = {f"/page/{path.relative_to(FOLDER)}" for path in [*MODULES, *VENDOR.glob("*.js")]}
+    needed = {f"/page/{path.relative_to(FOLDER)}" for path in imported(FOLDER / "main.js")}
     assert preloaded | scripts == needed
 
 

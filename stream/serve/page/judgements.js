@@ -1,10 +1,9 @@
-// Thumbs as judgements: kept in this browser by query, measured at once, and written as TREC qrels.
+// Judgements: kept in this browser by query, measured, and written as TREC qrels.
 
-import { html, useState } from "./vendor/htm-preact.js";
-import { save } from "./copies.js";
+import { useState } from "./vendor/htm-preact.js";
 
 const PLACE = "stream.judgements";
-const DEPTH = 10;
+export const DEPTH = 10;
 
 // By query, the grade of each judged chunk: 1 is relevant, 0 is not.
 export function readAll() {
@@ -47,23 +46,4 @@ export function files(all) {
     [...grades].filter(([chunkId]) => !/\s/.test(chunkId)).map(([chunkId, grade]) => `q${n + 1} 0 ${chunkId} ${grade}\n`),
   );
   return { queries: queries.join(""), qrels: qrels.join("") };
-}
-
-export function Judgements({ all, judged, chunkIds }) {
-  const measured = ndcg(chunkIds, judged);
-  const first = chunkIds.slice(0, DEPTH);
-  const known = first.filter((chunkId) => judged.has(chunkId)).length;
-  const { queries, qrels } = files(all);
-  return html`
-    <section class="panel judgements" aria-label="Judgements">
-      <h2>nDCG@10 <output>${measured === null ? "–" : measured.toFixed(3)}</output></h2>
-      <p class="quiet">${known} of the first ${first.length} are judged; thumbs on the hits judge them</p>
-      ${all.size > 0 && html`
-        <p class="buttons">
-          <button onClick=${() => save("qrels.txt", qrels)}>qrels.txt</button>
-          <button onClick=${() => save("queries.tsv", queries)}>queries.tsv</button>
-          <span class="quiet">${all.size} ${all.size === 1 ? "query" : "queries"}</span>
-        </p>
-        <details><summary>TREC qrels</summary><pre class="qrels" tabindex="0">${qrels}</pre></details>`}
-    </section>`;
 }

@@ -2,8 +2,7 @@
 
 import { html, render, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { DEFAULTS, useAddress, write } from "./address.js";
-import { keep, whenKeyIsNeeded } from "./api.js";
-import { Flow } from "./flow.js";
+import { keep, useRemote, whenKeyIsNeeded } from "./api.js";
 import { Help, useKeys } from "./keys.js";
 import { Search } from "./search.js";
 
@@ -16,6 +15,7 @@ function Page() {
   useEffect(() => {
     document.title = state.view === "flow" ? "stream: flow" : state.q ? `${state.q} – stream` : "stream: search";
   }, [state.view, state.q]);
+  const { value: flow, problem } = useRemote(state.view === "flow" ? "flow" : "", () => import("./flow.js"));
   const answered = (given) => {
     asking.answer(given);
     setAsking(null);
@@ -30,7 +30,9 @@ function Page() {
       <button class="plain" aria-label="Keys" onClick=${() => setHelping(true)}>?</button>
     </header>
     <main>
-      ${state.view === "flow" ? html`<${Flow} />` : html`<${Search} state=${state} go=${go} ask=${ask} />`}
+      ${state.view !== "flow" && html`<${Search} state=${state} go=${go} ask=${ask} />`}
+      ${state.view === "flow" && flow && html`<${flow.Flow} />`}
+      ${state.view === "flow" && problem && html`<p class="problem">${problem.message}</p>`}
     </main>
     ${asking && html`<${AskKey} refused=${asking.refused} answered=${answered} />`}
     ${helping && html`<${Help} close=${() => setHelping(false)} />`}`;

@@ -2,16 +2,11 @@
 
 import { html, useEffect, useReducer, useRef, useState } from "./vendor/htm-preact.js";
 import { call, Problem, useRemote } from "./api.js";
-import { Copies } from "./copies.js";
-import { Expansion } from "./expansion.js";
 import { Filters } from "./filters.js";
 import { count, milliseconds } from "./format.js";
-import { Lists } from "./hits.js";
-import { Judgements, useJudgements } from "./judgements.js";
+import { useJudgements } from "./judgements.js";
 import { legs, requestOf, requestsOfLegs } from "./request.js";
 import { Settings } from "./settings.js";
-import { Timings } from "./timings.js";
-import { WhyNot } from "./why.js";
 
 const WIDE = "(min-width: 60rem)";
 
@@ -21,7 +16,9 @@ export function Search({ state, go, ask }) {
   const { answer, beside, loading, problem } = useAnswers(state, request, tries);
   const { all, judged, judge } = useJudgements(state.q);
   const wide = useWide();
-  const failed = wrong ?? problem?.message;
+  const { value: parts, problem: missing } = useRemote("parts", () => import("./answer.js"));
+  const shown = parts && answer;
+  const failed = wrong ?? problem?.message ?? missing?.message;
   const on = {
     open: (hit) => go({ hit }),
     filter: (filter) => ask({ filters: [...new Set([...state.filters, filter])] }),
@@ -29,8 +26,8 @@ export function Search({ state, go, ask }) {
   };
   return html`
     <${Question} q=${state.q} ask=${ask} again=${again} />
-    ${answer && html`
-      <${Expansion} query=${state.q} terms=${answer.expansion} without=${state.without} change=${(without) => ask({ without })} />`}
+    ${shown && html`
+      <${parts.Expansion} query=${state.q} terms=${answer.expansion} without=${state.without} change=${(without) => ask({ without })} />`}
     <div class=${`search ${state.legs && legs(state).length > 1 ? "wide" : ""}`}>
       <details class="ask" open=${wide}>
         <summary>Settings and filters</summary>
@@ -41,16 +38,16 @@ export function Search({ state, go, ask }) {
         <p class="status" role="status">${failed ? "" : said(state, answer, loading)}</p>
         ${failed && html`<p class="problem">${failed}</p>`}
         ${!state.q && html`<${Welcome} />`}
-        ${answer && !failed && html`
-          <${Lists} lists=${lists(state, answer, beside)} state=${state} judged=${judged} on=${on} />
+        ${shown && !failed && html`
+          <${parts.Lists} lists=${lists(state, answer, beside)} state=${state} judged=${judged} on=${on} />
           ${answer.cursor && html`<button class="more" onClick=${() => go({ pages: state.pages + 1 })}>more</button>`}`}
       </div>
-      ${answer && html`
+      ${shown && html`
         <aside class="answer" aria-label="About the answer">
-          <${Timings} timings=${answer.timings} degraded=${answer.degraded} />
-          <${Judgements} all=${all} judged=${judged} chunkIds=${answer.hits.map((hit) => hit.chunk_id)} />
-          <${WhyNot} chunkId=${state.why} request=${request} go=${go} />
-          ${request && html`<${Copies} state=${state} request=${request} />`}
+          <${parts.Timings} timings=${answer.timings} degraded=${answer.degraded} />
+          <${parts.Judgements} all=${all} judged=${judged} chunkIds=${answer.hits.map((hit) => hit.chunk_id)} />
+          <${parts.WhyNot} chunkId=${state.why} request=${request} go=${go} />
+          ${request && html`<${parts.Copies} state=${state} request=${request} />`}
         </aside>`}
     </div>`;
 }
