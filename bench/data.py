@@ -2,17 +2,15 @@
 
 import asyncio
 import uuid
-from base64 import b64encode
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import orjson
 
 from stream.config import Settings, StageName
 from stream.kafka import clients, topics
-from stream.records import Chunk, Expanded, sha256
+from stream.records import Chunk, Expanded, encode, sha256
 
 UNACKNOWLEDGED = 500
 
@@ -44,7 +42,7 @@ def expanded(of: Chunk) -> Expanded:
     return {
         **of,
         "text_sha256": sha256(of["text"]),
-        "embedding_qwen": b64encode((vector / np.linalg.norm(vector)).tobytes()).decode(),
+        "embedding_qwen": (vector / np.linalg.norm(vector)).tobytes(),
         "embedding_provenance": provenance,
         "splade_terms": {f"term{term}": weight / norm for term, weight in zip(terms, weights.tolist(), strict=True)},
         "splade_norm": norm,
@@ -71,8 +69,8 @@ async def publish(settings: Settings, stage: StageName, chunks: Iterable[Any]) -
         while some := list(islice(left, UNACKNOWLEDGED)):
             sent = []
             for one in some:
-                value = orjson.dumps(one)
-                sizes.append(len(value))
-                sent.append(await producer.send(topic, value, key=one["chunk_id"].encode()))
+                value, headers = encode(one)
+                sizes.append(len(value) + sum(len(content) for _, content in headers))
+                sent.append(await producer.send(topic, value, key=one["chunk_id"].encode(), headers=headers))
             await asyncio.gather(*sent)
     return sum(sizes) // len(sizes)

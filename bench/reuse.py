@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import orjson
 import typer
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from data import chunk, embedded, expanded, own_topics, publish
@@ -24,7 +23,7 @@ from measure import device, save
 
 from stream import config
 from stream.kafka import reader, topics
-from stream.records import Expanded
+from stream.records import VECTOR_HEADER, Expanded, header
 from stream.stages.reuse import Reuse
 from stream.stores import open_stores
 from stream.stores.base import Put
@@ -71,14 +70,14 @@ async def bench(count: int) -> dict[str, Any]:
     async with AIOKafkaConsumer(bootstrap_servers=settings.kafka_servers, enable_auto_commit=False, **small) as client:
         client.assign(list({partition for partition, _ in places.values()}))
 
-        async def fetched(batch: list[Expanded]) -> list[str]:
+        async def fetched(batch: list[Expanded]) -> list[bytes]:
             vectors = []
             for each in batch:
                 partition, offset = places[each["chunk_id"].encode()]
                 if await client.position(partition) != offset:
                     client.seek(partition, offset)
                 record = await client.getone(partition)
-                vectors.append(orjson.loads(record.value)["embedding_qwen"])
+                vectors.append(header(record.headers, VECTOR_HEADER) or b"")
             return vectors
 
         for name, batches in orders.items():

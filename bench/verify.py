@@ -35,7 +35,7 @@ from stream.errors import ConfigurationError
 from stream.kafka import clients, topics
 from stream.kafka.deadletters import letter_headers
 from stream.operate.verify import Report, verify
-from stream.records import Chunk, Record, Rejected, Tombstone, sha256
+from stream.records import Chunk, Record, Rejected, Tombstone, encode, sha256
 from stream.stores import Stores, open_stores
 from stream.stores.base import Put
 from stream.vectors import unpack
@@ -71,10 +71,10 @@ async def fill(settings: Settings, stores: Stores, numbers: range) -> Report:
     expected = Report(published=len(numbers))
     async with clients.producer(settings) as producer, clients.letter_producer(settings) as letters:
 
-        async def reject(record: Record, stage: StageName, value: bytes | None) -> None:
+        async def reject(record: Record, stage: StageName) -> None:
             headers = letter_headers(record, stage, Rejected("schema", "planted"))
             await letters.send_and_wait(
-                topics.dead_letters(settings, stage), key=record.key, value=value, headers=headers
+                topics.dead_letters(settings, stage), key=record.key, value=record.value, headers=headers
             )
 
         for batch in (numbers[n : n + BATCH] for n in range(0, len(numbers), BATCH)):
@@ -86,10 +86,11 @@ async def fill(settings: Settings, stores: Stores, numbers: range) -> Report:
                 if n % 100 == 0:
                     rejected.append(one["chunk_id"])
                     if n % 200:
-                        await reject(record, "embed", record.value)
+                        await reject(record, "embed")
                     else:  # index rejects the record that the previous stage made of the chunk
-                        made = Record(topics.source(settings, "index"), 0, n, record.key, None, record.timestamp)
-                        await reject(made, "index", orjson.dumps(expanded(one)))
+                        value, vector = encode(expanded(one))
+                        topic = topics.source(settings, "index")
+                        await reject(Record(topic, 0, n, record.key, value, record.timestamp, vector), "index")
                 elif n % 100 == 1:
                     later.append(Tombstone(one["chunk_id"], 2))
                 elif n % 50 == 2:

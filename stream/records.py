@@ -4,8 +4,9 @@ Each stage adds to a chunk: `Chunk` + vector = `Embedded`, `Embedded` + terms = 
 dictionaries, typed here and checked against `schemas/` by `decode`. A record with a null value is a `Tombstone`.
 """
 
+import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -17,6 +18,7 @@ Scalar = str | int | float | bool | None
 Headers = Sequence[tuple[str, bytes | None]]
 
 VERSION_HEADER = "version"
+VECTOR_HEADER = "embedding_qwen"  # little-endian float32: beside the JSON, which need not be parsed for it
 PUBLISHED_HEADER = "published"  # a record's timestamp in the first topic, ms: later topics have timestamps of their own
 MAX_VERSION = 2**53 - 1  # the largest integer that every JSON reader reads exactly
 NO_VERSION = "has no version, and its timestamp is outside 0…2^53−1 and cannot serve as a version"
@@ -48,10 +50,10 @@ class Chunk(TypedDict):
 
 
 class Embedded(Chunk):
-    """`schemas/embedded.json`: `embedding_qwen` is base64 of little-endian float32, unit norm."""
+    """`schemas/embedded.json`, and the vector of the header: little-endian float32, unit norm."""
 
     text_sha256: str
-    embedding_qwen: str
+    embedding_qwen: bytes
     embedding_provenance: Provenance
 
 
@@ -177,7 +179,35 @@ def decode(record: Record, contract: Contract, max_bytes: int) -> dict[str, Any]
     if "version" not in value and not _timestamp_fits(record):
         return Rejected("version", f"the record {NO_VERSION}")
     value["version"] = int(value.get("version", record.timestamp))
+    if contract != "chunk":
+        vector = _vector(record, value)
+        if isinstance(vector, Rejected):
+            return vector
+        value[VECTOR_HEADER] = vector
     return value  # type: ignore[no-any-return]
+
+
+def encode(chunk: Mapping[str, Any]) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """The value of a chunk's record, and the header with its vector if it has one: the reverse of `decode`."""
+    vector = chunk.get(VECTOR_HEADER)
+    if vector is None:
+        return orjson.dumps(chunk), []
+    return orjson.dumps({name: field for name, field in chunk.items() if name != VECTOR_HEADER}), [
+        (VECTOR_HEADER, vector)
+    ]
+
+
+def _vector(record: Record, value: Mapping[str, Any]) -> bytes | Rejected:
+    vector = header(record.headers, VECTOR_HEADER)
+    if vector is not None:
+        return vector
+    written = value.get(VECTOR_HEADER)  # earlier releases wrote it into the JSON, as base64
+    if written is None:
+        return Rejected("embedding", f"the record has no header {VECTOR_HEADER!r} with its vector")
+    try:
+        return base64.b64decode(written, validate=True)
+    except ValueError:
+        return Rejected("embedding", f"{VECTOR_HEADER} is not base64 of float32 numbers")
 
 
 def _tombstone(record: Record) -> Tombstone | Rejected:

@@ -6,9 +6,9 @@ A kind is a function below. The function draws one record. Its decorator lists t
 the record; `None` in the list means that the record may come through. To add a kind, add a function.
 """
 
-import base64
 import json
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 from support import vector
 
 from stream.config import STAGES, Settings, StageName
-from stream.records import MAX_VERSION, Reason, Record, sha256
+from stream.records import MAX_VERSION, VECTOR_HEADER, Reason, Record, encode, sha256
+from stream.vectors import pack, unpack
 
 CASE_HEADER = "test.case"  # the number of the case in its batch; outputs and dead letters keep it
 NOW = int(time.time() * 1000) // 86_400_000 * 86_400_000  # the last midnight, so that it is the same all day
 PROVENANCE = {"model": "m", "revision": "r", "parameters": {"n": 1}}
 VECTORS = [vector(seed) for seed in range(4)]
+OLD_VECTORS = [b64encode(vector).decode() for vector in VECTORS]  # in the JSON, as earlier releases wrote them
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Good:
         else:
             fields |= {
                 "version": version,
-                "embedding_qwen": st.sampled_from(VECTORS),
+                "embedding_qwen": st.sampled_from([*VECTORS, *OLD_VECTORS]),
                 "embedding_provenance": st.just(PROVENANCE),
             }
         if stage == "index":
@@ -153,7 +155,8 @@ class Good:
                 "splade_norm": st.floats(0, 10),
                 "splade_provenance": st.just(PROVENANCE),
             }
-        self.required = ["doc_id", "text", *fields] if stage == "embed" else ["text", "text_sha256", *fields]
+        own = sorted(fields.keys() - {VECTOR_HEADER})
+        self.required = ["doc_id", "text", *own] if stage == "embed" else ["text", "text_sha256", *own]
         self.values = st.builds(self._with_text, st.fixed_dictionaries(fields, optional=optional), texts)
 
     def _with_text(self, value: dict[str, Any], text: str) -> dict[str, Any]:
@@ -161,9 +164,12 @@ class Good:
         return {**value, "text": text} | hashed
 
     def record(self, value: Any, chunk_id: str | bytes | None, headers: Any = (), timestamp: int = NOW) -> Record:
-        data = value if value is None or isinstance(value, bytes) else orjson.dumps(value)
+        if isinstance(value, dict):
+            data, vector = encode(value)
+        else:
+            data, vector = value, [] if value is None or self.stage == "embed" else [(VECTOR_HEADER, VECTORS[0])]
         key = chunk_id.encode() if isinstance(chunk_id, str) else chunk_id
-        return Record("generated", 0, 0, key, data, timestamp, tuple(headers))
+        return Record("generated", 0, 0, key, data, timestamp, (*headers, *vector))
 
     def spoilt(self, value: dict[str, Any], **fields: Any) -> Record:
         """The record with some fields of its value replaced; its key stays valid."""
@@ -171,7 +177,7 @@ class Good:
 
     def raw(self, value: dict[str, Any], name: str, literal: str) -> Record:
         """The record with one more field in its value, given as raw JSON."""
-        data = orjson.dumps(value)[:-1] + f", {json.dumps(name)}: {literal}}}".encode("utf-8", "surrogatepass")
+        data = encode(value)[0][:-1] + f", {json.dumps(name)}: {literal}}}".encode("utf-8", "surrogatepass")
         return self.record(data, value["chunk_id"])
 
 
@@ -204,7 +210,7 @@ def not_json(draw, good):
 @kind("not-json")
 def truncated(draw, good):
     value = draw(good.values)
-    whole = orjson.dumps(value)
+    whole, _ = encode(value)
     return good.record(whole[: draw(st.integers(0, len(whole) - 1))], value["chunk_id"])
 
 
@@ -212,7 +218,7 @@ def truncated(draw, good):
 def invalid_utf_8(draw, good):
     value = draw(good.values)
     broken = draw(st.sampled_from([b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe4\xb8", b"\x80"]))
-    data = orjson.dumps(value | {"text": "text<here>"}).replace(b"<here>", broken)
+    data = encode(value | {"text": "text<here>"})[0].replace(b"<here>", broken)
     return good.record(data, value["chunk_id"])
 
 
@@ -321,7 +327,7 @@ def duplicate_keys(draw, good):
     value = draw(good.values)
     name = draw(st.sampled_from(["doc_id", "table_lines", "chunk_id"]))
     last = {"doc_id": "last", "table_lines": ["last"], "chunk_id": value["chunk_id"]}[name]
-    data = orjson.dumps({name: 5})[:-1] + b", " + orjson.dumps(value)[1:]
+    data = orjson.dumps({name: 5})[:-1] + b", " + encode(value)[0][1:]
     again = data[:-1] + b", " + orjson.dumps({name: last})[1:]
     return good.record(again, value["chunk_id"])
 
@@ -460,15 +466,28 @@ soups = st.lists(
 @kind("embedding", stages=("index",))
 def a_wrong_vector(draw, good):
     size = good.settings.embed_dimensions
-    whole = np.frombuffer(base64.b64decode(VECTORS[0]), "<f4").copy()
+    whole = unpack(VECTORS[0]).copy()
     whole[draw(st.integers(0, size - 1))] = draw(st.sampled_from([np.nan, np.inf, -np.inf, 1e38, 7]))
     wrong = draw(st.sampled_from([whole, np.zeros(size, "<f4"), whole[:-1], whole[:1], np.full(size, 1e-30, "<f4")]))
-    return good.spoilt(draw(good.values), embedding_qwen=base64.b64encode(wrong.astype("<f4").tobytes()).decode())
+    return good.spoilt(draw(good.values), embedding_qwen=pack(wrong))
+
+
+@kind("embedding", stages=("expand", "index"))
+def no_vector(draw, good):
+    value = draw(good.values)
+    del value["embedding_qwen"]
+    return good.record(value, value["chunk_id"])
+
+
+@kind("embedding", stages=("index",))
+def bytes_that_are_no_vector(draw, good):
+    whole = VECTORS[0]
+    return good.spoilt(draw(good.values), embedding_qwen=draw(st.sampled_from([b"", b"A", whole[:-1], whole + whole])))
 
 
 @kind("embedding", "schema", stages=("index",))
 def a_vector_that_is_no_base64(draw, good):
-    whole = VECTORS[0]
+    whole = OLD_VECTORS[0]
     wrong = draw(st.sampled_from([whole[:-1], whole + "A", whole[:-4], "A", "AA==", whole + whole, "=" + whole[1:]]))
     return good.spoilt(draw(good.values), embedding_qwen=wrong)
 

@@ -1,7 +1,6 @@
 """Shared by tests of several modules: example records, and workers in their own processes."""
 
 import asyncio
-import base64
 import os
 import signal
 import time
@@ -23,10 +22,11 @@ from stream.config import Settings, StageName
 from stream.contracts import Contract
 from stream.kafka import clients, reader, topics
 from stream.models.splade import SparseVector
-from stream.records import Chunk, Expanded, Headers, Record, Tombstone, sha256
+from stream.records import Chunk, Expanded, Headers, Record, Tombstone, encode, sha256
 from stream.search import dsl
 from stream.stores import Stores
 from stream.stores.opensearch import OpenSearchStore
+from stream.vectors import pack
 
 CONTRACTS: dict[StageName, Contract] = {"embed": "chunk", "expand": "embedded", "index": "expanded"}
 DIMENSIONS = 256  # numbers in a vector, where a test does not need the real model's 4,096
@@ -49,9 +49,9 @@ def chunk(chunk_id: str = "c1", text: str = "a text about sockets", version: int
     return {"chunk_id": chunk_id, "doc_id": "d1", "text": text, "version": version, **more}
 
 
-def vector(seed: int = 0, dimensions: int = DIMENSIONS) -> str:
+def vector(seed: int = 0, dimensions: int = DIMENSIONS) -> bytes:
     numbers = np.random.default_rng(seed).standard_normal(dimensions).astype("<f4")
-    return base64.b64encode((numbers / np.linalg.norm(numbers)).tobytes()).decode()
+    return pack(numbers / np.linalg.norm(numbers))
 
 
 def expanded(chunk_id: str = "c1", text: str = "a text about sockets", version: int = 1, **more: Any) -> Expanded:
@@ -74,8 +74,9 @@ def sparse_vector(terms: dict[str, float], norm: float) -> SparseVector:
 
 
 def record(value: Any, key: str | bytes | None = "c1", headers: Headers = (), timestamp: int = 1000) -> Record:
-    data = value if value is None or isinstance(value, bytes) else orjson.dumps(value)
-    return Record("chunks", 0, 0, key.encode() if isinstance(key, str) else key, data, timestamp, headers)
+    data, vector = encode(value) if isinstance(value, Mapping) else (value, [])
+    data = data if data is None or isinstance(data, bytes) else orjson.dumps(data)
+    return Record("chunks", 0, 0, key.encode() if isinstance(key, str) else key, data, timestamp, (*headers, *vector))
 
 
 async def send(settings: Settings, records: Iterable[tuple[bytes | None, bytes | None]]) -> None:

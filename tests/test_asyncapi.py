@@ -1,5 +1,6 @@
 """If these fail, `schemas/asyncapi.yaml` describes another flow than the one that runs."""
 
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_an_example_keeps_the_contract_of_its_message(message, example):
 def test_an_example_says_the_truth_about_its_own_text_and_vector(message, example):
     chunk = example["payload"]
     assert chunk["text_sha256"] == sha256(chunk["text"])
-    vector = unpack(chunk["embedding_qwen"])
+    vector = unpack(b64decode(example["headers"]["embedding_qwen"]))
     assert np.linalg.norm(vector) == pytest.approx(1)
     assert len(vector) == chunk["embedding_provenance"]["parameters"]["dimensions"]
 

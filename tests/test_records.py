@@ -1,9 +1,12 @@
 """If these fail, a producer's record is misread."""
 
-import pytest
-from support import chunk, record
+from base64 import b64encode
 
-from stream.records import Rejected, Tombstone, decode, header
+import orjson
+import pytest
+from support import chunk, expanded, record, vector
+
+from stream.records import VECTOR_HEADER, Rejected, Tombstone, decode, encode, header
 
 LIMIT = 100_000
 
@@ -120,3 +123,35 @@ def test_a_tombstone_that_names_no_chunk_is_rejected(key):
 def test_of_headers_of_one_name_the_last_counts():
     assert header([("version", b"1"), ("version", b"2")], "version") == b"2"
     assert header([], "version") is None
+
+
+# The vector
+
+
+def as_earlier(**fields):
+    """A record as an earlier release wrote it: the vector is in the JSON, as base64."""
+    return record(orjson.dumps(expanded() | {VECTOR_HEADER: b64encode(vector(1)).decode()} | fields))
+
+
+def test_a_vector_comes_back_as_the_bytes_that_were_written_and_the_json_is_readable():
+    value, headers = encode(expanded())
+    assert orjson.loads(value).keys() == expanded().keys() - {VECTOR_HEADER}
+    assert headers == [(VECTOR_HEADER, expanded()[VECTOR_HEADER])]
+    assert decode(record(value, headers=headers), "expanded", LIMIT) == expanded()
+
+
+def test_a_record_of_an_earlier_release_is_read_as_if_it_were_new():
+    assert decode(as_earlier(), "expanded", LIMIT) == expanded(embedding_qwen=vector(1))
+
+
+def test_a_record_of_an_earlier_release_whose_vector_is_no_base64_is_rejected():
+    assert decode(as_earlier(embedding_qwen="A"), "expanded", LIMIT) == Rejected(
+        "embedding", "embedding_qwen is not base64 of float32 numbers"
+    )
+
+
+def test_a_record_without_a_vector_is_rejected():
+    value, _ = encode(expanded())
+    outcome = decode(record(value), "expanded", LIMIT)
+    assert isinstance(outcome, Rejected)
+    assert (outcome.reason, VECTOR_HEADER in outcome.detail) == ("embedding", True)

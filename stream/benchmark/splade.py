@@ -9,7 +9,6 @@ import gc
 import itertools
 import statistics
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -34,7 +32,7 @@ from stream.models.fastest import Model
 from stream.models.padded import PaddedModel
 from stream.models.splade import SparseEncoder
 from stream.models.windows import Windows
-from stream.records import Embedded, Record, sha256
+from stream.records import Embedded, Record, encode, sha256
 from stream.stages.expand import expand
 
 BATCH = 256  # texts, as in a batch from Kafka
@@ -238,8 +236,8 @@ def measure(
         ("transformers, sorted by length", transformers),
         ("sentence-transformers", sentence_transformers),
     ):
-        for setting, encode in peer(settings):
-            note(name, setting, rate_of(encode, [sample], seconds / 2, calls=1))
+        for setting, run in peer(settings):
+            note(name, setting, rate_of(run, [sample], seconds / 2, calls=1))
             gc.collect()
             torch.cuda.empty_cache()
     return comparison
@@ -263,7 +261,8 @@ def rate_of(
 
 
 def _record(n: int, text: str) -> Record:
-    return Record("chunks.embedded", 0, n, f"chunk-{n}".encode(), orjson.dumps(embedded(n, text)), 0)
+    value, headers = encode(embedded(n, text))
+    return Record("chunks.embedded", 0, n, f"chunk-{n}".encode(), value, 0, headers)
 
 
 def embedded(n: int, text: str) -> Embedded:
@@ -275,7 +274,7 @@ def embedded(n: int, text: str) -> Embedded:
         "text": text,
         "version": 1,
         "text_sha256": sha256(text),
-        "embedding_qwen": b64encode((vector / np.linalg.norm(vector)).tobytes()).decode(),
+        "embedding_qwen": (vector / np.linalg.norm(vector)).tobytes(),
         "embedding_provenance": {"model": "random", "revision": "none", "parameters": {}},
     }
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from base64 import b64encode
 from collections import deque
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from stream.kafka.deadletters import DeadLetter, Filter, Place
 from stream.operate import purge as purging
 from stream.operate import redrive as redriving
 from stream.operate.redrive import Verdict
-from stream.records import Reason
+from stream.records import VECTOR_HEADER, Reason
 from stream.terminal import printable
 
 COLUMNS = ("at", "stage", "place", "from", "key", "reason", "detail", "attempts")
@@ -244,13 +245,17 @@ def _print_verdicts(went: list[Verdict], stayed: list[Verdict], dry_run: bool) -
 def _print_letter(letter: DeadLetter) -> None:
     lines = [f"{name}: {value}" for name, value in _plain(letter).items() if value is not None]
     lines += ["", *(f"{header['name']}: {header['value']}" for header in _headers(letter)), ""]
-    head = [printable(line) for line in lines]
+    head = [_cut(printable(line)) for line in lines]
     value = _pretty(letter)
     room = max(out.size.height - len(head) - 2, MIN_LINES)
-    shown = [line if len(line) <= out.size.width else line[: out.size.width - 1] + "…" for line in value[:room]]
+    shown = [_cut(line) for line in value[:room]]
     out.print("\n".join(head + shown), markup=False)
     if shown != value:
         err.print("the value is cut to fit the screen; --raw writes all of it")
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= out.size.width else line[: out.size.width - 1] + "…"
 
 
 def _pretty(letter: DeadLetter) -> list[str]:
@@ -277,7 +282,11 @@ def _text(value: bytes | None) -> str | None:
 
 
 def _headers(letter: DeadLetter) -> list[dict[str, str | None]]:
-    return [{"name": name, "value": _text(value)} for name, value in letter.record.headers]
+    """Values as text, but for the vector, which is base64."""
+    return [
+        {"name": name, "value": b64encode(value).decode() if value and name == VECTOR_HEADER else _text(value)}
+        for name, value in letter.record.headers
+    ]
 
 
 def _time(ms: int) -> str:

@@ -91,8 +91,8 @@ class EmbeddingClient:
             "parameters": {"dimensions": settings.embed_dimensions, "long_texts": settings.embed_long_texts},
         }
 
-    async def embed(self, texts: Sequence[str]) -> list[str]:
-        """Vectors of the texts, in order: base64 of `embed_dimensions` little-endian float32 each, unit norm.
+    async def embed(self, texts: Sequence[str]) -> list[bytes]:
+        """Vectors of the texts, in order: `embed_dimensions` little-endian float32 each, unit norm.
 
         Raises `Refused` if one of the texts cannot be embedded (the server does not say which: split the batch).
         Raises `Outage` if the server does not answer, is overloaded, does not serve the model, returns an invalid
@@ -151,18 +151,20 @@ class EmbeddingClient:
             raise Outage(f"the embedding server at {address} serves {', '.join(served) or 'nothing'}, not {wanted}")
         return f"{wanted}, at most {served[wanted]} tokens a text"
 
-    async def _with_retries(self, request: Callable[[list[str]], Awaitable[list[str]]], texts: list[str]) -> list[str]:
+    async def _with_retries(
+        self, request: Callable[[list[str]], Awaitable[list[bytes]]], texts: list[str]
+    ) -> list[bytes]:
         metrics.embed_in_flight.inc()
         try:
             return await self._retrying.copy()(request, texts)
         finally:
             metrics.embed_in_flight.dec()
 
-    async def _request(self, texts: list[str]) -> list[str]:
+    async def _request(self, texts: list[str]) -> list[bytes]:
         with self._replicas.one() as address:
             return await self._post(address, texts)
 
-    async def _request_after_probe(self, texts: list[str]) -> list[str]:
+    async def _request_after_probe(self, texts: list[str]) -> list[bytes]:
         """Sends the probe to the same server first: if the server rejects it too, the texts are not the cause."""
         with self._replicas.one() as address:
             try:
@@ -171,7 +173,7 @@ class EmbeddingClient:
                 raise _RequestFailed(str(error), "probe") from error
             return await self._post(address, texts)
 
-    async def _post(self, address: str, texts: list[str]) -> list[str]:
+    async def _post(self, address: str, texts: list[str]) -> list[bytes]:
         body: dict[str, Any] = {
             "model": self._settings.embed_model,
             "input": texts,
@@ -210,26 +212,25 @@ class EmbeddingClient:
                 "set STREAM_EMBED_API_KEY"
             )
 
-    def _checked(self, content: bytes, count: int) -> list[str]:
+    def _checked(self, content: bytes, count: int) -> list[bytes]:
         try:
             answer = orjson.loads(content)
             items = sorted(answer["data"], key=lambda item: item["index"])
             tokens = int(answer.get("usage", {}).get("prompt_tokens", 0))
-            vectors = [item["embedding"] for item in items]
-            packed = [base64.b64decode(vector, validate=True) for vector in vectors]
+            vectors = [base64.b64decode(item["embedding"], validate=True) for item in items]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _RequestFailed(f"the embedding server's response cannot be parsed: {error!r}", "answer") from error
         dimensions = self._settings.embed_dimensions
         if [item["index"] for item in items] != list(range(count)):
             message = f"the embedding server returned {len(items)} vectors for {count} texts, or wrong indexes"
             raise _RequestFailed(message, "answer")
-        if lengths := {len(vector) / 4 for vector in packed} - {dimensions}:
+        if lengths := {len(vector) / 4 for vector in vectors} - {dimensions}:
             message = (
                 f"the embedding server returned a vector of {lengths.pop():g} numbers, not {dimensions}: "
                 "check the served model and STREAM_EMBED_DIMENSIONS"
             )
             raise _RequestFailed(message, "answer")
-        if not has_unit_norm(np.frombuffer(b"".join(packed), "<f4").reshape(count, dimensions)).all():
+        if not has_unit_norm(np.frombuffer(b"".join(vectors), "<f4").reshape(count, dimensions)).all():
             raise Refused("the embedding server returned a vector that is not finite or does not have unit norm")
         metrics.embed_tokens.inc(tokens)
         return vectors

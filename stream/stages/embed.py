@@ -7,7 +7,7 @@ from stream.bisection import isolate
 from stream.models.embeddings import EmbeddingClient, estimated_tokens
 from stream.records import Chunk, Done, Embedded, Outcome, Rejected, sha256
 
-Known = Callable[[Sequence[Chunk]], Awaitable[Sequence[str | None]]]
+Known = Callable[[Sequence[Chunk]], Awaitable[Sequence[bytes | None]]]
 
 
 async def embed(
@@ -19,7 +19,7 @@ async def embed(
     """
     vectors = await known(chunks) if known else [None] * len(chunks)
     new = [chunk["text"] for chunk, vector in zip(chunks, vectors, strict=True) if vector is None]
-    made: list[str | Rejected] = []
+    made: list[bytes | Rejected] = []
     for texts in split(new, estimated_tokens, request_tokens):
         made += await isolate(texts, client.embed, "refused-by-model")
     rest = iter(made)
@@ -30,7 +30,7 @@ async def embed(
     ]
 
 
-def _embedded(chunk: Chunk, vector: str, client: EmbeddingClient) -> Embedded:
+def _embedded(chunk: Chunk, vector: bytes, client: EmbeddingClient) -> Embedded:
     return {
         **chunk,
         "text_sha256": sha256(chunk["text"]),

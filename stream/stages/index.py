@@ -45,7 +45,7 @@ def _put(chunk: Placed, dimensions: int) -> Put | Rejected:
     try:
         vector = unpack(chunk["embedding_qwen"])
     except ValueError:
-        return Rejected("embedding", "embedding_qwen is not base64 of float32 numbers")
+        return Rejected("embedding", "embedding_qwen is not a list of float32 numbers")
     if len(vector) != dimensions:
         return Rejected("embedding", f"embedding_qwen must have {dimensions} numbers, it has {len(vector)}")
     if not has_unit_norm(vector):  # Neo4j stores a zero vector, but never finds it

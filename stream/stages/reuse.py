@@ -33,8 +33,8 @@ class Reuse:
         self._clock = clock
         self._paused_until = 0.0
 
-    async def __call__(self, chunks: Sequence[Chunk]) -> list[str | None]:
-        """The encoded vector of each chunk; None where Neo4j has no vector of exactly this text.
+    async def __call__(self, chunks: Sequence[Chunk]) -> list[bytes | None]:
+        """The packed vector of each chunk; None where Neo4j has no vector of exactly this text.
 
         A flow without a live generation has no vectors yet.
         """
@@ -50,12 +50,12 @@ class Reuse:
             self._paused_until = self._clock() + PAUSE
             log.warning("for %g s unchanged texts are embedded again: %s", PAUSE, str(error) or "Neo4j does not answer")
             return [None] * len(chunks)
-        vectors = [_of(chunk, *found.get(chunk["chunk_id"], ("", ""))) for chunk in chunks]
+        vectors = [_of(chunk, *found.get(chunk["chunk_id"], ("", b""))) for chunk in chunks]
         metrics.embed_reused.inc(len(vectors) - vectors.count(None))
         return vectors
 
 
-def _of(chunk: Chunk, digest: str, vector: str) -> str | None:
+def _of(chunk: Chunk, digest: str, vector: bytes) -> bytes | None:
     return vector if digest == sha256(chunk["text"]) else None
 
 

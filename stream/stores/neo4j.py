@@ -18,6 +18,8 @@ Statements name the default label, `:Chunk`; `_run` replaces it with the configu
 """
 
 import asyncio
+import base64
+import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -559,8 +561,8 @@ class Neo4jStore:
         own = row["embedded_version"], row["text_sha256"], row["dimensions"]
         return Stored(version, text_sha256, own == (version, text_sha256, self._settings.embed_dimensions))
 
-    async def vectors(self, chunk_ids: Sequence[str], provenance: Provenance) -> dict[str, tuple[str, str]]:
-        """Vectors of these chunks with this provenance, as `text_sha256` and `embedding_qwen` (base64).
+    async def vectors(self, chunk_ids: Sequence[str], provenance: Provenance) -> dict[str, tuple[str, bytes]]:
+        """Vectors of these chunks with this provenance, as `text_sha256` and packed vector.
 
         A vector that is not what was written is left out, with a warning.
         """
@@ -569,7 +571,7 @@ class Neo4jStore:
             if row["provenance"] != _json(provenance) or row["digest"] is None:
                 continue
             vector = pack(np.array(row["vector"] or (), np.float32))
-            if sha256(vector) == row["digest"]:
+            if _digest(vector) == row["digest"]:
                 found[row["chunk_id"]] = row["text_sha256"], vector
             else:
                 log.warning(
@@ -732,7 +734,7 @@ def _row(put: Put, names: Mapping[str, str]) -> dict[str, Any]:
         names["embedded_position"]: _json(chunk.get("position")),
         names["text_sha256"]: chunk["text_sha256"],
         names["embedding_provenance"]: _json(chunk["embedding_provenance"]),
-        names["embedding_sha256"]: sha256(pack(put.vector)),
+        names["embedding_sha256"]: _digest(pack(put.vector)),
         names["filterable"]: True,
     }
     # The driver packs numpy's float64 six times faster than a list, and Bolt has no float32.
@@ -743,6 +745,11 @@ def _row(put: Put, names: Mapping[str, str]) -> dict[str, Any]:
         "made": made,
         "vector": put.vector.astype(np.float64),
     }
+
+
+def _digest(vector: bytes) -> str:
+    """Shows whether a vector has changed. It is that of the vector's base64, as earlier releases have stored it."""
+    return hashlib.sha256(base64.b64encode(vector)).hexdigest()
 
 
 def _space(provenance: str | None) -> tuple[object, ...] | None:

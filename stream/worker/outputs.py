@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, get_args
 
-import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -18,6 +17,7 @@ from stream.kafka.deadletters import LEFT_OUT_HEADER, PREFIX, letter_headers, wi
 from stream.kafka.topics import dead_letters, target
 from stream.records import (
     PUBLISHED_HEADER,
+    VECTOR_HEADER,
     VERSION_HEADER,
     Headers,
     Outcome,
@@ -25,6 +25,7 @@ from stream.records import (
     Record,
     Rejected,
     Tombstone,
+    encode,
     header,
     number,
 )
@@ -105,10 +106,11 @@ class Outputs:
 
 def encoded(record: Record, output: dict[str, Any] | Tombstone) -> tuple[bytes | None, Headers]:
     """The value and headers of an output for the next topic."""
-    headers = without_letter(record.headers)
+    headers = [one for one in without_letter(record.headers) if one[0] != VECTOR_HEADER]
     if number(header(headers, PUBLISHED_HEADER)) is None and record.timestamp >= 0:
         headers.append((PUBLISHED_HEADER, str(record.timestamp).encode()))
     if isinstance(output, Tombstone):
         others = [(name, value) for name, value in headers if name != VERSION_HEADER]
         return None, [*others, (VERSION_HEADER, str(output.version).encode())]
-    return orjson.dumps(output), headers
+    value, vector = encode(output)
+    return value, headers + vector

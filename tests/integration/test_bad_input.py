@@ -12,7 +12,7 @@ from stream.kafka import clients, topics
 from stream.kafka.deadletters import PREFIX, DeadLetter
 from stream.operate.status import caught_up
 from stream.operate.verify import verify
-from stream.records import PUBLISHED_HEADER, VERSION_HEADER
+from stream.records import PUBLISHED_HEADER, VERSION_HEADER, encode
 
 pytestmark = pytest.mark.servers
 
@@ -124,15 +124,14 @@ async def test_a_text_too_long_for_the_model_is_rejected_alone(flow):
 async def test_what_the_index_stage_or_a_store_refuses_is_a_dead_letter_of_index(flow, stores):
     records = {
         "good": expanded("good"),
-        "short": expanded("short", embedding_qwen="AAAAAA=="),
+        "short": expanded("short", embedding_qwen=bytes(8)),
         "weight": expanded("weight", splade_terms={"x": 1e300}),
         "bare": chunk("bare"),
     }
     async with clients.producer(flow) as producer:
         for key, value in records.items():
-            await producer.send_and_wait(
-                topics.source(flow, "index"), key=key.encode(), value=json.dumps(value).encode()
-            )
+            data, headers = encode(value)
+            await producer.send_and_wait(topics.source(flow, "index"), key=key.encode(), value=data, headers=headers)
     async with Worker("index", port=free_ports(1)[0]):
         await caught_up(flow, ["index"])
     letters = [DeadLetter.of(record) for record in await read(flow, topics.dead_letters(flow, "index"))]

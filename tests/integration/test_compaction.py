@@ -24,7 +24,7 @@ from stream.operate.replay import Range, publish_again
 from stream.operate.replay import plan as replay_plan
 from stream.operate.status import caught_up, stages
 from stream.operate.verify import verify
-from stream.records import VERSION_HEADER, Record, Rejected, Tombstone, decode
+from stream.records import VERSION_HEADER, Record, Rejected, Tombstone, decode, encode
 
 pytestmark = pytest.mark.servers
 
@@ -70,8 +70,10 @@ async def flow(settings: Settings) -> Settings:
 
 
 async def send(producer, topic, make, chunk_id, version):
-    value = orjson.dumps(make(chunk_id, f"version {version}", version)) if version > 0 else None
-    headers = [] if value else [(VERSION_HEADER, str(-version).encode())]
+    if version > 0:
+        value, headers = encode(make(chunk_id, f"version {version}", version))
+    else:
+        value, headers = None, [(VERSION_HEADER, str(-version).encode())]
     await producer.send_and_wait(topic, key=chunk_id.encode(), value=value, headers=headers)
 
 

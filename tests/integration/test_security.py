@@ -393,7 +393,7 @@ async def it_is_down(secure, workers, said):
     """Two workers end with an outage at the next chunk. The third has no work and ends with 0 at SIGTERM."""
     again = (await read(secure, topics.source(secure, "index")))[0]
     async with clients.producer(secure) as producer:
-        await producer.send_and_wait(again.topic, key=again.key, value=again.value)
+        await producer.send_and_wait(again.topic, key=again.key, value=again.value, headers=list(again.headers))
     await send(secure, [(b"late", json.dumps(chunk("late")).encode())])
     assert await workers["embed"].exit_code() == 75
     assert await workers["index"].exit_code() == 75

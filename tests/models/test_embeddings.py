@@ -18,7 +18,7 @@ from stream.errors import ConfigurationError, Outage, Refused
 from stream.models.embeddings import EmbeddingClient
 from stream.records import Rejected
 from stream.stages.embed import embed
-from stream.vectors import unpack
+from stream.vectors import pack, unpack
 
 SETTINGS = Settings(_env_file=None, embed_dimensions=8)
 
@@ -41,13 +41,18 @@ def answering(
     return client, bodies
 
 
+def sent(vector: bytes) -> str:
+    """A vector as vLLM sends it."""
+    return base64.b64encode(vector).decode()
+
+
 def vectors(*seeds: int, dimensions: int = 8) -> httpx.Response:
-    data = [{"index": i, "embedding": vector(seed, dimensions)} for i, seed in enumerate(seeds)]
+    data = [{"index": i, "embedding": sent(vector(seed, dimensions))} for i, seed in enumerate(seeds)]
     return httpx.Response(200, json={"data": data})
 
 
 def numbered(*numbers: object) -> httpx.Response:
-    return httpx.Response(200, json={"data": [{"index": n, "embedding": vector(1, 8)} for n in numbers]})
+    return httpx.Response(200, json={"data": [{"index": n, "embedding": sent(vector(1, 8))} for n in numbers]})
 
 
 def broken_tls(reason: str) -> ssl.SSLError:
@@ -56,12 +61,8 @@ def broken_tls(reason: str) -> ssl.SSLError:
     return error
 
 
-def encoded(*numbers: float) -> str:
-    return base64.b64encode(np.array(numbers, "<f4").tobytes()).decode()
-
-
 def packed(*numbers: float) -> httpx.Response:
-    return httpx.Response(200, json={"data": [{"index": 0, "embedding": encoded(*numbers)}]})
+    return httpx.Response(200, json={"data": [{"index": 0, "embedding": sent(pack(np.array(numbers)))}]})
 
 
 async def test_what_is_sent_is_what_vllm_takes():
@@ -79,7 +80,7 @@ async def test_what_is_sent_is_what_vllm_takes():
 
 
 async def test_vectors_come_back_in_the_order_of_the_texts():
-    data = [{"index": 1, "embedding": vector(2, 8)}, {"index": 0, "embedding": vector(1, 8)}]
+    data = [{"index": 1, "embedding": sent(vector(2, 8))}, {"index": 0, "embedding": sent(vector(1, 8))}]
     client, _ = answering(httpx.Response(200, json={"data": data}))
     assert await client.embed(["a", "b"]) == [vector(1, 8), vector(2, 8)]
 
@@ -128,7 +129,7 @@ async def test_a_fault_of_the_server_is_retried_three_times_and_then_an_outage(f
 
 
 async def test_vectors_of_other_lengths_are_an_outage_even_if_their_total_is_right():
-    data = [{"index": i, "embedding": vector(i, d)} for i, d in enumerate([4, 12])]
+    data = [{"index": i, "embedding": sent(vector(i, d))} for i, d in enumerate([4, 12])]
     client, _ = answering(httpx.Response(200, json={"data": data}))
     with pytest.raises(Outage, match="not 8"):
         await client.embed(["a", "b"])
@@ -340,7 +341,7 @@ async def test_a_text_that_yields_no_vector_costs_its_batch_few_requests(poisone
         texts = orjson.loads(request.content)["input"]
         requests.append(texts)
         numbers = [[float("nan")] * 8 if text == f"text {poisoned}" else [1.0] + [0.0] * 7 for text in texts]
-        data = [{"index": i, "embedding": encoded(*each)} for i, each in enumerate(numbers)]
+        data = [{"index": i, "embedding": sent(pack(np.array(each)))} for i, each in enumerate(numbers)]
         return httpx.Response(200, json={"data": data})
 
     chunks = [chunk(f"c{n}", f"text {n}") for n in range(256)]

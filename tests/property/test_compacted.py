@@ -6,7 +6,6 @@ from itertools import groupby
 from typing import Literal, NamedTuple
 
 import hypothesis
-import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 from conftest import free_ports
@@ -19,7 +18,7 @@ from stream.kafka import clients, topics
 from stream.operate.delete import chunks_of
 from stream.operate.status import caught_up
 from stream.operate.verify import verify
-from stream.records import VERSION_HEADER
+from stream.records import VERSION_HEADER, encode
 
 pytestmark = pytest.mark.servers
 
@@ -62,8 +61,10 @@ async def publish(settings: Settings, topic: str, numbered: Iterable[tuple[int, 
     async with clients.producer(settings) as plain, transactional(settings, topic) as producer:
 
         async def send(producer: AIOKafkaProducer, version: int, step: Step) -> None:
-            value = orjson.dumps(make(step.chunk_id, step.text, version)) if step.text else None
-            headers = [] if value else [(VERSION_HEADER, str(version).encode())]
+            if step.text:
+                value, headers = encode(make(step.chunk_id, step.text, version))
+            else:
+                value, headers = None, [(VERSION_HEADER, str(version).encode())]
             await producer.send_and_wait(topic, key=step.chunk_id.encode(), value=value, headers=headers)
 
         for way, together in groupby(numbered, lambda one: one[1].way):

@@ -465,7 +465,7 @@ async def test_an_index_that_takes_no_writes_is_an_outage_and_nobody_s_fault(sto
 
 
 async def test_a_vector_that_neo4j_refuses_is_refused_alone(stores):
-    wrong = Put(expanded("b"), unpack(""))
+    wrong = Put(expanded("b"), unpack(b""))
     refused = await stores.neo4j.write([put("a"), wrong, put("c")])
     assert list(refused) == ["b"]
     assert sorted(await stores.neo4j.stored(["a", "b", "c"])) == ["a", "c"]
