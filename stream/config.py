@@ -120,7 +120,6 @@ class Settings(BaseSettings):
 
     # The batch loop
     batch_size: int = Field(256, ge=1, le=10_000, description="Maximum records of one batch.")
-    batch_within: float = Field(0.25, gt=0, description="Seconds to wait for a batch to fill.")
     batch_bytes: int = Field(
         16 * 2**20, ge=1, description="Maximum bytes of one batch (a single record may exceed it)."
     )

@@ -107,7 +107,7 @@ class Record:
 
     @property
     def size(self) -> int:
-        """Bytes of key and value."""
+        """Bytes of key and value, without headers."""
         return len(self.key or b"") + len(self.value or b"")
 
 

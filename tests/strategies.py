@@ -122,6 +122,11 @@ weights = st.floats(0.001, 10)
 terms = st.dictionaries(st.sampled_from(["socket", ".", "...", "##er", "a.b", "字", "[unused1]"]), weights)
 
 
+def written(value: dict[str, Any]) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """Value and headers; the vector is in the JSON if it is not bytes, as earlier releases wrote it."""
+    return encode(value) if isinstance(value.get(VECTOR_HEADER), bytes) else (orjson.dumps(value), [])
+
+
 class Good:
     """A valid record of a stage, from which a kind makes an invalid one."""
 
@@ -165,7 +170,7 @@ class Good:
 
     def record(self, value: Any, chunk_id: str | bytes | None, headers: Any = (), timestamp: int = NOW) -> Record:
         if isinstance(value, dict):
-            data, vector = encode(value)
+            data, vector = written(value)
         else:
             data, vector = value, [] if value is None or self.stage == "embed" else [(VECTOR_HEADER, VECTORS[0])]
         key = chunk_id.encode() if isinstance(chunk_id, str) else chunk_id
@@ -177,7 +182,7 @@ class Good:
 
     def raw(self, value: dict[str, Any], name: str, literal: str) -> Record:
         """The record with one more field in its value, given as raw JSON."""
-        data = encode(value)[0][:-1] + f", {json.dumps(name)}: {literal}}}".encode("utf-8", "surrogatepass")
+        data = written(value)[0][:-1] + f", {json.dumps(name)}: {literal}}}".encode("utf-8", "surrogatepass")
         return self.record(data, value["chunk_id"])
 
 
@@ -210,7 +215,7 @@ def not_json(draw, good):
 @kind("not-json")
 def truncated(draw, good):
     value = draw(good.values)
-    whole, _ = encode(value)
+    whole, _ = written(value)
     return good.record(whole[: draw(st.integers(0, len(whole) - 1))], value["chunk_id"])
 
 
@@ -218,7 +223,7 @@ def truncated(draw, good):
 def invalid_utf_8(draw, good):
     value = draw(good.values)
     broken = draw(st.sampled_from([b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe4\xb8", b"\x80"]))
-    data = encode(value | {"text": "text<here>"})[0].replace(b"<here>", broken)
+    data = written(value | {"text": "text<here>"})[0].replace(b"<here>", broken)
     return good.record(data, value["chunk_id"])
 
 
@@ -327,7 +332,7 @@ def duplicate_keys(draw, good):
     value = draw(good.values)
     name = draw(st.sampled_from(["doc_id", "table_lines", "chunk_id"]))
     last = {"doc_id": "last", "table_lines": ["last"], "chunk_id": value["chunk_id"]}[name]
-    data = orjson.dumps({name: 5})[:-1] + b", " + encode(value)[0][1:]
+    data = orjson.dumps({name: 5})[:-1] + b", " + written(value)[0][1:]
     again = data[:-1] + b", " + orjson.dumps({name: last})[1:]
     return good.record(again, value["chunk_id"])
 

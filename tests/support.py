@@ -86,6 +86,15 @@ async def send(settings: Settings, records: Iterable[tuple[bytes | None, bytes |
         await asyncio.gather(*sent)
 
 
+async def forget_facets(stores: Stores, chunk_id: str) -> None:
+    """Makes the chunk one that an earlier release stored."""
+    await stores.neo4j._run("MATCH (c:Chunk {chunk_id: $name}) REMOVE c.facets, c.filterable", name=chunk_id)
+    path = f"/{stores.opensearch._target}/_doc/{chunk_id}"
+    source = (await stores.opensearch._call("GET", path))["_source"]
+    del source["facets"]
+    await stores.opensearch._call("PUT", path, body=source, refresh="true", version=1, version_type="external_gte")
+
+
 async def create_topics(settings: Settings, configs: Mapping[str, str]) -> None:
     """The topics of the flow as the product creates them, but with these settings for all except dead letters."""
     definitions = topics.definitions

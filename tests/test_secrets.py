@@ -30,7 +30,7 @@ async def told():
         ]
         for client in brokers:
             stack.push_async_callback(getattr(client, "stop", None) or client.close)
-        app = _app("embed", settings)
+        app = _app("embed", settings, None)
         opensearch = stores.opensearch._client.transport
         yield [
             settings,

@@ -1,12 +1,15 @@
-"""Faust's consumer, changed to commit by position. Uses private interfaces of Faust and aiokafka.
+"""Faust's consumer, changed to deliver whole fetches and to commit by position. Uses private interfaces.
+
+Faust passes each record through a conductor, a channel and a stream, which takes longer than all else that a stage does
+beside its model. This consumer delivers all records of a fetch at once.
 
 Faust keeps a list of acknowledged offsets for each partition, looks for gaps in it, and commits the end of the first
 contiguous run. This module uses an `OffsetTracker` for each partition instead. It holds the fetched records that are
 not acknowledged, oldest first, and the position after the last fetched record. The committed offset is the offset of
 the oldest of these records, or the position if there are none. Therefore:
 
-- A commit never passes a record that is not acknowledged. If Faust drops a record between the fetch and the batch
-  loop, the record stays the oldest one until the partition is assigned again and Kafka delivers the record again.
+- A commit never passes a record that is not acknowledged. If a record is dropped between the fetch and the batch loop,
+  it stays the oldest one until the partition is assigned again and Kafka delivers the record again.
 - Transaction markers, aborted records and offsets that compaction has removed count as done when all records before
   them are done. No tool shows a remaining lag for them.
 - A gap of any size costs nothing. A committed offset may decrease when a topic was deleted and created again.
@@ -18,19 +21,21 @@ logs a warning and continues at the oldest record.
 The private names used here, by upstream file; `tests/worker/test_upstream.py` fails if one of them changes:
 
 - faust/transport/drivers/aiokafka.py: `AIOKafkaConsumerThread._create_worker_consumer`, `._fetch_records`,
-  `._ensure_consumer`; `Consumer._new_consumer_thread`, `._to_message`
-- faust/transport/consumer.py: `Consumer._filter_tps_with_pending_acks`, `._commit`, `._new_offset`, `._should_commit`,
-  `._add_gap`, `._committed_offset`, `._read_offset`, `._n_acked`, `._unacked_messages`, `._waiting_for_ack`
+  `._ensure_consumer`; `Consumer._new_consumer_thread`, `.verify_event_path`
+- faust/transport/consumer.py: `Consumer._drain_messages`, `._wait_next_records`, `._buffered_partitions`, `.scheduler`,
+  `.suspend_flow`, `.flow_active`, `.consumer_stopped_errors`, `._filter_tps_with_pending_acks`, `._commit`,
+  `._new_offset`, `._should_commit`, `._committed_offset`, `._read_offset`
 - aiokafka/consumer/consumer.py: `AIOKafkaConsumer._isolation_level`, `._auto_offset_reset`, `._subscription`
 - aiokafka/consumer/subscription_state.py: `Subscription.assignment`, `Assignment.state_value`,
   `TopicPartitionState.has_valid_position`, `.position`
 - aiokafka/consumer/group_coordinator.py: `GroupCoordinator._do_heartbeat`
 """
 
+import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -39,14 +44,15 @@ from aiokafka import TopicPartition
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from faust.transport.drivers import aiokafka as driver
-from faust.types.tuples import ack_lock
-from mode.utils.futures import notify
 
 from stream.kafka import record_batches
 
 record_batches.read_every_batch()
 
 log = logging.getLogger(__name__)
+
+FETCH_SECONDS = 1.0  # until a fetch without records ends
+Deliver = Callable[[Sequence[Any], int], Awaitable[None]]  # gets aiokafka's records and the group's generation
 
 
 class OffsetTracker:
@@ -171,23 +177,42 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
     def _new_consumer_thread(self) -> _Thread:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
 
-    def _to_message(self, tp: Any, record: Any) -> Any:
-        message = super()._to_message(tp, record)
-        message.record = record
-        return message
+    async def _drain_messages(self, fetcher: Any) -> None:
+        """Fetches and delivers until the worker stops. Faust cancels it in a rebalance and calls it again after it."""
+        try:
+            while not (self.should_stop or fetcher.should_stop):
+                await asyncio.sleep(0)  # a fetch may return at once, again and again
+                records, active = await self._wait_next_records(FETCH_SECONDS)
+                if not records or self.should_stop:
+                    continue
+                if not self.flow_active:  # a rebalance has begun since the fetch
+                    await self.perform_seek()
+                    continue
+                fetched = self._fresh(records, active)
+                delivering = self.transport.deliver(fetched, self.app.consumer_generation_id)
+                await self.wait_first(delivering, self.suspend_flow.wait())
+        except (asyncio.CancelledError, *self.consumer_stopped_errors):
+            if not self.app.should_stop:
+                raise
 
-    def ack(self, message: Any) -> bool:
-        """Marks a message as done; returns False if it was done already."""
-        with ack_lock:
-            if message.acked:
-                return False
-            message.acked = True
-            self._unacked_messages.discard(message)
-            self._n_acked += 1
-        if progress := self._thread.progress.get(message.tp):
-            progress.acknowledge(message.record)
-        notify(self._waiting_for_ack)
-        return True
+    def _fresh(self, records: Mapping[Any, list[Any]], active: set[Any]) -> list[Any]:
+        """The records of active partitions from the offset on that was sought, the partitions by turns."""
+        fresh = []
+        for tp, record in self.scheduler.iterate(records):
+            start = self._read_offset[tp]
+            if (tp in active or tp in self._buffered_partitions) and (start is None or record.offset >= start):
+                self._read_offset[tp] = record.offset
+                fresh.append(record)
+        return fresh
+
+    def acknowledge(self, records: Iterable[Any]) -> None:
+        """Marks records of aiokafka as done, in the order of their partitions."""
+        for record in records:
+            if progress := self._thread.progress.get(TopicPartition(record.topic, record.partition)):
+                progress.acknowledge(record)
+
+    def verify_event_path(self, now: float, tp: Any) -> None:
+        """Faust would warn of a stream without records. The batch loop itself watches its progress."""
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> list[TopicPartition]:
         return list(self._thread.progress)
@@ -204,9 +229,6 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
         self._thread.progress = {}
         assigned = self.assignment()
         return bool(assigned) and bool(await self._commit(dict.fromkeys(assigned, 0)))
-
-    async def _add_gap(self, tp: TopicPartition, offset_from: int, offset_to: int) -> None:
-        """`OffsetTracker` needs no gaps."""
 
     async def perform_seek(self) -> None:
         """Seeks each partition of a new assignment.
@@ -231,12 +253,16 @@ class Consumer(driver.Consumer):  # type: ignore[misc]
 
 
 class Transport(driver.Transport):  # type: ignore[misc]
-    """Makes an app use this module's consumer; `expired` gets the number of offsets deleted before they were read."""
+    """Makes an app use this module's consumer.
+
+    `deliver` gets the records of each fetch, `expired` the number of offsets that were deleted before they were read.
+    """
 
     Consumer = Consumer
 
-    def __init__(self, app: faust.App, expired: Callable[[int], object]) -> None:
+    def __init__(self, app: faust.App, deliver: Deliver, expired: Callable[[int], object]) -> None:
         super().__init__(app.conf.broker_consumer, app)
+        self.deliver = deliver
         self.expired = expired
 
 

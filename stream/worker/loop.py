@@ -2,14 +2,14 @@
 
 Faust delivers records and commits acknowledged offsets; the loop decides when to acknowledge. For each batch:
 
-    1. take up to `batch_size` records, those of `batch_within` seconds at most, and at most `batch_bytes`;
+    1. take what has arrived, up to `batch_size` records and `batch_bytes`;
     2. decode them and pass those that satisfy the contract to the stage, which returns one outcome a record;
     3. publish every output and dead letter, and wait until Kafka acknowledges all of them;
     4. acknowledge the batch's offsets.
 
 Step 2 runs for up to `in_flight` batches at once. Steps 3 and 4 run for one batch at a time, oldest first: a chunk's
-records stay in order, and no offset is committed before an earlier one. The Faust agent only starts batches: it keeps
-no reference to their outcomes, because Faust acknowledges what an agent's body drops.
+records stay in order, and no offset is committed before an earlier one. The loop takes a batch when it can start it at
+once: a lone record does not wait for others, and under load batches are full.
 
 Delivery is at least once: after a crash Kafka delivers the batches in flight again, and every effect is idempotent. An
 exception ends the process before any record of its batch is acknowledged (`Outage` only after `outage_bound` seconds of
@@ -29,7 +29,6 @@ from opentelemetry import trace
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from stream import metrics, progress
-from stream.batches import split
 from stream.config import Settings
 from stream.errors import Outage
 from stream.ratelimit import RateLimiter
@@ -37,7 +36,7 @@ from stream.records import PUBLISHED_HEADER, Done, Outcome, Record, Rejected, To
 from stream.stages.base import Stage
 from stream.worker import traces
 from stream.worker.outputs import Outputs
-from stream.worker.source import Batches, Delivery, Source
+from stream.worker.source import Delivery, Source
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +102,8 @@ class BatchLoop:
         """Why the worker needs a restart; None if it does not.
 
         A batch in progress may wait for `outage_bound` seconds and then for one call; it hangs if it makes no progress
-        for longer. Faust reads ahead of the loop. If records were read long ago and no batch is in progress, then Faust
-        does not pass records to the loop; only a rate limit may delay them that long.
+        for longer. Records are read ahead of the loop. If some have arrived long ago and no batch is in progress, then
+        the loop does not take them; only a rate limit may delay them that long.
         """
         if self._finisher.done():
             return "the batch loop has ended"
@@ -120,8 +119,8 @@ class BatchLoop:
             return None
         if not self._assignments:
             return f"Kafka has assigned nothing for {patience:g} s"
-        if self._source.read_more_than_taken():
-            return f"records that were read have not reached the batch loop for {patience:g} s"
+        if self._source.has_more:
+            return f"records that were read have not been taken for {patience:g} s"
         return None
 
     @property
@@ -154,18 +153,18 @@ class BatchLoop:
 
     # Step 1: take
 
-    async def _take(self, batches: Batches) -> None:
+    async def _take(self) -> None:
         try:
-            async for deliveries in batches:
-                for part in split(deliveries, _bytes, self.settings.batch_bytes):
-                    await self._limiter.acquire(len(part))
-                    await self._room.acquire()
-                    self._start(part)
+            while True:
+                await self._room.acquire()
+                deliveries = await self._source.take()
+                await self._limiter.acquire(len(deliveries))
+                self._start(deliveries)
         except Exception as error:
             self._fail(error)
         finally:
-            if not self._ending:  # Faust acknowledges what it adds to a stream without a reader
-                self._fail(Outage("Faust has ended the stream"))
+            if not self._ending:
+                self._fail(Outage("Faust has ended the agent"))
 
     def _start(self, deliveries: Sequence[Delivery]) -> None:
         current = self._source.current(deliveries) if self._taking else []
@@ -176,7 +175,6 @@ class BatchLoop:
         with trace.use_span(span):
             work = asyncio.create_task(self._process([delivery.record for delivery in current]))
         self._count(+1)
-        self._source.note_taken(current)
         self._started.put_nowait(_Batch(current, work, time.monotonic(), span))
 
     # Step 2: process
@@ -235,7 +233,7 @@ class BatchLoop:
                 batch = await self._started.get()
                 outcomes = await batch.outcomes
                 await self._publish(outcomes)
-                await self._source.acknowledge(batch.deliveries)
+                self._source.acknowledge(batch.deliveries)
                 self._room.release()
                 self._count(-1)
                 self._measure(batch, outcomes)
@@ -365,7 +363,3 @@ def age(record: Record) -> float:
     """Seconds since the chunk was published; 0 if the producer's clock is ahead."""
     published = number(header(record.headers, PUBLISHED_HEADER))
     return max(time.time() - (record.timestamp if published is None else published) / 1000, 0)
-
-
-def _bytes(delivery: Delivery) -> int:
-    return len(delivery.record.value or b"")

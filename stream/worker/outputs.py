@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, get_args
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
+from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from stream import metrics
@@ -32,6 +34,8 @@ from stream.records import (
 
 log = logging.getLogger(__name__)
 
+_partition = DefaultPartitioner()  # as Kafka's own producers: murmur2 of the key
+
 
 async def until_taken(send: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
     """Sends again after each request timeout of aiokafka, without a limit: the caller must set a timeout.
@@ -39,7 +43,7 @@ async def until_taken(send: Callable[..., Awaitable[Any]], *args: Any, **kwargs:
     The order stays, because an output that timed out was not yet in aiokafka's buffer. A dead letter may be sent twice;
     each copy accounts for its record.
     """
-    while True:  # not tenacity: this runs for every record, and tenacity takes a tenth of a stage's time
+    while True:
         try:
             return await send(*args, **kwargs)
         except KafkaTimeoutError:
@@ -61,25 +65,48 @@ class Outputs:
 
     async def publish(self, outcomes: Iterable[tuple[Record, Outcome]]) -> None:
         """Sends all outcomes in order and waits until Kafka acknowledges them; raises `KafkaError`."""
-        sent = []
+        letters, outputs = [], []
         for record, outcome in outcomes:
             if isinstance(outcome, Rejected):
-                sent.append(self._send_letter(record, outcome))
+                letters.append(self._send_letter(record, outcome))
             elif outcome.output is not None:
-                sent.append(await self._send(record, outcome.output))
-        await asyncio.gather(*sent)
+                value, headers = encoded(record, outcome.output)
+                size = DefaultRecordBatchBuilder.estimate_size_in_bytes(record.key, value, headers)
+                if size > self._settings.max_message_bytes:
+                    sentence = f"the output of {self._stage} has {size:,} bytes, more than STREAM_MAX_MESSAGE_BYTES"
+                    letters.append(self._send_letter(record, Rejected("too-large", sentence)))
+                else:
+                    outputs.append((record.key, value, headers))
+        await asyncio.gather(*letters, *await self._send(outputs))
 
-    async def _send(self, record: Record, output: dict[str, Any] | Tombstone) -> Awaitable[Any]:
-        value, headers = encoded(record, output)
-        size = DefaultRecordBatchBuilder.estimate_size_in_bytes(record.key, value, headers)
-        if size > self._settings.max_message_bytes:
-            sentence = f"the output of {self._stage} has {size:,} bytes, more than STREAM_MAX_MESSAGE_BYTES"
-            return self._send_letter(record, Rejected("too-large", sentence))
+    async def _send(self, outputs: Sequence[tuple[bytes | None, bytes | None, Headers]]) -> list[Awaitable[Any]]:
+        """Hands the outputs to the producer, a batch for each partition; returns what to wait for.
+
+        The producer's own batches would cost a coroutine and a future for every record.
+        """
+        if not outputs:
+            return []
         topic = target(self._settings, self._stage)
-        acknowledgement: Awaitable[Any] = await until_taken(
-            self._producer.send, topic, value=value, key=record.key, headers=headers
-        )
-        return acknowledgement
+        partitions = sorted(await self._producer.partitions_for(topic))
+        open_batches: dict[int, BatchBuilder] = {}
+        acknowledgements: list[Awaitable[Any]] = []
+
+        async def send(partition: int) -> None:
+            batch = open_batches.pop(partition)
+            sent = await until_taken(self._producer.send_batch, batch, topic, partition=partition)
+            acknowledgements.append(sent)
+
+        for key, value, headers in outputs:
+            partition = _partition(key, partitions, partitions)
+            batch = open_batches.get(partition)
+            if batch is None or not batch.append(timestamp=None, key=key, value=value, headers=headers):
+                if batch is not None:  # it is full
+                    await send(partition)
+                batch = open_batches[partition] = self._producer.create_batch()
+                batch.append(timestamp=None, key=key, value=value, headers=headers)
+        for partition in list(open_batches):
+            await send(partition)
+        return acknowledgements
 
     def _send_letter(self, record: Record, rejected: Rejected) -> Awaitable[None]:
         log.warning(

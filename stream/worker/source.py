@@ -1,17 +1,19 @@
 """The topic of a stage: gives batches to the batch loop, and takes its acknowledgements. Runs on Faust.
 
+Faust runs the app, its agent, the consumer group and the commits. Records do not pass through Faust's streams, which
+handle one at a time: `consumer` delivers each fetch as a whole.
+
 Only this module and `consumer` use Faust. The names used here, by upstream file;
 `tests/worker/test_upstream.py` fails if one of these changes:
 
-- faust/streams.py: `Stream.noack_take`, `.ack`
 - faust/app/base.py: `App.consumer_generation_id` (the generation of the consumer group), `.crash_reason`, and the
   signals `on_partitions_revoked`, `on_partitions_assigned` and `on_before_shutdown`
-- faust/sensors/monitor.py: `Monitor.tp_read_offsets`
-- faust/transport/consumer.py: `Consumer.commit`, `.assignment`
-- faust/types/tuples.py: `Message.generation_id`
+- faust/transport/consumer.py: `Consumer.commit`
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import faust
@@ -21,7 +23,7 @@ from stream.config import Settings, StageName
 from stream.kafka import security, topics
 from stream.records import Record
 from stream.worker import scratch
-from stream.worker.consumer import Heartbeats, Transport
+from stream.worker.consumer import Deliver, Heartbeats, Transport
 
 # Seconds without a fetch after which a consumer leaves its group. Faust does not fetch while a batch waits, which may
 # take long in an outage or under a rate limit. The batch loop itself ends a worker that hangs.
@@ -30,48 +32,47 @@ METADATA_AGE_MS = 10_000  # until new partitions are read
 
 
 class Delivery(NamedTuple):
-    """A delivered record that is not acknowledged yet, with Faust's event and stream."""
+    """A delivered record that is not acknowledged yet: aiokafka's own, and the group's generation that read it."""
 
     record: Record
-    event: Any
-    stream: Any
-
-
-Batches = AsyncIterator[Sequence[Delivery]]
+    fetched: Any
+    generation: int
 
 
 class Source:
     """Reads the source topic of a stage as a member of its consumer group."""
 
     def __init__(self, stage: StageName, settings: Settings) -> None:
-        self._app = _app(stage, settings)
+        self._app = _app(stage, settings, self._deliver)
         self._stage = stage
         self._settings = settings
-        self._taken: dict[Any, int] = {}  # the last offset that the loop has taken, by partition
+        self._arrived: deque[Delivery] = deque()  # not taken by the loop yet
+        self._some_arrived = asyncio.Event()
+        self._some_taken = asyncio.Event()
 
     def connect(
         self,
-        take: Callable[[Batches], Awaitable[None]],
+        take: Callable[[], Awaitable[None]],
         assigned: Callable[[int], None],
         revoked: Callable[[], Awaitable[None]],
         stopping: Callable[[], Awaitable[None]],
     ) -> None:
-        """Sets the callbacks: `take` gets the batches, `assigned` the number of partitions at each assignment.
+        """Sets the callbacks: `take` runs as the agent, `assigned` gets the number of partitions at each assignment.
 
         Faust gives partitions back when `revoked` returns, and stops when `stopping` returns; it commits what is
-        acknowledged by then. `take` must not keep a batch's outcome: Faust acknowledges what an agent's body drops.
+        acknowledged by then.
         """
 
         async def taking(stream: Any) -> None:
-            await take(self._batches(stream))
+            await take()
 
         async def on_revoked(app: faust.App, partitions: set[Any], **_: Any) -> None:
             await revoked()
             await app.consumer.commit()
+            self._arrived.clear()  # comes again, here or at another worker
+            self._some_taken.set()
 
         async def on_assigned(app: faust.App, partitions: set[Any], **_: Any) -> None:
-            # Records read before this assignment come again, here or at another worker.
-            self._taken = dict(app.monitor.tp_read_offsets)
             assigned(len(partitions))
 
         async def on_stopping(app: faust.App, **_: Any) -> None:
@@ -85,29 +86,42 @@ class Source:
         self._app.on_partitions_assigned.connect(on_assigned, weak=False)
         self._app.on_before_shutdown.connect(on_stopping, weak=False)
 
-    async def _batches(self, stream: Any) -> Batches:
-        """Yields up to `batch_size` records, or those that arrived within `batch_within` seconds."""
-        async for events in stream.noack_take(self._settings.batch_size, within=self._settings.batch_within):
-            yield [Delivery(as_record(event.message), event, stream) for event in events]
+    async def _deliver(self, fetched: Sequence[Any], generation: int) -> None:
+        """Adds the records of one fetch; returns when there is room for those of the next."""
+        self._arrived.extend(Delivery(as_record(one), one, generation) for one in fetched)
+        self._some_arrived.set()
+        while len(self._arrived) >= self._settings.batch_size:
+            self._some_taken.clear()
+            await self._some_taken.wait()
+
+    async def take(self) -> list[Delivery]:
+        """What has arrived, up to `batch_size` records with `batch_bytes` together; waits for at least one record."""
+        while not self._arrived:
+            self._some_arrived.clear()
+            await self._some_arrived.wait()
+        taken = [self._arrived.popleft()]
+        left = self._settings.batch_bytes - _bytes(taken[0])
+        while self._arrived and len(taken) < self._settings.batch_size:
+            left -= _bytes(self._arrived[0])
+            if left < 0:
+                break
+            taken.append(self._arrived.popleft())
+        self._some_taken.set()
+        return taken
 
     def current(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """The deliveries of the current assignment; Kafka delivers the others again, here or to another worker."""
         generation = self._app.consumer_generation_id
-        return [delivery for delivery in deliveries if delivery.event.message.generation_id == generation]
+        return [delivery for delivery in deliveries if delivery.generation == generation]
 
-    def note_taken(self, deliveries: Sequence[Delivery]) -> None:
-        """Notes that the loop has started to process these."""
-        self._taken |= {delivery.event.message.tp: delivery.record.offset for delivery in deliveries}
+    @property
+    def has_more(self) -> bool:
+        """Whether records have arrived that the loop has not taken."""
+        return bool(self._arrived)
 
-    def read_more_than_taken(self) -> bool:
-        """Whether Faust has read records that the loop has not started to process."""
-        read = self._app.monitor.tp_read_offsets
-        return any(read.get(tp, -1) > self._taken.get(tp, -1) for tp in self._app.consumer.assignment())
-
-    async def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Marks these as done; Faust commits them in the background."""
-        for delivery in deliveries:
-            await delivery.stream.ack(delivery.event)
+        self._app.consumer.acknowledge([delivery.fetched for delivery in deliveries])
 
     async def commit_the_beginning(self) -> bool:
         """Commits offset 0 of all assigned partitions, and nothing after it; returns whether Kafka has taken it."""
@@ -136,7 +150,7 @@ class Source:
         await self._app.stop()
 
 
-def _app(stage: StageName, settings: Settings) -> faust.App:
+def _app(stage: StageName, settings: Settings, deliver: Deliver) -> faust.App:
     """Faust without its tables, leader, web server and implicit topics."""
     rebalance = settings.drain_timeout + 30
     app = faust.App(
@@ -159,10 +173,9 @@ def _app(stage: StageName, settings: Settings) -> faust.App:
         broker_max_poll_interval=NEVER,
         consumer_metadata_max_age_ms=METADATA_AGE_MS,
         broker_commit_interval=settings.commit_interval,
-        stream_buffer_maxsize=2 * settings.batch_size,
         stream_wait_empty=False,
     )
-    app.transport = Transport(app, expired=metrics.records_expired.labels(stage).inc)
+    app.transport = Transport(app, deliver, expired=metrics.records_expired.labels(stage).inc)
     return app
 
 
@@ -180,14 +193,18 @@ def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredent
     return faust.SSLCredentials(context) if context else None
 
 
-def as_record(message: Any) -> Record:
-    """A message of Faust, whose timestamps are seconds, as a `Record`."""
+def _bytes(delivery: Delivery) -> int:
+    return delivery.record.size + sum(len(value or b"") for _, value in delivery.record.headers)
+
+
+def as_record(fetched: Any) -> Record:
+    """A record of aiokafka as a `Record`."""
     return Record(
-        message.topic,
-        message.partition,
-        message.offset,
-        message.key,
-        message.value,
-        round(message.timestamp * 1000),
-        tuple(message.headers or ()),
+        fetched.topic,
+        fetched.partition,
+        fetched.offset,
+        fetched.key,
+        fetched.value,
+        fetched.timestamp,
+        tuple(fetched.headers),
     )

@@ -5,24 +5,26 @@ import json
 import os
 import subprocess
 import sys
+from base64 import b64encode
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import orjson
 import pytest
 from conftest import free_ports
 from processes import child
-from support import LONGEST, Worker, chunk, read, send, until
+from support import LONGEST, Worker, chunk, forget_facets, read, send, until
 from typer.testing import CliRunner
 
 from stream import children
 from stream.cli import app
 from stream.config import STAGES
-from stream.kafka import topics
+from stream.kafka import clients, topics
 from stream.models.embeddings import EmbeddingClient
 from stream.operate import reindex
 from stream.operate.reindex import NotClean, for_generation, generations
 from stream.operate.status import caught_up
 from stream.operate.verify import verify
+from stream.records import VECTOR_HEADER, header
 from stream.search.request import Request
 from stream.search.searcher import Searcher
 from stream.stores import open_stores
@@ -71,6 +73,31 @@ async def hits(settings):
         searcher = Searcher(settings, stores, embedder)
         asked = [Request(query="sockets", mode=mode, k=1000, strict=True, deadline=LONGEST) for mode in MODES]
         return {request.mode: len((await searcher.search(request)).hits) for request in asked}
+
+
+async def as_earlier_releases_wrote(settings, stores):
+    """The vectors are in the records' JSON, and the stores have nothing for filters."""
+    topic = topics.source(settings, "index")
+    async with clients.producer(settings) as producer:
+        for record in await read(settings, topic):
+            vector = b64encode(header(record.headers, VECTOR_HEADER)).decode()
+            value = orjson.dumps(orjson.loads(record.value) | {VECTOR_HEADER: vector})
+            await producer.send(topic, key=record.key, value=value)
+        await producer.flush()
+    await asyncio.gather(*(forget_facets(stores, f"c{n}") for n in range(COUNT)))
+
+
+async def test_what_an_earlier_release_wrote_can_be_filtered_after_a_reindex(filled, stores):
+    await as_earlier_releases_wrote(filled, stores)
+    assert [await store.unfiltered() for store in stores.both] == [COUNT, COUNT]
+    async with workers(*STAGES):
+        assert await reindex.start(filled) == 2
+    condition = {"field": "doc_id", "equal": "d1"}
+    asked = [Request(query="sockets", mode=mode, k=1000, filter=condition, deadline=LONGEST) for mode in MODES]
+    async with open_stores(filled) as renewed, EmbeddingClient(filled) as embedder:
+        searcher = Searcher(filled, renewed, embedder)
+        assert [len((await searcher.search(request)).hits) for request in asked] == [COUNT, COUNT]
+        assert [await store.unfiltered() for store in renewed.both] == [0, 0]
 
 
 async def test_a_new_generation_becomes_live_while_records_come_and_can_be_taken_back(filled):

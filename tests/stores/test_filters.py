@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from support import expanded
+from support import expanded, forget_facets
 
 from stream import facets
 from stream.errors import ConfigurationError
@@ -73,15 +73,6 @@ async def many_keys(stores: Stores) -> Known:
 def _with_many_keys(n: int) -> Expanded:
     keys = {f"key{n * KEYS + i}": VALUES[i % len(VALUES)](n) for i in range(KEYS)}
     return expanded(f"many-{n}", metadata=keys, facet_json={"mixed": VALUES[n % len(VALUES)](n), **keys})
-
-
-async def forget_facets(stores: Stores, chunk_id: str) -> None:
-    """Makes the chunk one that an earlier release stored."""
-    await stores.neo4j._run("MATCH (c:Chunk {chunk_id: $name}) REMOVE c.facets, c.filterable", name=chunk_id)
-    path = f"/{stores.opensearch._target}/_doc/{chunk_id}"
-    source = (await stores.opensearch._call("GET", path))["_source"]
-    del source["facets"]
-    await stores.opensearch._call("PUT", path, body=source, refresh="true", version=1, version_type="external_gte")
 
 
 async def in_opensearch(stores: Stores, condition: Filter) -> set[str]:

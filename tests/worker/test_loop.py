@@ -4,7 +4,6 @@ import asyncio
 import json
 import sys
 import time
-from types import SimpleNamespace
 
 import aiohttp
 import pytest
@@ -31,23 +30,43 @@ class Ended(BaseException):
     """Stands for the end of the process."""
 
 
+class Batch(list):
+    def append(self, *, timestamp, key, value, headers):
+        super().append((key, value, headers))
+        return len(self)
+
+
 class Producer:
     def __init__(self):
         self.sent, self.limit, self.full = [], None, 0
 
-    async def send(self, topic, *, value, key, headers):
+    async def partitions_for(self, topic):
+        return {0}
+
+    def create_batch(self):
+        return Batch()
+
+    async def send_batch(self, batch, topic, *, partition):
         if self.full:
             self.full -= 1
             raise KafkaTimeoutError
-        self.sent.append((topic, key, value, headers))
+        self.sent += [(topic, *one) for one in batch]
         done = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
+
+    async def send(self, topic, *, value, key, headers):
+        batch = self.create_batch()
+        batch.append(timestamp=None, key=key, value=value, headers=headers)
+        return await self.send_batch(batch, topic, partition=0)
 
     async def send_and_wait(self, topic, *, value, key, headers):
         if self.limit is not None and len(value or b"") + sum(len(v) for _, v in headers) > self.limit:
             raise MessageSizeTooLargeError
         await self.send(topic, value=value, key=key, headers=headers)
+
+
+CURRENT = 1  # the generation of the group
 
 
 class Source:
@@ -60,15 +79,13 @@ class Source:
         pass
 
     def current(self, deliveries):
-        return [delivery for delivery in deliveries if delivery.event.current]
+        return [delivery for delivery in deliveries if delivery.generation == CURRENT]
 
-    def note_taken(self, deliveries):
-        pass
-
-    def read_more_than_taken(self):
+    @property
+    def has_more(self):
         return self.stuck
 
-    async def acknowledge(self, deliveries):
+    def acknowledge(self, deliveries):
         self.acknowledged += [delivery.record.offset for delivery in deliveries]
 
 
@@ -96,7 +113,7 @@ class Run:
         key = f"c{offset}"
         data = json.dumps(chunk(key)).encode() if value is None else value
         record = Record("chunks", 0, offset, key.encode(), data, 1000, tuple(headers))
-        return Delivery(record, SimpleNamespace(current=current), None)
+        return Delivery(record, None, CURRENT if current else CURRENT - 1)
 
     async def take(self, *events):
         await self.loop._room.acquire()
@@ -285,7 +302,7 @@ async def test_a_worker_whose_outputs_kafka_does_not_take_says_so(monkeypatch):
         await taken.wait()
         return asyncio.sleep(0)
 
-    run.producer.send = send
+    run.producer.send_batch = send
     await run.take(run.event(1))
     await until(lambda: asyncio.sleep(0, "Kafka has not acknowledged" in (run.loop.unready() or "")), every=0.01)
     taken.set()
@@ -308,7 +325,7 @@ async def test_records_that_were_read_but_never_reach_the_loop_are_noticed(monke
     run = Run(everything)
     assert run.loop.unhealthy() is None
     run.source.stuck = True
-    assert "have not reached" in run.loop.unhealthy()
+    assert "have not been taken" in run.loop.unhealthy()
 
 
 # A batch that hangs: the tests set the loop's last progress back in time.
@@ -404,7 +421,7 @@ async def test_a_rate_limit_that_holds_a_batch_for_minutes_is_no_hang():
     nothing_happened_for(run, batch_loop.PATIENCE + run.loop.settings.drain_timeout + 200 / 0.5 - 20)
     assert run.loop.unhealthy() is None
     nothing_happened_for(run, 21)
-    assert "have not reached" in run.loop.unhealthy()
+    assert "have not been taken" in run.loop.unhealthy()
 
 
 async def test_a_worker_waits_for_its_partitions_as_long_as_another_may_drain():

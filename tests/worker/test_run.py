@@ -19,7 +19,7 @@ from stream.worker.source import _app
 )
 def test_what_a_worker_may_wait_for_does_not_cost_it_its_place_in_the_group(told):
     settings = Settings(_env_file=None, instance="a", **told)
-    conf = _app("embed", settings).conf
+    conf = _app("embed", settings, None).conf
     held = 2 * settings.outage_bound + settings.batch_size / (settings.rate_limit or 1e9)
     assert conf.broker_max_poll_interval > held  # no fetch while a batch waits
     assert conf.broker_rebalance_timeout > settings.drain_timeout

@@ -15,7 +15,6 @@ from support import LONGEST, chunk, open_transaction, read, send, until
 from stream.config import Settings
 from stream.kafka import clients, lag, topics
 from stream.operate import reindex, replay, status
-from stream.records import Record
 from stream.worker import source
 from stream.worker.consumer import OffsetTracker
 
@@ -79,14 +78,6 @@ def test_what_an_earlier_assignment_has_read_acknowledges_nothing_of_this_one():
     assert progress.committable == 0
 
 
-@pytest.mark.parametrize("headers", [None, [], [("version", b"7")]])
-def test_a_message_s_time_is_kept_to_the_millisecond_and_its_headers_with_it(headers):
-    message = SimpleNamespace(
-        topic="t", partition=1, offset=2, key=b"k", value=None, timestamp=1767225600.123, headers=headers
-    )
-    assert source.as_record(message) == Record("t", 1, 2, b"k", None, 1767225600123, tuple(headers or ()))
-
-
 # The source's use of Faust, with a fake Faust
 
 
@@ -98,51 +89,85 @@ class Faust(SimpleNamespace):
         super().__init__(
             topic=lambda *_, **__: None,
             agent=lambda *_, **__: lambda function: function,
-            on_partitions_revoked=signal,
-            on_partitions_assigned=SimpleNamespace(connect=self._connect),
+            on_partitions_revoked=SimpleNamespace(connect=self._connect),
+            on_partitions_assigned=signal,
             on_before_shutdown=signal,
             consumer_generation_id=1,
-            monitor=SimpleNamespace(tp_read_offsets={}),
-            consumer=SimpleNamespace(assignment=lambda: {"tp"}),
+            consumer=SimpleNamespace(commit=self._commit),
         )
 
     def _connect(self, function, weak):
-        self.assign = function
+        self.revoke = function
+
+    async def _commit(self):
+        pass
 
 
 @pytest.fixture
 def faked(monkeypatch):
-    """A source with a fake Faust, and the fake."""
+    """A source of batches of three with a fake Faust, and the fake."""
     app = Faust()
     monkeypatch.setattr(source, "_app", lambda *_: app)
-    made = source.Source("embed", Settings(_env_file=None))
-    made.connect(None, lambda partitions: None, None, None)
+    made = source.Source("embed", Settings(_env_file=None, batch_size=3, batch_bytes=100))
+
+    async def revoked():
+        pass
+
+    made.connect(None, lambda partitions: None, revoked, None)
     return made, app
 
 
-def delivery(offset, generation=1):
-    message = SimpleNamespace(
-        topic="t", partition=0, offset=offset, key=b"k", value=b"", timestamp=1, headers=[], tp="tp",
-        generation_id=generation,
-    )  # fmt: skip
-    return source.Delivery(source.as_record(message), SimpleNamespace(message=message), None)
+def fetched(*offsets, value=b"", headers=()):
+    return [
+        SimpleNamespace(topic="t", partition=0, offset=n, key=b"k", value=value, timestamp=1, headers=headers)
+        for n in offsets
+    ]
 
 
-def test_records_of_a_generation_that_has_passed_are_not_current(faked):
+def offsets(deliveries):
+    return [delivery.record.offset for delivery in deliveries]
+
+
+async def test_a_batch_is_what_has_arrived_and_the_next_fetch_waits_until_less_than_a_batch_is_left(faked):
+    made, _ = faked
+    waiting = asyncio.create_task(made.take())
+    await made._deliver(fetched(0), 1)
+    assert offsets(await waiting) == [0]
+    delivering = asyncio.create_task(made._deliver(fetched(*range(1, 8)), 1))
+    assert offsets(await made.take()) == [1, 2, 3]
+    assert not delivering.done()
+    assert offsets(await made.take()) == [4, 5, 6]
+    await delivering
+    assert made.has_more
+    assert offsets(await made.take()) == [7]
+    assert not made.has_more
+
+
+async def test_a_batch_is_no_larger_than_the_memory_for_it_and_a_larger_record_comes_alone(faked):
+    made, _ = faked
+    delivering = asyncio.create_task(made._deliver(fetched(0, 1, value=b"x" * 60) + fetched(2, value=b"x" * 500), 1))
+    assert [offsets(await made.take()) for _ in range(3)] == [[0], [1], [2]]
+    await delivering
+    await made._deliver(fetched(3, 4, headers=[("vector", b"x" * 60)]), 1)
+    assert [offsets(await made.take()) for _ in range(2)] == [[3], [4]]
+
+
+async def test_records_of_a_generation_that_has_passed_are_not_current(faked):
     """Another worker also gets these records."""
     made, _ = faked
-    assert [one.record.offset for one in made.current([delivery(1, generation=0), delivery(2)])] == [2]
+    await made._deliver(fetched(1), 0)
+    await made._deliver(fetched(2), 1)
+    assert offsets(made.current(await made.take())) == [2]
 
 
-async def test_records_that_were_read_and_not_taken_are_noticed(faked):
+async def test_what_had_arrived_of_revoked_partitions_is_dropped_and_the_next_fetch_goes_on(faked):
+    """Kafka delivers it again after the next assignment: without this it would be there twice."""
     made, app = faked
-    app.monitor.tp_read_offsets["tp"] = 7
-    await app.assign(app, {"tp"})
-    assert not made.read_more_than_taken()
-    app.monitor.tp_read_offsets["tp"] = 8
-    assert made.read_more_than_taken()
-    made.note_taken([delivery(8)])
-    assert not made.read_more_than_taken()
+    delivering = asyncio.create_task(made._deliver(fetched(*range(5)), 1))
+    await asyncio.sleep(0)
+    await app.revoke(app, {"tp"})
+    await delivering
+    assert not made.has_more
 
 
 # A worker on a real Kafka

@@ -14,38 +14,30 @@ from aiokafka.consumer.subscription_state import Assignment, Subscription, Topic
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
 from faust.app.base import App
-from faust.sensors.monitor import Monitor
-from faust.streams import Stream
 from faust.transport.consumer import Consumer
 from faust.transport.drivers import aiokafka as driver
-from faust.types.tuples import ConsumerMessage, Message
 
 from stream.kafka import record_batches
 from stream.worker import consumer
 
 USED = [
-    Stream.noack_take,
-    Stream.ack,
     App._on_partitions_revoked,
     App._on_partitions_assigned,
     App.on_stop,
-    Monitor.on_message_in,
-    Message,
-    ConsumerMessage,
-    Consumer.ack,
     Consumer.commit,
     Consumer._commit,
     Consumer._commit_tps,
     Consumer._filter_tps_with_pending_acks,
     Consumer._new_offset,
     Consumer._should_commit,
-    Consumer._add_gap,
+    Consumer._drain_messages,
+    Consumer._wait_next_records,
     Consumer.getmany,
     Consumer.on_partitions_revoked,
     Consumer.on_partitions_assigned,
     Consumer.perform_seek,
     driver.Consumer._new_consumer_thread,
-    driver.Consumer._to_message,
+    driver.Consumer.verify_event_path,
     driver.AIOKafkaConsumerThread._create_worker_consumer,
     driver.AIOKafkaConsumerThread._ensure_consumer,
     driver.AIOKafkaConsumerThread._fetch_records,
@@ -61,28 +53,23 @@ USED = [
     _DefaultRecordBatchPy,
 ]
 HASHES = {
-    "faust.streams.Stream.noack_take": "f2cc2dbfc162d200",
-    "faust.streams.Stream.ack": "32d7171a89b0931d",
     "faust.app.base.App._on_partitions_revoked": "d5c895bbe57dc73a",
     "faust.app.base.App._on_partitions_assigned": "de932b7927db85b3",
     "faust.app.base.App.on_stop": "bfe5a933defb2324",
-    "faust.sensors.monitor.Monitor.on_message_in": "b2a9a9045b2f456c",
-    "faust.types.tuples.Message": "e8c4626e99192f7e",
-    "faust.types.tuples.ConsumerMessage": "5edc45d571eb42a2",
-    "faust.transport.consumer.Consumer.ack": "5fcf41cf45153475",
     "faust.transport.consumer.Consumer.commit": "a354437baaa08bf8",
     "faust.transport.consumer.Consumer._commit": "99bb6b42fc095630",
     "faust.transport.consumer.Consumer._commit_tps": "a20e230b05ae8b15",
     "faust.transport.consumer.Consumer._filter_tps_with_pending_acks": "f6f9239774234e7e",
     "faust.transport.consumer.Consumer._new_offset": "1d2c7ea89a7ad4f1",
     "faust.transport.consumer.Consumer._should_commit": "5ce941793947ad42",
-    "faust.transport.consumer.Consumer._add_gap": "4df2573ded7c1c2c",
+    "faust.transport.consumer.Consumer._drain_messages": "44a2500309e83c63",
+    "faust.transport.consumer.Consumer._wait_next_records": "6218e1969a636b3f",
     "faust.transport.consumer.Consumer.getmany": "4b168d84882a70d6",
     "faust.transport.consumer.Consumer.on_partitions_revoked": "d04b7ae72c6fc206",
     "faust.transport.consumer.Consumer.on_partitions_assigned": "29ce96596f05a18c",
     "faust.transport.consumer.Consumer.perform_seek": "0e8c130ff4b0afd8",
     "faust.transport.drivers.aiokafka.Consumer._new_consumer_thread": "0870ec53dea75083",
-    "faust.transport.drivers.aiokafka.Consumer._to_message": "7c24f6511b2fcef7",
+    "faust.transport.drivers.aiokafka.Consumer.verify_event_path": "a17e8f0610e1abcb",
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._create_worker_consumer": "c2701bfc3e6f6cad",
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._ensure_consumer": "ff4a4c693b7ec63f",
     "faust.transport.drivers.aiokafka.AIOKafkaConsumerThread._fetch_records": "39a2c6c79fc1455a",
