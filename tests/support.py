@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from stream.config import Settings, StageName
 from stream.contracts import Contract
 from stream.kafka import clients, reader, topics
-from stream.models.splade import SparseVector
+from stream.models.splade import SparseVector, Vocabulary
 from stream.records import Chunk, Expanded, Headers, Record, Tombstone, encode, sha256
 from stream.search import dsl
 from stream.stores import Stores
@@ -69,8 +69,8 @@ def expanded(chunk_id: str = "c1", text: str = "a text about sockets", version: 
 
 
 def sparse_vector(terms: dict[str, float], norm: float) -> SparseVector:
-    vocabulary = np.array(list(terms), np.object_)
-    return SparseVector(np.arange(len(terms), dtype=np.int32), np.array(list(terms.values()), "<f4"), norm, vocabulary)
+    ids, weights = np.arange(len(terms), dtype=np.int32), np.array(list(terms.values()), "<f4")
+    return SparseVector(ids, weights, norm, Vocabulary(list(terms)))
 
 
 def record(value: Any, key: str | bytes | None = "c1", headers: Headers = (), timestamp: int = 1000) -> Record:

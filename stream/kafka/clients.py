@@ -49,14 +49,17 @@ async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
 
 
 @asynccontextmanager
-async def producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
-    """A producer whose acknowledgement means that all in-sync replicas have the record, once and in order."""
+async def producer(settings: Settings, linger_ms: int = 5) -> AsyncIterator[AIOKafkaProducer]:
+    """A producer whose acknowledgement means that all in-sync replicas have the record, once and in order.
+
+    It waits `linger_ms` for more records before it sends: 0 for a caller that makes batches itself.
+    """
     client = AIOKafkaProducer(
         **_reach(settings),
         acks="all",
         enable_idempotence=True,
-        linger_ms=5,
-        max_batch_size=2**20,
+        linger_ms=linger_ms,
+        max_batch_size=min(2**20, settings.max_message_bytes),  # the topic's limit counts for a batch
         max_request_size=settings.max_message_bytes,
     )
     async with _started(settings, client, "stop") as started:

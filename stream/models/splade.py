@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pynvml
 import torch
 from safetensors import SafetensorError
@@ -35,6 +36,17 @@ DECIMALS = 6  # of a stored weight
 GOOD_RUNS = 100  # runs without an error after which a halved token budget is doubled
 
 
+class Vocabulary:
+    """The terms of a model by id, as strings and as the keys of a JSON object."""
+
+    def __init__(self, terms: Sequence[str | None]) -> None:
+        self.names: npt.NDArray[np.object_] = np.array(terms, np.object_)
+        self.keys: npt.NDArray[np.object_] = np.array([b"," + orjson.dumps(term) + b":" for term in terms], np.object_)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 @dataclass(frozen=True, slots=True)
 class SparseVector:
     """Terms (n,) as vocabulary ids, the heaviest first, equal weights by id; and the L2 norm before normalising."""
@@ -42,14 +54,28 @@ class SparseVector:
     ids: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
     norm: float
-    vocabulary: npt.NDArray[np.object_]
+    vocabulary: Vocabulary
 
     @property
     def terms(self) -> dict[str, float]:
         """Terms by name, the heaviest first, as stored: rounded to six decimals, without those that become zero."""
+        ids, weights = self._stored
+        return dict(zip(self.vocabulary.names[ids].tolist(), weights.tolist(), strict=True))
+
+    @property
+    def json(self) -> bytes:
+        """`terms` as a JSON object. A dictionary of it would take half as long again, under the interpreter's lock."""
+        ids, weights = self._stored
+        written = [b""] * (2 * len(ids))
+        written[::2] = self.vocabulary.keys[ids].tolist()
+        written[1::2] = orjson.dumps(weights, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",") if len(ids) else []
+        return b"{" + b"".join(written)[1:] + b"}"
+
+    @property
+    def _stored(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
         rounded = self.weights.astype(np.float64).round(DECIMALS)
         kept = int(np.count_nonzero(rounded))
-        return dict(zip(self.vocabulary[self.ids[:kept]].tolist(), rounded[:kept].tolist(), strict=True))
+        return self.ids[:kept], rounded[:kept]
 
 
 class SparseEncoder:
@@ -95,11 +121,9 @@ class SparseEncoder:
         self._tokenizer = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(settings.splade_max_tokens)
-        self.vocabulary = np.array(
-            self.tokenizer.convert_ids_to_tokens(list(range(model.config.vocab_size))), np.object_
-        )
+        self.vocabulary = Vocabulary(self.tokenizer.convert_ids_to_tokens(list(range(model.config.vocab_size))))
         # A model whose vocabulary is padded to a round number has logits that belong to no term.
-        nameless = [number for number, term in enumerate(self.vocabulary) if term is None]
+        nameless = [number for number, term in enumerate(self.vocabulary.names) if term is None]
         self._nameless = torch.tensor(nameless, dtype=torch.int64, device=self.device)
         self._model = fastest(model.eval(), self.device)
         self._budget = settings.splade_token_budget

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from stream.records import Chunk, Done, Embedded, Expanded, Outcome
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def _flat(facets: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 def _expanded(chunk: Embedded, vector: "SparseVector", encoder: "SparseEncoder") -> Expanded:
     return {
         **chunk,
-        "splade_terms": vector.terms,
+        "splade_terms": orjson.Fragment(vector.json),  # type: ignore[typeddict-item]
         "splade_norm": vector.norm,
         "splade_provenance": encoder.provenance,
     }

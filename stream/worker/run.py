@@ -50,7 +50,7 @@ async def _work(name: StageName, settings: Settings) -> None:
         log.warning("%s", warning)
     async with (
         open_stage(name, settings) as stage,
-        clients.producer(settings) as producer,
+        clients.producer(settings, linger_ms=0) as producer,
         clients.letter_producer(settings) as letters,
     ):
         source = Source(name, settings)

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
+import orjson
 import pytest
 import torch
+from support import sparse_vector
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer
 
 from stream.config import Settings
@@ -140,6 +142,13 @@ def test_the_norm_is_of_the_terms_that_are_kept(encoder_of):
     assert sum(weight**2 for weight in vector.terms.values()) ** 0.5 == pytest.approx(vector.norm, abs=1e-5)
 
 
+def test_the_terms_of_a_record_are_those_of_a_search(encoder_of):
+    for vector in encoder_of(splade_normalise=False).encode([*TEXTS, ""]):
+        assert list(orjson.loads(vector.json).items()) == list(vector.terms.items())
+    odd = sparse_vector({'"\\': 0.5, "字": 1e-5, "...": 4e-7, "a.b": 3e-7}, 1.0)
+    assert list(orjson.loads(odd.json).items()) == list(odd.terms.items())
+
+
 def test_equal_weights_come_in_the_vocabulary_s_order_and_are_cut_there(encoder_of):
     encoder = encoder_of(splade_top_k=3)
     with torch.no_grad():
@@ -147,7 +156,7 @@ def test_equal_weights_come_in_the_vocabulary_s_order_and_are_cut_there(encoder_
         encoder._model._model.cls.predictions.decoder.bias.fill_(1)
         encoder._model._model.cls.predictions.decoder.bias[9] = 2
     for vector in encoder.encode(TEXTS):
-        assert list(vector.terms) == [encoder.vocabulary[9], *encoder.vocabulary[:2]]
+        assert list(vector.terms) == [encoder.vocabulary.names[9], *encoder.vocabulary.names[:2]]
 
 
 @pytest.mark.parametrize("normalise", [False, True])

@@ -43,16 +43,16 @@ class Wire:
         return {0}
 
     def create_batch(self) -> BatchBuilder:
-        return BatchBuilder(2**20, self._compression)
+        return BatchBuilder(self._most, self._compression)
 
     async def send_batch(self, batch: BatchBuilder, topic: str, *, partition: int) -> asyncio.Future[None]:
         encoded = bytes(batch._build())
         if len(encoded) > self._most:
             raise MessageSizeTooLargeError
-        (read,) = MemoryRecords(encoded).next_batch()
-        self.records.append(
-            Record(topic, partition, len(self.records), read.key, read.value, read.timestamp, tuple(read.headers))
-        )
+        for read in MemoryRecords(encoded).next_batch():
+            self.records.append(
+                Record(topic, partition, len(self.records), read.key, read.value, read.timestamp, tuple(read.headers))
+            )
         done = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done

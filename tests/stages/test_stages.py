@@ -3,11 +3,12 @@
 from types import SimpleNamespace
 
 import numpy as np
+import orjson
 import pytest
 from support import DIMENSIONS, chunk, expanded, sparse_vector
 
 from stream.errors import Outage, Refused
-from stream.records import Done, Rejected, Tombstone, sha256
+from stream.records import Done, Rejected, Tombstone, encode, sha256
 from stream.stages.embed import embed
 from stream.stages.expand import expand, parts
 from stream.stages.index import index
@@ -77,7 +78,8 @@ async def test_expand_adds_terms_also_none_and_their_norm():
     encoder = SimpleNamespace(join=" | ".join, encode=lambda texts: vectors, provenance=PROVENANCE)
     records = [expanded("a"), expanded("b")]
     outcomes = await expand(records, encoder=encoder)
-    assert [o.output["splade_terms"] for o in outcomes] == [{"socket": 0.6, "port": 0.8}, {}]
+    written = [orjson.loads(encode(outcome.output)[0]) for outcome in outcomes]
+    assert [value["splade_terms"] for value in written] == [{"socket": 0.6, "port": 0.8}, {}]
     assert [o.output["splade_norm"] for o in outcomes] == [5.0, 0.0]
 
 
