@@ -1,15 +1,16 @@
 """Measures what a stage costs without its model, and compares it with three other ways to copy a topic.
 
-For each size of record: fills a topic with one partition, then lets each program of `peers.py` copy it, several times
-in turn, and in the reverse order in every second round. Each run has its own process, consumer group and target topic.
+For each size of record: fills a topic, then lets each program of `peers.py` copy it, several times in turn, and in the
+reverse order in every second round. Each run has its own process, consumer group and target. All topics have one
+partition and one replica.
 
     pip install --target .local/peers confluent-kafka quixstreams
     STREAM_ENV_FILE=.local/stream.env python bench/plane.py
 
 A program's rate is that of its steady state: the records after the first tenth, by the time between the append of the
 record at the end of the first tenth and the append of the last record. The broker takes both times (`LogAppendTime`).
-Start, joining of the group and end do not count. A rate by CPU time, of all threads of the program, is sampled over the
-same records: other work on the machine changes it less.
+Start, joining of the group and end do not count. `records_a_cpu_second` divides by the CPU time of all threads of the
+program instead, sampled over the same records: other work on the machine changes it less.
 
 A run counts only if the target has as many records as the source, if the group has committed all of them, and if no
 sample has found a committed offset beyond the target's end.
@@ -73,7 +74,7 @@ SIZES = (
 
 
 def padded(of: Chunk, size: Size) -> Any:
-    """A chunk of this size: its text is repeated and cut."""
+    """The chunk with its text repeated and cut, so that its record has this size."""
     others = len(encode(size.made({**of, "text": ""}))[0])
     words = f"{of['text']} "
     length = size.json_bytes - others
@@ -92,7 +93,7 @@ class Filled:
 
 async def filled(size: Size, records: int) -> Filled:
     """Fills a new topic with records of this size."""
-    settings = await own_topics(config.load(partitions="1"))
+    settings = await own_topics(config.load(partitions="1", replication_factor="1"))
     mean = await publish(settings, STAGE, (padded(chunk(n), size) for n in range(records)))
     print(f"{size.name}: published {records:,} records of {mean:,} bytes", file=sys.stderr)
     return Filled(size, settings, records, mean)
@@ -124,7 +125,11 @@ def started(command: Sequence[str | Path], log: Path) -> Iterator["subprocess.Po
         yield process
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
 
 
 @dataclass(frozen=True)
@@ -203,7 +208,6 @@ async def bench(
                 print(f"round {n + 1}, {source.size.name}, {name}: {found.by_time:,.0f} records/s", file=sys.stderr)
     return {
         "device": device(),
-        "versions": {package: version(package) for package in ("aiokafka", "faust-streaming", *PACKAGES)},
         "sizes": {
             source.size.name: {
                 "records": source.records,
@@ -248,8 +252,8 @@ def draw(axes: Axes, sizes: dict[str, Any]) -> None:
 def main(
     only: Annotated[str | None, typer.Option(help="Measure one program; write no result.")] = None,
     rounds: Annotated[int, typer.Option(help="Runs of each program with each size.")] = 3,
-    small: Annotated[int, typer.Option(help="Records of 2 KB in the topic.")] = 100_000,
-    large: Annotated[int, typer.Option(help="Records of 20 KB in the topic.")] = 20_000,
+    small: Annotated[int, typer.Option(help="Records of 2 KB in the topic.")] = 60_000,
+    large: Annotated[int, typer.Option(help="Records of 20 KB in the topic.")] = 15_000,
     peers: Annotated[Path, typer.Option(help="Folder of the peers' packages.")] = Path(".local/peers"),
     profile: Annotated[Path | None, typer.Option(help="Write flame graphs with py-spy; needs --only.")] = None,
     logs: Annotated[Path, typer.Option(help="Folder of the programs' logs.")] = Path(".local/logs"),
@@ -262,12 +266,14 @@ def main(
         raise typer.BadParameter("--profile needs --only, and py-spy on the PATH (`pip install py-spy`)")
     if config.load().kafka_security_protocol != "PLAINTEXT":
         raise typer.BadParameter("the peers need a Kafka without TLS and SASL: unset STREAM_KAFKA_SECURITY_PROTOCOL")
-    find(peers)
+    if only != "ours":
+        find(peers)
     logs.mkdir(parents=True, exist_ok=True)
     names = [only] if only else list(PROGRAMS)
     results = asyncio.run(bench(names, (small, large), 1 if profile else rounds, peers, logs, profile))
     print(orjson.dumps(results, option=orjson.OPT_INDENT_2).decode())
     if not only:
+        results["versions"] = {package: version(package) for package in ("aiokafka", "faust-streaming", *PACKAGES)}
         save(out, results, lambda axes: draw(axes, results["sizes"]))
 
 
