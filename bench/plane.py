@@ -175,7 +175,9 @@ async def measured(name: str, source: Filled, flow: str, peers: Path, log: Path,
         if spy:
             spy.wait(60)
         assert written == source.records, f"{name} has written {written:,} records"
-        (first, before), *_, (last, after) = samples
+        (first, before), (last, after) = samples[0], samples[-1]
+        if first == last:
+            raise RuntimeError(f"{name} was too fast to sample its CPU time; raise --small and --large")
         return Rate(await by_time(settings, target, source.records), (last - first) / (after - before))
 
 
