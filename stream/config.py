@@ -124,7 +124,7 @@ class Settings(BaseSettings):
         16 * 2**20, ge=1, description="Maximum bytes of one batch (a single record may exceed it)."
     )
     in_flight: int = Field(
-        2, ge=1, description="Maximum batches in progress at once in a stage that publishes to Kafka."
+        3, ge=1, description="Maximum batches in progress at once in a stage that publishes to Kafka."
     )
     outage_bound: float = Field(
         300,

@@ -29,6 +29,7 @@ from stream.worker.consumer import Deliver, Heartbeats, Transport
 # take long in an outage or under a rate limit. The batch loop itself ends a worker that hangs.
 NEVER = 365 * 86_400.0
 METADATA_AGE_MS = 10_000  # until new partitions are read
+FETCH_BYTES = 4 * 2**20  # of each partition at once: a batch of records with vectors
 
 
 class Delivery(NamedTuple):
@@ -172,6 +173,7 @@ def _app(stage: StageName, settings: Settings, deliver: Deliver) -> faust.App:
         broker_request_timeout=max(90, settings.session_timeout, rebalance) + 10,  # joining can take a whole rebalance
         broker_max_poll_interval=NEVER,
         consumer_metadata_max_age_ms=METADATA_AGE_MS,
+        consumer_max_fetch_size=FETCH_BYTES,
         broker_commit_interval=settings.commit_interval,
         stream_wait_empty=False,
     )
