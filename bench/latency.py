@@ -30,7 +30,7 @@ from stream.stores import Stores, open_stores
 app = typer.Typer(pretty_exceptions_enable=False)
 console = Console(stderr=True)
 
-EVERY = 0.002  # seconds between two questions to a store
+EVERY = 0.01  # seconds between two questions to a store
 PAUSE = 1.0  # seconds between two lone chunks, and at most until a chunk is there
 WARM_UP = 10  # chunks that are not measured
 
