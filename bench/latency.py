@@ -2,7 +2,7 @@
 
     STREAM_ENV_FILE=.local/stream.env python bench/latency.py
 
-It needs a running flow, that of `make demo` for example. It publishes chunks of its own, one after the other and then a
+It needs a running flow, that of `make demo` for example. It publishes docstrings under names of its own, one after the other and then a
 few a second, asks both stores by chunk_id, and deletes its chunks at the end.
 """
 
@@ -10,18 +10,18 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
 from aiokafka import AIOKafkaProducer
-from data import chunk
 from measure import device
 from rich.console import Console
 from search import Spread
 
-from stream import config
+from stream import config, corpus
 from stream.config import Settings
 from stream.kafka import clients
 from stream.records import Chunk
@@ -102,7 +102,8 @@ def main(
     async def run() -> dict[str, Any]:
         settings = config.load()
         name = uuid.uuid4().hex[:8]
-        chunks = [chunk(n) | {"chunk_id": f"bench-{name}-{n}"} for n in range(lone + round(rate * seconds) + WARM_UP)]
+        count = lone + WARM_UP + round(rate * seconds)
+        chunks = [one | {"chunk_id": f"bench-{name}-{n}"} for n, one in enumerate(islice(corpus.chunks(), count))]
         async with open_stores(settings) as stores, clients.producer(settings, linger_ms=0) as producer:
             results: dict[str, Any] = {"device": device()}
             results["lone"] = await measure(settings, stores, producer, chunks[: lone + WARM_UP], None)
