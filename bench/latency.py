@@ -2,8 +2,8 @@
 
     STREAM_ENV_FILE=.local/stream.env python bench/latency.py
 
-It needs a running flow, that of `make demo` for example. It publishes docstrings under names of its own, one after the other and then a
-few a second, asks both stores by chunk_id, and deletes its chunks at the end.
+It needs a running flow, that of `make demo` for example. It publishes docstrings under names of its own, one after the
+other and then a few a second, asks both stores by chunk_id, and deletes its chunks at the end.
 """
 
 import asyncio
