@@ -31,7 +31,7 @@ from stream.kafka import topics
 from stream.models import splade
 from stream.models.embeddings import EmbeddingClient
 from stream.operate.publish import publish
-from stream.records import Done, Rejected
+from stream.records import VECTOR_HEADER, Done, Rejected, header
 from stream.search.request import Request
 from stream.search.searcher import Searcher
 from stream.stages.embed import embed
@@ -246,9 +246,10 @@ async def test_chunks_pass_the_stage_from_topic_to_topic(flow, address):
 
         await until(done)
         assert await worker.end(signal.SIGTERM) == 0
-    embedded = [orjson.loads(record.value or b"") for record in await read(flow, sent_on)]
-    assert {each["chunk_id"] for each in embedded} == {f"c{n}" for n in range(len(TEXTS))}
-    assert has_unit_norm(np.array([unpack(each["embedding_qwen"]) for each in embedded])).all()
+    embedded = await read(flow, sent_on)
+    assert {record.key for record in embedded} == {f"c{n}".encode() for n in range(len(TEXTS))}
+    vectors = [unpack(header(record.headers, VECTOR_HEADER) or b"") for record in embedded]
+    assert has_unit_norm(np.array(vectors)).all()
     assert [letter.key for letter in await read(flow, refused)] == [f"c{len(TEXTS)}".encode()]
 
 

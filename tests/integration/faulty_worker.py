@@ -5,13 +5,13 @@ import sys
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-import faust
 from aiokafka.errors import KafkaTimeoutError
 
 from stream import config
 from stream.kafka import clients
 from stream.stages.registry import open_stage
 from stream.worker import run
+from stream.worker.source import Source
 
 GOOD_BATCHES = 2  # before the fault
 
@@ -46,59 +46,57 @@ def meeting(fault):
     return open_faulty
 
 
-async def ending_stream(stream, max_, within):
-    """Faust's stream ends after two batches."""
-    batches = 0
-    async for events in noack_take(stream, max_, within):
-        yield events
-        batches += 1
-        if batches == GOOD_BATCHES:
-            return
+async def ending_agent(source):
+    """Faust ends the agent after two batches."""
+    source.batches = getattr(source, "batches", 0) + 1
+    if source.batches > GOOD_BATCHES:
+        raise asyncio.CancelledError
+    return await take(source)
 
 
 @asynccontextmanager
-async def failing_to_send(settings):
+async def failing_to_send(settings, **options):
     """Kafka acknowledges the first outputs. All later sends fail."""
     sent = 0
-    async with real_producer(settings) as producer:
-        send = producer.send
+    async with real_producer(settings, **options) as producer:
+        send = producer.send_batch
 
-        async def failing(*args, **kwargs):
+        async def failing(batch, *args, **kwargs):
             nonlocal sent
-            sent += 1
+            sent += batch.record_count()
             if sent <= GOOD_BATCHES * settings.batch_size + settings.batch_size // 2:
-                return await send(*args, **kwargs)
+                return await send(batch, *args, **kwargs)
             future = asyncio.get_running_loop().create_future()
             future.set_exception(KafkaTimeoutError())
             return future
 
-        producer.send = failing
+        producer.send_batch = failing
         yield producer
 
 
 @asynccontextmanager
-async def never_acknowledged(settings):
+async def never_acknowledged(settings, **options):
     """Kafka has the outputs, but no acknowledgement ever arrives."""
-    async with real_producer(settings) as producer:
-        send = producer.send
+    async with real_producer(settings, **options) as producer:
+        send = producer.send_batch
 
         async def silent(*args, **kwargs):
             await send(*args, **kwargs)
             return asyncio.get_running_loop().create_future()
 
-        producer.send = silent
+        producer.send_batch = silent
         yield producer
 
 
 real_producer = clients.producer
-noack_take = faust.Stream.noack_take
+take = Source.take
 
 if __name__ == "__main__":
     _, fault, stage = sys.argv
     if fault.endswith("_in_process"):
         run.open_stage = meeting(globals()[fault])
-    elif fault == "ending_stream":
-        faust.Stream.noack_take = ending_stream
+    elif fault == "ending_agent":
+        Source.take = ending_agent
     else:
         clients.producer = globals()[fault]
     run.run(stage, config.load())
