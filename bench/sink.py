@@ -22,7 +22,8 @@ import asyncio
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, TypeVar
@@ -41,13 +42,14 @@ from stream.records import Done, Record, decode, encode
 from stream.stages.index import index
 from stream.stores import Stores, open_stores
 from stream.stores.base import FIRST, Put
-from stream.stores.neo4j import _row, _Schema
+from stream.stores.neo4j import _row, _Rows, _Schema
 from stream.stores.opensearch import _document
 from stream.vectors import unpack
 
 DIMENSIONS = 4096
 BATCH = 256  # the default of STREAM_BATCH_SIZE
-BULK, ROWS = 500, 256  # of the loaders: documents in a request, rows in a transaction; larger ones were not faster
+# Of the loaders: documents in a request, rows in a transaction, transactions at once. Larger ones were not faster.
+BULK, ROWS, AT_ONCE = 500, 256, 2
 OPENSEARCH_BATCH, OPENSEARCH_IN_FLIGHT, NEO4J_BATCH = 2_000, 5, 1_000  # of the sinks: their defaults
 
 MERGE = """
@@ -57,10 +59,14 @@ WITH chunk, {row}
 CALL db.create.setNodeVectorProperty(chunk, 'embedding_qwen', {row}.vector)
 """
 LOAD = "UNWIND $rows AS row" + MERGE
-SINK = """
+SINK = (
+    """
 UNWIND $events AS message
 WITH message.value AS event, message.header AS __header, message.key AS __key, message.value AS __value
-CALL {{ WITH *""" + MERGE + "}}"
+CALL {{ WITH *"""
+    + MERGE
+    + "}}"
+)
 
 NAMES = """
 SHOW {kind} YIELD name, labelsOrTypes
@@ -92,8 +98,7 @@ def decoded(record: Record) -> Any:
 
 def document(of: Any) -> dict[str, Any]:
     """What the stage writes into OpenSearch, as the client's own serialiser takes it."""
-    found: dict[str, Any] = orjson.loads(orjson.dumps(_document(of)))
-    return found
+    return _document(of) | {"position": asdict(of["position"])}
 
 
 def row(settings: Settings, of: Any) -> dict[str, Any]:
@@ -124,17 +129,19 @@ def stage(settings: Settings, stores: Stores) -> Write:
 def loaders(settings: Settings, stores: Stores) -> Write:
     """The bulk loaders of both stores at the same time; takes documents and rows."""
 
-    async def load(rows: Sequence[Any]) -> None:
-        for part in parts(rows, ROWS):
-            await stores.neo4j._driver.execute_query(
-                LOAD.format(label=settings.neo4j_label, row="row"), rows=part, database_=settings.neo4j_database
-            )
+    statement = LOAD.format(label=settings.neo4j_label, row="row")
+
+    async def load(left: Iterator[Sequence[Any]]) -> None:
+        for part in left:
+            database = settings.neo4j_database
+            await stores.neo4j._driver.execute_query(statement, rows=_Rows(part), database_=database)
 
     async def write(some: Sequence[tuple[Any, Any]]) -> None:
         documents, rows = zip(*some, strict=True)
         actions = [{"_id": each["chunk_id"], "_source": each} for each in documents]
         bulk = async_bulk(stores.opensearch._client, actions, chunk_size=BULK, index=settings.opensearch_alias)
-        await asyncio.gather(bulk, load(rows))
+        left = iter(parts(rows, ROWS))
+        await asyncio.gather(bulk, *(load(left) for _ in range(AT_ONCE)))
 
     return write
 
@@ -146,13 +153,16 @@ def opensearch_sink(settings: Settings, stores: Stores) -> Write:
     async def send(part: Sequence[Record]) -> None:
         async with room:
             actions = [
-                {"_id": each["chunk_id"], "_version": each["position"].offset, "_source": document(each)}
-                for each in map(decoded, part)
+                {
+                    "_id": of["chunk_id"],
+                    "_version": of["position"].offset,
+                    "_version_type": "external",
+                    "_source": document(of),
+                }
+                for of in map(decoded, part)
             ]
-            for action in actions:
-                action["version_type"] = "external"
-            where = {"chunk_size": len(part), "index": settings.opensearch_alias}
-            await async_bulk(stores.opensearch._client, actions, **where)
+            alias = settings.opensearch_alias
+            await async_bulk(stores.opensearch._client, actions, chunk_size=len(part), index=alias)
 
     async def write(some: Sequence[Record]) -> None:
         await asyncio.gather(*map(send, parts(some, OPENSEARCH_BATCH)))
@@ -165,7 +175,7 @@ def neo4j_sink(settings: Settings, stores: Stores) -> Write:
     statement = SINK.format(label=settings.neo4j_label, row="__value")
 
     async def run(transaction: AsyncManagedTransaction, events: Sequence[Any]) -> None:
-        await (await transaction.run(statement, events=events)).consume()
+        await (await transaction.run(statement, events=_Rows(events))).consume()
 
     async def write(some: Sequence[Record]) -> None:
         for part in parts(some, NEO4J_BATCH):
