@@ -22,8 +22,9 @@ import asyncio
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, TypeVar
@@ -48,8 +49,6 @@ from stream.vectors import unpack
 
 DIMENSIONS = 4096
 BATCH = 256  # the default of STREAM_BATCH_SIZE
-# Of the loaders: documents in a request, rows in a transaction, transactions at once. Larger ones were not faster.
-BULK, ROWS, AT_ONCE = 500, 256, 2
 OPENSEARCH_BATCH, OPENSEARCH_IN_FLIGHT, NEO4J_BATCH = 2_000, 5, 1_000  # of the sinks: their defaults
 
 MERGE = """
@@ -76,6 +75,7 @@ EMPTIED = "MATCH (chunk:{label}) WITH chunk LIMIT 1000 DETACH DELETE chunk RETUR
 
 Item = TypeVar("Item")
 Write = Callable[[Sequence[Any]], Awaitable[object]]  # writes these records, or what was made of them before
+Way = Callable[[Settings, Stores], Write]
 
 
 # The data
@@ -126,7 +126,7 @@ def stage(settings: Settings, stores: Stores) -> Write:
     return write
 
 
-def loaders(settings: Settings, stores: Stores) -> Write:
+def loaders(settings: Settings, stores: Stores, bulk: int, rows: int, at_once: int) -> Write:
     """The bulk loaders of both stores at the same time; takes documents and rows."""
 
     statement = LOAD.format(label=settings.neo4j_label, row="row")
@@ -137,11 +137,11 @@ def loaders(settings: Settings, stores: Stores) -> Write:
             await stores.neo4j._driver.execute_query(statement, rows=_Rows(part), database_=database)
 
     async def write(some: Sequence[tuple[Any, Any]]) -> None:
-        documents, rows = zip(*some, strict=True)
+        documents, nodes = zip(*some, strict=True)
         actions = [{"_id": each["chunk_id"], "_source": each} for each in documents]
-        bulk = async_bulk(stores.opensearch._client, actions, chunk_size=BULK, index=settings.opensearch_alias)
-        left = iter(parts(rows, ROWS))
-        await asyncio.gather(bulk, *(load(left) for _ in range(AT_ONCE)))
+        sent = async_bulk(stores.opensearch._client, actions, chunk_size=bulk, index=settings.opensearch_alias)
+        left = iter(parts(nodes, rows))
+        await asyncio.gather(sent, *(load(left) for _ in range(at_once)))
 
     return write
 
@@ -208,14 +208,14 @@ def parallel(settings: Settings, stores: Stores) -> Write:
     return write
 
 
-WAYS = {way.__name__: way for way in (stage, loaders, sinks, parallel)}
-
-
 # The runs
 
 
-async def measured(name: str, some: Sequence[Record]) -> dict[str, float]:
-    """One run of a way into empty indexes: chunks a second, and seconds of this process's CPU for a chunk."""
+async def measured(way: Way, some: Sequence[Record], made: bool) -> dict[str, float]:
+    """One run of a way into empty indexes: chunks a second, and seconds of this process's CPU for a chunk.
+
+    `made`: the way takes documents and rows, not records.
+    """
     own = f"bench{uuid.uuid4().hex[:8]}"
     settings = config.load(
         embed_dimensions=str(DIMENSIONS), opensearch_alias=own, neo4j_index=own, neo4j_label=own.capitalize()
@@ -223,9 +223,9 @@ async def measured(name: str, some: Sequence[Record]) -> dict[str, float]:
     async with open_stores(settings) as stores:
         await stores.set_up()
         try:
-            write = WAYS[name](settings, stores)
+            write = way(settings, stores)
             given: Sequence[Any] = some
-            if name == "loaders":
+            if made:
                 given = [(document(of), row(settings, of)) for of in map(decoded, some)]
             await write(given[:BATCH])
             began, cpu = time.perf_counter(), time.process_time()
@@ -257,15 +257,15 @@ async def delete(settings: Settings, stores: Stores) -> None:
         pass
 
 
-async def bench(chunks: int, rounds: int, ways: Sequence[str]) -> dict[str, Any]:
+async def bench(chunks: int, rounds: int, ways: Mapping[str, Way]) -> dict[str, Any]:
     """All rounds, after a short one that warms the servers."""
     some = records(range(BATCH + chunks))
     for name in ways:
-        await measured(name, some[: 3 * BATCH])
+        await measured(ways[name], some[: 3 * BATCH], made=name == "loaders")
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for n in range(rounds):
-        for name in ways if n % 2 == 0 else reversed(ways):
-            runs[name].append(await measured(name, some))
+        for name in ways if n % 2 == 0 else reversed(list(ways)):
+            runs[name].append(await measured(ways[name], some, made=name == "loaders"))
             print(f"round {n + 1}, {name}: {runs[name][-1]['rate']:,.0f} chunks/s", file=sys.stderr)
     rates = {name: [run["rate"] for run in found] for name, found in runs.items()}
     return {
@@ -305,11 +305,15 @@ def draw(axes: Axes, ways: dict[str, Any]) -> None:
 def main(
     chunks: Annotated[int, typer.Option(help="Chunks of a run, without the first batch.")] = 3_072,
     rounds: Annotated[int, typer.Option(help="Rounds; each runs all ways.")] = 3,
-    only: Annotated[list[str] | None, typer.Option(help="Other ways to compare the stage with. Repeatable.")] = None,
+    bulk: Annotated[int, typer.Option(help="Of the loaders: documents in a request.")] = 500,
+    rows: Annotated[int, typer.Option(help="Of the loaders: rows in a transaction.")] = 256,
+    at_once: Annotated[int, typer.Option(help="Of the loaders: transactions at the same time.")] = 2,
     out: Annotated[Path, typer.Option(help="Output path; writes .json and .svg.")] = Path("docs/figures/sink"),
 ) -> None:
     """Compare the index stage with bulk loaders and with Kafka Connect's sinks."""
-    results = asyncio.run(bench(chunks, rounds, ["stage", *(only or [name for name in WAYS if name != "stage"])]))
+    loaded = partial(loaders, bulk=bulk, rows=rows, at_once=at_once)
+    ways: dict[str, Way] = {"stage": stage, "loaders": loaded, "sinks": sinks, "parallel": parallel}
+    results = asyncio.run(bench(chunks, rounds, ways)) | {"loaders": {"bulk": bulk, "rows": rows, "at_once": at_once}}
     save(out, results, lambda axes: draw(axes, results["ways"]))
     print(orjson.dumps(results, option=orjson.OPT_INDENT_2).decode())
 
