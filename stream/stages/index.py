@@ -1,10 +1,9 @@
 """index: writes expanded chunks to both stores, and deletes the chunks of tombstones."""
 
-import asyncio
 from collections.abc import Sequence
 
 from stream.records import Done, Outcome, Placed, Rejected, Tombstone
-from stream.stores.base import Put, Store
+from stream.stores.base import Put, Store, together
 from stream.vectors import has_unit_norm, unpack
 
 
@@ -22,23 +21,15 @@ async def index(records: Sequence[Placed | Tombstone], *, stores: Sequence[Store
         for n, write in waiting.items():
             if write.chunk_id not in newest or write.version >= waiting[newest[write.chunk_id]].version:
                 newest[write.chunk_id] = n
-        refused = await _write([waiting[n] for n in newest.values()], stores)
+        writes = [waiting[n] for n in newest.values()]
+        refused: dict[str, Rejected] = {}
+        for answer in await together(*(store.write(writes) for store in stores)):
+            refused |= answer
         for chunk_id, rejected in refused.items():
             outcomes[newest[chunk_id]] = rejected
         # If a chunk's newest record was refused, the next newest is written, as if the records had come one by one.
         waiting = {n: w for n, w in waiting.items() if w.chunk_id in refused and n != newest[w.chunk_id]}
     return outcomes
-
-
-async def _write(writes: Sequence[Put | Tombstone], stores: Sequence[Store]) -> dict[str, Rejected]:
-    # Waits for every store, even if one fails: a write that is still in progress could overtake its retry.
-    answers = await asyncio.gather(*(store.write(writes) for store in stores), return_exceptions=True)
-    refused: dict[str, Rejected] = {}
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-        refused |= answer
-    return refused
 
 
 def _put(chunk: Placed, dimensions: int) -> Put | Rejected:

@@ -4,10 +4,11 @@ The guard: a store applies a write unless it holds a higher version of the chunk
 Of two writes of one version the later wins. A delete counts as a version, and both stores remember it.
 """
 
+import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -114,6 +115,21 @@ class NoGeneration(ConfigurationError):
 
 
 FIRST = 1  # the generation that the first worker creates
+
+Result = TypeVar("Result")
+
+
+async def together(*writes: Awaitable[Result]) -> list[Result]:
+    """The results of writes that run at the same time; raises an error of one of them after all have ended.
+
+    A write that is still in progress could overtake its retry.
+    """
+    results: list[Result] = []
+    for result in await asyncio.gather(*writes, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+        results.append(result)
+    return results
 
 
 class Store(Protocol):

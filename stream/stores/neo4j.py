@@ -52,6 +52,7 @@ from stream.stores.base import (
     nothing_yet,
     require_first,
     require_version,
+    together,
 )
 from stream.vectors import Vector, pack
 
@@ -499,13 +500,16 @@ class Neo4jStore:
         return bool(rows)
 
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
-        """Puts and deletes in two transactions; bisects a batch that Neo4j rejects until the rejected item is alone."""
+        """Puts in two transactions at the same time, then deletes in one.
+
+        While Neo4j runs the first transaction, this process packs the rows of the second. A transaction that Neo4j
+        rejects is bisected until the rejected item is alone.
+        """
         puts = [write for write in writes if isinstance(write, Put)]
         tombstones = [write for write in writes if isinstance(write, Tombstone)]
-        outcomes = [
-            *await isolate(puts, partial(self._put, await self._schema()), "refused-by-neo4j"),
-            *await isolate(tombstones, self._delete, "refused-by-neo4j"),
-        ]
+        put, half = partial(self._put, await self._schema()), (len(puts) + 1) // 2
+        halves = await together(*(isolate(part, put, "refused-by-neo4j") for part in (puts[:half], puts[half:])))
+        outcomes = [*halves[0], *halves[1], *await isolate(tombstones, self._delete, "refused-by-neo4j")]
         names = [*(put.chunk_id for put in puts), *(tombstone.chunk_id for tombstone in tombstones)]
         return {name: outcome for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, Rejected)}
 
@@ -670,7 +674,7 @@ class Neo4jStore:
         """Writes rows in the order of `chunk_id` and counts those that a higher version outranks."""
         rows.sort(key=itemgetter("chunk_id"))
         while rows:
-            (row,) = await self._run(statement, rows=rows, **names)
+            (row,) = await self._run(statement, rows=_Rows(rows), **names)
             again = set(row["again"])
             metrics.outranked.labels(self.name).inc(len(rows) - len(again) - row["applied"])
             rows = [each for each in rows if each["chunk_id"] in again]
@@ -716,6 +720,13 @@ class Neo4jStore:
 
     def _with_label(self, query: str) -> str:
         return LABEL.sub(rf":\1{self._settings.neo4j_label}\2", query)
+
+
+class _Rows(list[dict[str, Any]]):
+    """Rows with a short `repr`: the driver computes that of all parameters for its log, even if nothing is logged."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} rows>"
 
 
 def _row(put: Put, names: Mapping[str, str]) -> dict[str, Any]:

@@ -471,6 +471,35 @@ async def test_a_vector_that_neo4j_refuses_is_refused_alone(stores):
     assert sorted(await stores.neo4j.stored(["a", "b", "c"])) == ["a", "c"]
 
 
+async def test_items_that_neo4j_refuses_in_both_transactions_of_a_write_are_refused_alone(stores):
+    wrong = [Put(expanded(chunk_id), unpack(b"")) for chunk_id in ("a", "d")]
+    refused = await stores.neo4j.write([wrong[0], put("b"), put("c"), wrong[1]])
+    assert set(refused) == {"a", "d"}
+    assert set(await stores.neo4j.stored(["a", "b", "c", "d"])) == {"b", "c"}
+
+
+async def test_a_write_to_neo4j_ends_when_both_its_transactions_have_ended(stores, monkeypatch):
+    """A transaction that is still in progress could overtake the retry."""
+    transaction = stores.neo4j._put
+
+    async def put_unless_down(schema, puts):
+        if puts[0].chunk_id == "a":
+            raise Outage("down")
+        return await transaction(schema, puts)
+
+    monkeypatch.setattr(stores.neo4j, "_put", put_unless_down)
+    with pytest.raises(Outage):
+        await stores.neo4j.write([put("a"), put("b")])
+    assert set(await stores.neo4j.stored(["a", "b"])) == {"b"}
+
+
+async def test_no_text_is_in_the_log_of_neo4j_s_driver(stores, caplog):
+    with caplog.at_level("DEBUG", "neo4j"):
+        await stores.neo4j.write([put("a", "a text that nobody may read")])
+    assert "rows" in caplog.text
+    assert "nobody" not in caplog.text
+
+
 async def test_another_number_of_dimensions_is_noticed_at_the_start(stores, settings):
     async with Neo4jStore(settings.model_copy(update={"embed_dimensions": 1024})) as store:
         with pytest.raises(ConfigurationError, match=f"{DIMENSIONS} dimensions"):
