@@ -11,6 +11,7 @@ import numpy as np
 from stream.config import Settings, StageName
 from stream.kafka import clients, topics
 from stream.records import Chunk, Expanded, encode, sha256
+from stream.vectors import pack
 
 UNACKNOWLEDGED = 500
 
@@ -42,7 +43,7 @@ def expanded(of: Chunk) -> Expanded:
     return {
         **of,
         "text_sha256": sha256(of["text"]),
-        "embedding_qwen": (vector / np.linalg.norm(vector)).tobytes(),
+        "embedding_qwen": pack(vector / np.linalg.norm(vector)),
         "embedding_provenance": provenance,
         "splade_terms": {f"term{term}": weight / norm for term, weight in zip(terms, weights.tolist(), strict=True)},
         "splade_norm": norm,

@@ -34,6 +34,7 @@ from stream.models.splade import SparseEncoder
 from stream.models.windows import Windows
 from stream.records import Embedded, Record, encode, sha256
 from stream.stages.expand import expand
+from stream.vectors import pack
 
 BATCH = 256  # texts, as in a batch from Kafka
 PEER_TEXTS = 1024  # in one call, so that a peer can sort them
@@ -274,7 +275,7 @@ def embedded(n: int, text: str) -> Embedded:
         "text": text,
         "version": 1,
         "text_sha256": sha256(text),
-        "embedding_qwen": (vector / np.linalg.norm(vector)).tobytes(),
+        "embedding_qwen": pack(vector / np.linalg.norm(vector)),
         "embedding_provenance": {"model": "random", "revision": "none", "parameters": {}},
     }
 

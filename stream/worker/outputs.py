@@ -88,25 +88,19 @@ class Outputs:
             return []
         topic = target(self._settings, self._stage)
         partitions = sorted(await self._producer.partitions_for(topic))
-        open_batches: dict[int, BatchBuilder] = {}
-        acknowledgements: list[Awaitable[Any]] = []
-
-        async def send(partition: int) -> None:
-            batch = open_batches.pop(partition)
-            sent = await until_taken(self._producer.send_batch, batch, topic, partition=partition)
-            acknowledgements.append(sent)
-
+        batches: list[tuple[int, BatchBuilder]] = []
+        last: dict[int, BatchBuilder] = {}  # by partition; those before it are full
         for key, value, headers in outputs:
             partition = _partition(key, partitions, partitions)
-            batch = open_batches.get(partition)
+            batch = last.get(partition)
             if batch is None or not batch.append(timestamp=None, key=key, value=value, headers=headers):
-                if batch is not None:  # it is full
-                    await send(partition)
-                batch = open_batches[partition] = self._producer.create_batch()
+                batch = last[partition] = self._producer.create_batch()
                 batch.append(timestamp=None, key=key, value=value, headers=headers)
-        for partition in list(open_batches):
-            await send(partition)
-        return acknowledgements
+                batches.append((partition, batch))
+        return [
+            await until_taken(self._producer.send_batch, batch, topic, partition=partition)
+            for partition, batch in batches
+        ]
 
     def _send_letter(self, record: Record, rejected: Rejected) -> Awaitable[None]:
         log.warning(

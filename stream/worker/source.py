@@ -14,11 +14,13 @@ Only this module and `consumer` use Faust. The names used here, by upstream file
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import faust
 
 from stream import metrics
+from stream.batches import split
 from stream.config import Settings, StageName
 from stream.kafka import security, topics
 from stream.records import Record
@@ -100,13 +102,9 @@ class Source:
         while not self._arrived:
             self._some_arrived.clear()
             await self._some_arrived.wait()
-        taken = [self._arrived.popleft()]
-        left = self._settings.batch_bytes - _bytes(taken[0])
-        while self._arrived and len(taken) < self._settings.batch_size:
-            left -= _bytes(self._arrived[0])
-            if left < 0:
-                break
-            taken.append(self._arrived.popleft())
+        taken = next(split(islice(self._arrived, self._settings.batch_size), _bytes, self._settings.batch_bytes))
+        for _ in taken:
+            self._arrived.popleft()
         self._some_taken.set()
         return taken
 
