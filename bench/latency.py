@@ -2,22 +2,28 @@
 
     STREAM_ENV_FILE=.local/stream.env python bench/latency.py
 
-It needs a running flow, that of `make demo` for example. It publishes docstrings under names of its own, one after the
-other and then a few a second, asks both stores by chunk_id, and deletes its chunks at the end.
+It needs a running flow, that of `make demo` for example. It publishes docstrings under names of its own, a few a
+second and then one after the other, and deletes them at the end. The times are those of the index worker's histogram
+`stream_end_to_end_seconds`: asking the stores every few milliseconds would take the cores from what is measured. That
+both stores hold the chunks is checked afterwards.
 """
 
 import asyncio
+import itertools
+import math
 import time
 import uuid
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import httpx
 import orjson
 import typer
 from aiokafka import AIOKafkaProducer
 from measure import device
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from search import Spread
 
@@ -25,41 +31,35 @@ from stream import config, corpus
 from stream.config import Settings
 from stream.kafka import clients
 from stream.records import Chunk
-from stream.stores import Stores, open_stores
+from stream.stores import open_stores
 
 app = typer.Typer(pretty_exceptions_enable=False)
 console = Console(stderr=True)
 
-EVERY = 0.01  # seconds between two questions to a store
-PAUSE = 1.0  # seconds between two lone chunks, and at most until a chunk is there
+HISTOGRAM = "stream_end_to_end_seconds"
+PAUSE = 0.5  # seconds between two lone chunks, and until one is asked for
+PATIENCE = 120.0  # seconds until all chunks of a measurement are there
 WARM_UP = 10  # chunks that are not measured
 
 
-class Watch:
-    """Asks both stores for the chunks that were published, and notes how long each took to be in both."""
+class Histogram(NamedTuple):
+    """State of the histogram: count of each upper bound in seconds (cumulative), sum of all in seconds."""
 
-    def __init__(self, stores: Stores) -> None:
-        self._stores = stores
-        self._waiting: dict[str, float] = {}
-        self.seconds: list[float] = []
-
-    def published(self, chunk_id: str) -> None:
-        """The chunk was sent now."""
-        self._waiting[chunk_id] = time.perf_counter()
+    counts: dict[float, int]
+    seconds: float
 
     @property
-    def done(self) -> bool:
-        """Whether no chunk is missing."""
-        return not self._waiting
+    def count(self) -> int:
+        """Chunks so far."""
+        return self.counts[math.inf]
 
-    async def run(self) -> None:
-        """Asks until it is cancelled."""
-        while True:
-            if asked := list(self._waiting):
-                found = await asyncio.gather(*(store.stored(asked) for store in self._stores.both))
-                now = time.perf_counter()
-                self.seconds += [now - self._waiting.pop(one) for one in asked if all(one in held for held in found)]
-            await asyncio.sleep(EVERY)
+
+async def histogram(metrics: httpx.AsyncClient) -> Histogram:
+    """The present state."""
+    text = (await metrics.get("/metrics")).text
+    (family,) = (one for one in text_string_to_metric_families(text) if one.name == HISTOGRAM)
+    counts = {float(one.labels["le"]): int(one.value) for one in family.samples if one.name.endswith("_bucket")}
+    return Histogram(counts, next(one.value for one in family.samples if one.name.endswith("_sum")))
 
 
 async def publish(producer: AIOKafkaProducer, settings: Settings, of: Chunk | None, chunk_id: str) -> None:
@@ -68,33 +68,56 @@ async def publish(producer: AIOKafkaProducer, settings: Settings, of: Chunk | No
     await producer.send_and_wait(settings.topic, value, key=chunk_id.encode())
 
 
-async def measure(
-    settings: Settings, stores: Stores, producer: AIOKafkaProducer, chunks: Sequence[Chunk], rate: float | None
-) -> Spread:
-    """Chunks at a rate a second; without one, each is sent a second after the last one has arrived."""
-    watch = Watch(stores)
-    watching = asyncio.create_task(watch.run())
-    began = time.perf_counter()
-    for n, one in enumerate(chunks):
-        if rate is None:
+async def grown(metrics: httpx.AsyncClient, count: int) -> Histogram:
+    """The histogram when it has this count."""
+    async with asyncio.timeout(PATIENCE):
+        while (now := await histogram(metrics)).count < count:
             await asyncio.sleep(PAUSE)
-        else:
-            await asyncio.sleep(max(began + n / rate - time.perf_counter(), 0))
-        watch.published(one["chunk_id"])
-        await publish(producer, settings, one, one["chunk_id"])
-        while rate is None and not watch.done:
-            await asyncio.sleep(EVERY)
-    while not watch.done:
-        await asyncio.sleep(EVERY)
-    watching.cancel()
-    return Spread.of(watch.seconds[WARM_UP:])
+    assert now.count == count, "something else is published to this flow"
+    return now
+
+
+async def alone(
+    settings: Settings, metrics: httpx.AsyncClient, producer: AIOKafkaProducer, chunks: Sequence[Chunk]
+) -> Spread:
+    """Each chunk is sent when the one before is in both stores: its time is what it adds to the sum."""
+    states = [await histogram(metrics)]
+    for chunk in chunks:
+        await publish(producer, settings, chunk, chunk["chunk_id"])
+        await asyncio.sleep(PAUSE)
+        states.append(await grown(metrics, states[-1].count + 1))
+    return Spread.of([after.seconds - before.seconds for before, after in itertools.pairwise(states)][WARM_UP:])
+
+
+async def at_a_rate(
+    settings: Settings,
+    metrics: httpx.AsyncClient,
+    producer: AIOKafkaProducer,
+    chunks: Sequence[Chunk],
+    rate: float,
+) -> dict[str, float]:
+    """Milliseconds: the mean, and the bounds of the histogram that are not below a quantile."""
+    before = await histogram(metrics)
+    began = time.perf_counter()
+    for n, chunk in enumerate(chunks):
+        await asyncio.sleep(max(began + n / rate - time.perf_counter(), 0))
+        await publish(producer, settings, chunk, chunk["chunk_id"])
+    after = await grown(metrics, before.count + len(chunks))
+    counts = {bound: count - before.counts[bound] for bound, count in after.counts.items()}
+
+    def at_most(quantile: float) -> float:
+        return 1000 * next(bound for bound, count in counts.items() if count >= quantile * len(chunks))
+
+    mean = round(1000 * (after.seconds - before.seconds) / len(chunks), 1)
+    return {"mean": mean, "p50 at most": at_most(0.5), "p95 at most": at_most(0.95)}
 
 
 @app.command()
 def main(
     lone: Annotated[int, typer.Option(help="Lone chunks.")] = 60,
-    rate: Annotated[float, typer.Option(help="Chunks a second.")] = 20,
-    seconds: Annotated[float, typer.Option(help="Seconds at that rate.")] = 20,
+    rates: Annotated[list[float], typer.Option("--rate", help="Chunks a second; repeatable.")] = [5, 10, 20],  # noqa: B006
+    seconds: Annotated[float, typer.Option(help="Seconds at each rate.")] = 20,
+    worker: Annotated[str, typer.Option(help="The index worker.")] = "http://127.0.0.1:19103",
     out: Annotated[Path, typer.Option(help="The result.")] = Path("docs/figures/latency.json"),
 ) -> None:
     """Latency at low load."""
@@ -102,19 +125,35 @@ def main(
     async def run() -> dict[str, Any]:
         settings = config.load()
         name = uuid.uuid4().hex[:8]
-        count = lone + WARM_UP + round(rate * seconds)
-        chunks = [one | {"chunk_id": f"bench-{name}-{n}"} for n, one in enumerate(islice(corpus.chunks(), count))]
-        async with open_stores(settings) as stores, clients.producer(settings, linger_ms=0) as producer:
-            results: dict[str, Any] = {"device": device()}
-            results["lone"] = await measure(settings, stores, producer, chunks[: lone + WARM_UP], None)
-            console.print(results, highlight=False)
-            results[f"{rate:g} a second"] = await measure(settings, stores, producer, chunks[lone + WARM_UP :], rate)
-            console.print(results, highlight=False)
+        numbers = [lone + WARM_UP, *(round(rate * seconds) for rate in rates)]
+        texts = itertools.cycle(islice(corpus.chunks(), max(numbers)))  # the rates differ in nothing else
+        parts: list[list[Chunk]] = []
+        for part, number in enumerate(numbers):
+            parts.append(
+                [one | {"chunk_id": f"bench-{name}-{part}-{n}"} for n, one in enumerate(islice(texts, number))]
+            )
+        chunks = [one for part in parts for one in part]
+        results: dict[str, Any] = {
+            "device": device(),
+            "characters": sum(len(one["text"]) for one in chunks) / len(chunks),
+        }
+        async with (
+            open_stores(settings) as stores,
+            clients.producer(settings, linger_ms=0) as producer,
+            httpx.AsyncClient(base_url=worker) as metrics,
+        ):
+            for rate, part in zip(rates, parts[1:], strict=True):
+                results[f"{rate:g} a second"] = await at_a_rate(settings, metrics, producer, part, rate)
+            results["lone"] = await alone(settings, metrics, producer, parts[0])
+            for store in stores.both:
+                assert len(await store.stored([one["chunk_id"] for one in chunks])) == len(chunks)
             for one in chunks:
                 await publish(producer, settings, None, one["chunk_id"])
-            return results
+        return results
 
-    out.write_bytes(orjson.dumps(asyncio.run(run()), option=orjson.OPT_INDENT_2) + b"\n")
+    results = asyncio.run(run())
+    console.print(results, highlight=False)
+    out.write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 if __name__ == "__main__":

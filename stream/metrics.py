@@ -11,7 +11,10 @@ from prometheus_client.exposition import choose_encoder
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 BATCH_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 HTTP_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10)
-AGES = (0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800, 3600, 21_600, 86_400)
+AGES = (
+    *(0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90),
+    *(120, 180, 300, 600, 1800, 3600, 21_600, 86_400),
+)
 
 records = Counter("stream_records", "Records that left a stage, by outcome: done or rejected.", ["stage", "outcome"])
 record_bytes = Counter(

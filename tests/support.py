@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from stream.config import Settings, StageName
 from stream.contracts import Contract
 from stream.kafka import clients, reader, topics
-from stream.models.splade import SparseVector, Vocabulary
+from stream.models.terms import SparseVector, Vocabulary
 from stream.records import Chunk, Expanded, Headers, Record, Tombstone, encode, sha256
 from stream.search import dsl
 from stream.stores import Stores

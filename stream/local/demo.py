@@ -1,6 +1,7 @@
 """The programs of the local profile that are not servers (embedder, workers, search service), and the demo's steps."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from stream.local.trained import MINILM
 from stream.operate.publish import Published, publish
 
 ANSWER_SECONDS = 60  # for all questions
+# Two programs run a model at the same time. If each used all cores, their threads would wait for each other.
+HALF = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // 2, 1))}
 
 
 def embedder(profile: Profile) -> Program:
@@ -33,7 +36,7 @@ def embedder(profile: Profile) -> Program:
         ready=lambda: _answers(f"http://{HOST}:{profile.embedder_port}/health"),
         address=f"http://{HOST}:{profile.embedder_port}",
         directory=profile.home,
-        environment={"OMP_WAIT_POLICY": "PASSIVE"},  # as `stream` sets it for itself
+        environment={"OMP_WAIT_POLICY": "PASSIVE", **HALF},  # the policy is what `stream` sets for itself
         ports=("embedder_port",),
     )
 
@@ -55,6 +58,7 @@ def workers(profile: Profile, env_file: Path) -> list[Program]:
                     "STREAM_ENV_FILE": str(env_file),
                     "STREAM_WEB_PORT": str(port),
                     "STREAM_INSTANCE": "local",
+                    **(HALF if stage == "expand" else {}),
                 },
                 ports=(f"{stage}_port",),
             )

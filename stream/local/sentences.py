@@ -14,10 +14,9 @@ from torch.nn.functional import normalize
 from transformers import AutoModel
 from transformers.utils import logging
 
-from stream.models.padded import batches_by_length
+from stream.models.padded import SHORTEST, TOKENS, batches_by_length
 from stream.vectors import Vector
 
-TOKENS = 4096  # of one forward pass, padding included
 MAX_MODEL_LEN = 256  # the model's max_seq_length, special tokens included
 
 
@@ -51,7 +50,8 @@ class SentenceModel:
         """The vectors (384,) of the texts. Texts of similar length share a forward pass."""
         encodings = self._tokenizer.encode_batch_fast(list(texts))
         vectors = np.empty((len(texts), self._model.config.hidden_size), np.float32)
-        for batch in batches_by_length(np.array([len(encoding.ids) for encoding in encodings]), TOKENS):
+        lengths = np.array([len(encoding.ids) for encoding in encodings])
+        for batch in batches_by_length(lengths, TOKENS["cpu"], SHORTEST["cpu"]):
             rows = [torch.tensor(encodings[i].ids) for i in batch]
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
             real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)

@@ -8,12 +8,10 @@ The logarithm preserves the order, so it is computed last and only for the kept 
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pynvml
 import torch
 from safetensors import SafetensorError
@@ -26,56 +24,14 @@ from stream import metrics, progress
 from stream.config import Settings
 from stream.errors import ConfigurationError, GpuRequired, Outage
 from stream.models.fastest import fastest
+from stream.models.terms import SparseVector, Vocabulary
 from stream.models.windows import Windows, tokenise
 from stream.records import Provenance
 
 log = logging.getLogger(__name__)
 
 MOST_TEXTS = 1024  # in one step: each has a row of the vocabulary's size in GPU memory
-DECIMALS = 6  # of a stored weight
 GOOD_RUNS = 100  # runs without an error after which a halved token budget is doubled
-
-
-class Vocabulary:
-    """The terms of a model by id, as strings and as the keys of a JSON object."""
-
-    def __init__(self, terms: Sequence[str | None]) -> None:
-        self.names: npt.NDArray[np.object_] = np.array(terms, np.object_)
-        self.keys: npt.NDArray[np.object_] = np.array([b"," + orjson.dumps(term) + b":" for term in terms], np.object_)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-@dataclass(frozen=True, slots=True)
-class SparseVector:
-    """Terms (n,) as vocabulary ids, the heaviest first, equal weights by id; and the L2 norm before normalising."""
-
-    ids: npt.NDArray[np.int32]
-    weights: npt.NDArray[np.float32]
-    norm: float
-    vocabulary: Vocabulary
-
-    @property
-    def terms(self) -> dict[str, float]:
-        """Terms by name, the heaviest first, as stored: rounded to six decimals, without those that become zero."""
-        ids, weights = self._stored
-        return dict(zip(self.vocabulary.names[ids].tolist(), weights.tolist(), strict=True))
-
-    @property
-    def json(self) -> bytes:
-        """`terms` as a JSON object. A dictionary of it would take half as long again, under the interpreter's lock."""
-        ids, weights = self._stored
-        written = [b""] * (2 * len(ids))
-        written[::2] = self.vocabulary.keys[ids].tolist()
-        written[1::2] = orjson.dumps(weights, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",") if len(ids) else []
-        return b"{" + b"".join(written)[1:] + b"}"
-
-    @property
-    def _stored(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-        rounded = self.weights.astype(np.float64).round(DECIMALS)
-        kept = int(np.count_nonzero(rounded))
-        return self.ids[:kept], rounded[:kept]
 
 
 class SparseEncoder:

@@ -18,7 +18,8 @@ from stream.search.together import Together
 from stream.vectors import Vector
 
 if TYPE_CHECKING:
-    from stream.models.splade import SparseEncoder, SparseVector
+    from stream.models.splade import SparseEncoder
+    from stream.models.terms import SparseVector
 
 CACHED = 1000  # queries of each model
 SECONDS = 60.0

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from stream.records import Chunk, Done, Embedded, Expanded, Outcome
+from stream.records import Chunk, Done, Embedded, Outcome
 
 if TYPE_CHECKING:
-    from stream.models.splade import SparseEncoder, SparseVector
+    from stream.models.splade import SparseEncoder
 
 
 async def expand(chunks: Sequence[Embedded], *, encoder: "SparseEncoder") -> list[Outcome]:
     """Expands text, facets and table lines of each chunk; an empty vector is valid and is published."""
     texts = [encoder.join(parts(chunk)) for chunk in chunks]
-    vectors = await asyncio.to_thread(encoder.encode, texts)
-    return [Done(dict(_expanded(chunk, vector, encoder))) for chunk, vector in zip(chunks, vectors, strict=True)]
+    expansions = await asyncio.to_thread(_expansions, texts, encoder)
+    return [Done({**chunk, **expansion}) for chunk, expansion in zip(chunks, expansions, strict=True)]
 
 
 def parts(chunk: Chunk) -> list[str]:
@@ -35,10 +35,9 @@ def _flat(facets: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield prefix + key, str(value)
 
 
-def _expanded(chunk: Embedded, vector: "SparseVector", encoder: "SparseEncoder") -> Expanded:
-    return {
-        **chunk,
-        "splade_terms": orjson.Fragment(vector.json),  # type: ignore[typeddict-item]
-        "splade_norm": vector.norm,
-        "splade_provenance": encoder.provenance,
-    }
+def _expansions(texts: Sequence[str], encoder: "SparseEncoder") -> list[dict[str, Any]]:
+    vectors, provenance = encoder.encode(texts), encoder.provenance
+    return [
+        {"splade_terms": orjson.Fragment(terms), "splade_norm": vector.norm, "splade_provenance": provenance}
+        for vector, terms in zip(vectors, encoder.vocabulary.as_json(vectors), strict=True)
+    ]

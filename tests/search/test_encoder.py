@@ -12,7 +12,7 @@ from support import sparse_vector, until
 from stream.config import Settings
 from stream.errors import Outage, Refused
 from stream.models import splade
-from stream.models.splade import SparseVector
+from stream.models.terms import SparseVector
 from stream.search import encoder
 from stream.search.encoder import QueryEncoder
 

@@ -75,7 +75,10 @@ def test_what_is_expanded_is_text_facets_and_table_lines():
 
 async def test_expand_adds_terms_also_none_and_their_norm():
     vectors = [sparse_vector({"socket": 0.6, "port": 0.8}, 5.0), sparse_vector({}, 0.0)]
-    encoder = SimpleNamespace(join=" | ".join, encode=lambda texts: vectors, provenance=PROVENANCE)
+    vocabulary = vectors[0].vocabulary
+    encoder = SimpleNamespace(
+        join=" | ".join, encode=lambda texts: vectors, provenance=PROVENANCE, vocabulary=vocabulary
+    )
     records = [expanded("a"), expanded("b")]
     outcomes = await expand(records, encoder=encoder)
     written = [orjson.loads(encode(outcome.output)[0]) for outcome in outcomes]
