@@ -219,13 +219,16 @@ def measure(
     say(f"  roofline: {comparison.roofline:,.0f} texts/s")
     note("this, from ids", "float16", rate_of(encoder.encode_windows, windows, seconds))
     note("this, from text", "float16", rate_of(encoder.encode, batches, seconds))
-    comparison.parts, a_text = parts(encoder, batches)
+    comparison.parts = parts(encoder, batches)
     say("  " + ", ".join(f"{part} {share:.1%}" for part, share in comparison.parts.items()))
     records = itertools.cycle([[_record(n, text) for n, text in enumerate(batch)] for batch in batches])
     process = partial(expand, encoder=encoder)
-    in_stage = asyncio.run(rate_of_stage(process, "embedded", records, settings, LONG * seconds))
-    note("this, in the expand stage", "float16", in_stage)
-    comparison.busy = in_stage * a_text
+
+    def stage(seconds: float) -> float:
+        return asyncio.run(rate_of_stage(process, "embedded", records, settings, seconds))
+
+    note("this, in the expand stage", "float16", stage(LONG * seconds))
+    comparison.busy = busy(partial(stage, seconds))
     say(f"  in the expand stage, the GPU is busy {comparison.busy:.1%} of the time")
     slow = PaddedModel(_load(settings, torch.float16), torch.device("cuda"), torch.float16)
     note("this, padded for another architecture", "float16", rate_of(
@@ -280,11 +283,22 @@ def embedded(n: int, text: str) -> Embedded:
     }
 
 
-def parts(encoder: SparseEncoder, batches: Sequence[list[str]]) -> tuple[dict[str, float], float]:
-    """Shares of the GPU's time by part, and the tokenizer's time relative to it; and the GPU's seconds a text."""
+def busy(run: Callable[[], object]) -> float:
+    """The share of a run's time in which the GPU works."""
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
+        started = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    # All kernels run on one stream: none at the same time as another.
+    return sum(event.self_device_time_total for event in recorded.key_averages()) / 1e6 / seconds
+
+
+def parts(encoder: SparseEncoder, batches: Sequence[list[str]]) -> dict[str, float]:
+    """Shares of the GPU's time by part, and the tokenizer's time relative to it."""
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as recorded:
         with ThreadPoolExecutor(CALLS) as pool:
-            texts = sum(map(len, pool.map(encoder.encode, batches)))
+            list(pool.map(encoder.encode, batches))
         torch.cuda.synchronize()
     spent = dict.fromkeys([*KERNELS, "encoder"], 0.0)
     for event in recorded.key_averages():
@@ -296,7 +310,7 @@ def parts(encoder: SparseEncoder, batches: Sequence[list[str]]) -> tuple[dict[st
         encoder.tokenise(batch)
     tokenising = time.perf_counter() - started
     shares = {part: seconds / total for part, seconds in spent.items()}
-    return shares | {"tokeniser, beside the GPU": tokenising / total}, total / texts
+    return shares | {"tokeniser, beside the GPU": tokenising / total}
 
 
 # Public encoders
