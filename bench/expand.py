@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,9 +46,7 @@ async def on_gpus(settings: Settings, gpus: str, records: int) -> dict[str, Any]
     """Runs workers on these GPUs. Returns chunks per second and the utilisation of each GPU in percent."""
     each = sorted(set(gpus.split(",")))
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    samples = await watched(
-        settings, "expand", records, "--gpus", "all", look=lambda: [utilisation(gpu) for gpu in each]
-    )
+    samples = await watched(settings, "expand", records, "--gpus", "all", look=partial(utilisation, each))
     busy = np.mean([sample.seen for sample in samples], axis=0)
     return {
         "gpus": gpus,

@@ -291,7 +291,8 @@ def busy(run: Callable[[], object]) -> float:
         torch.cuda.synchronize()
         seconds = time.perf_counter() - started
     # All kernels run on one stream: none at the same time as another.
-    return sum(event.self_device_time_total for event in recorded.key_averages()) / 1e6 / seconds
+    worked: float = sum(event.self_device_time_total for event in recorded.key_averages()) / 1e6
+    return worked / seconds
 
 
 def parts(encoder: SparseEncoder, batches: Sequence[list[str]]) -> dict[str, float]:
