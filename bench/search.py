@@ -13,7 +13,7 @@ import random
 import signal
 import sysconfig
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from stream.models.splade import SparseEncoder
 from stream.records import Chunk, sha256
 from stream.search import dsl
 from stream.search.clock import Clock
+from stream.search.dsl import Query
 from stream.search.fusion import fuse
 from stream.search.legs import opensearch_condition
 from stream.search.ranking import Ranking
@@ -45,6 +46,7 @@ from stream.search.request import DEPTH, LEGS, MOST_HITS, Request
 from stream.search.searcher import Searcher
 from stream.stores import Stores, open_stores
 from stream.stores.base import Put
+from stream.stores.opensearch import escape
 from stream.vectors import Vector, unpack
 
 OWN = {"opensearch_alias": "bench-search", "neo4j_index": "bench_search", "neo4j_label": "BenchSearch", "flow": ""}
@@ -184,22 +186,44 @@ async def recall(searcher: Searcher, stores: Stores, queries: Sequence[str]) -> 
     return {"recall@10": float(np.mean(found)), "largest difference of a score": worst}
 
 
-async def phases(searcher: Searcher, stores: Stores, queries: Sequence[str]) -> dict[str, Any]:
-    """SPLADE in one phase and in two."""
-    seconds: dict[str, list[float]] = {"one": [], "two": []}
-    same = []
-    for query in queries:
-        terms = await searcher._legs.encoder.terms(query)
-        one = dsl.body([dsl.terms(terms, normalised=True)], None, DEPTH)
-        two = dsl.in_two_phases(terms, normalised=True, condition=None, size=DEPTH)
+def forms(terms: Mapping[str, float], plugin: bool) -> dict[str, Query]:
+    """A search by these terms in one phase and in two; `plugin`: also with the query type `neural_sparse`."""
+    heavy = {name: weight for name, weight in terms.items() if weight >= dsl.HEAVY * max(terms.values())}
+    light = {name: weight for name, weight in terms.items() if name not in heavy}
+
+    def neural(some: Mapping[str, float]) -> Query:
+        tokens = {escape(name): weight for name, weight in some.items()}
+        return dsl.raw({"neural_sparse": {"splade_terms": {"query_tokens": tokens}}}, "splade")
+
+    found = {
+        "one": dsl.body([dsl.terms(terms, normalised=True)], None, DEPTH),
+        "two": dsl.in_two_phases(terms, normalised=True, condition=None, size=DEPTH),
+    }
+    if plugin:
+        found["one, neural_sparse"] = dsl.body([neural(terms)], None, DEPTH)
+        found["two, neural_sparse"] = dsl.body([neural(heavy)], None, DEPTH)
+        if light:
+            rescore = {"rescore_query": neural(light), "score_mode": "total"}
+            found["two, neural_sparse"]["rescore"] = {"window_size": DEPTH, "query": rescore}
+    return found
+
+
+async def phases(searcher: Searcher, stores: Stores, queries: Sequence[str], plugin: bool = False) -> dict[str, Any]:
+    """SPLADE's forms: milliseconds, and how many of the first ten are those of one phase."""
+    seconds: dict[str, list[float]] = {}
+    same: dict[str, list[float]] = {}
+    for number, query in enumerate(queries):
+        bodies = list(forms(await searcher._legs.encoder.terms(query), plugin).items())
         found = {}
-        for name, body in (("one", one), ("two", two)):
+        for name, body in bodies if number % 2 else reversed(bodies):
             start = time.perf_counter()
             found[name] = dsl.rows(await stores.opensearch.search(body, 1))
-            seconds[name].append(time.perf_counter() - start)
-        best = [{row.chunk_id for row in rows[:10]} for rows in found.values()]
-        same.append(len(best[0] & best[1]) / 10)
-    return {name: Spread.of(each) for name, each in seconds.items()} | {"the same first ten": float(np.mean(same))}
+            seconds.setdefault(name, []).append(time.perf_counter() - start)
+        best = {name: {row.chunk_id for row in rows[:10]} for name, rows in found.items()}
+        for name, ids in best.items():
+            same.setdefault(name, []).append(len(ids & best["one"]) / 10)
+    times: dict[str, Any] = {name: Spread.of(each) for name, each in seconds.items()}
+    return times | {"the same first ten": {name: float(np.mean(each)) for name, each in same.items()}}
 
 
 async def matching(searcher: Searcher, stores: Stores, request: Request) -> int:
@@ -321,6 +345,27 @@ def speed(
             results["frozen"] = await frozen(make, words[0])
             console.print(results["frozen"], highlight=False)
             return results
+
+    out.write_bytes(orjson.dumps(asyncio.run(run()), option=orjson.OPT_INDENT_2) + b"\n")
+
+
+@app.command()
+def plugin(
+    chunks: Annotated[int, typer.Option(help="Chunks in the index.")] = 20_000,
+    queries: Annotated[int, typer.Option(help="Queries of each round; the first round is not measured.")] = 220,
+    out: Annotated[Path, typer.Option(help="The result.")] = Path("docs/figures/neural-sparse.json"),
+) -> None:
+    """SPLADE by `rank_feature` clauses and by `neural_sparse`, on an OpenSearch with the plugin neural-search."""
+
+    async def run() -> dict[str, Any]:
+        settings = config.load().model_copy(update=OWN)
+        async with opened(settings) as (stores, make):
+            await fill(settings, stores, chunks)
+            words, searcher = asked(queries), make()
+            await phases(searcher, stores, words, plugin=True)
+            found = await phases(searcher, stores, words, plugin=True)
+            console.print(found, highlight=False)
+            return {"device": device(), "chunks": chunks, "milliseconds": found}
 
     out.write_bytes(orjson.dumps(asyncio.run(run()), option=orjson.OPT_INDENT_2) + b"\n")
 
