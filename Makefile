@@ -20,7 +20,7 @@ check: lint types prometheus chromium ## Style, types and the tests that need no
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not servers"
 
 test: lint types vllm clients prometheus chromium ## Run every test, including those against real servers
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-gpu: .venv/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
