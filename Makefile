@@ -69,6 +69,8 @@ lock: $(UV) ## Pin the newest versions that pyproject.toml allows (UPGRADE=1 als
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra traces --extra serve \
 	  --custom-compile-command "make lock" --constraints requirements.txt --overrides compose/cpu-overrides.txt \
 	  pyproject.toml -o compose/requirements-cpu.txt
+	echo hatchling | $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) - -o compose/requirements-build.txt
 
 clean: ## Remove what was installed and the data of the local servers
 	-$(BIN)/stream local down

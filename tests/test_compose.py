@@ -88,7 +88,9 @@ def test_search_is_reached_from_this_machine_with_a_key(profile):
     require_private(environment["STREAM_SERVE_HOST"], "STREAM_SERVE_KEYS" in environment)
     mounted = [volume.split(":")[1] for volume in search["volumes"] if volume.startswith("./")]
     assert mounted == [str(Path(environment["STREAM_SERVE_KEYS"]).parent)]
-    assert environment.keys() - SERVICES["index"]["environment"].keys() == {"STREAM_SERVE_HOST", "STREAM_SERVE_KEYS"}
+    assert environment.keys() - SERVICES["index"]["environment"].keys() == {
+        *("STREAM_SERVE_HOST", "STREAM_SERVE_KEYS", "HF_TOKEN")
+    }
 
 
 @pytest.mark.parametrize("name", [*STAGES, "search"])
@@ -116,6 +118,20 @@ def test_every_volume_is_named():
         for volume in service.get("volumes", ()):
             if volume.startswith("./"):
                 assert (FILE.parent / volume.split(":")[0]).exists()
+
+
+def test_our_containers_have_no_rights_and_only_those_that_load_splade_have_the_token():
+    ours = {name: one for name, one in SERVICES.items() if one["image"].startswith("chunk-stream:")}
+    assert len(ours) > len(STAGES)
+    for service in ours.values():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {name for name, one in ours.items() if "HF_TOKEN" in one["environment"]} == {"expand", "search"}
+
+
+def test_a_server_has_time_to_close_its_files():
+    for name in ("kafka", "neo4j", "opensearch"):
+        assert SERVICES[name]["stop_grace_period"] in ("1m", "2m")  # Docker kills after ten seconds
 
 
 def test_no_password_lies_in_a_file():

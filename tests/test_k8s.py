@@ -179,6 +179,67 @@ def test_vllm_runs_as_docker_compose_runs_it():
     assert (container["image"], container["args"]) == (service["image"], service["command"])
 
 
+def pods() -> dict[str, dict]:
+    """The specification of each workload's pods, by name."""
+    owners = [one for one in documents(*FILES) if one["kind"] in ("Deployment", "StatefulSet", "Job")]
+    assert len(owners) >= len(STAGES) + 3
+    return {one["metadata"]["name"]: one["spec"]["template"] for one in owners}
+
+
+@pytest.mark.parametrize("name", pods())
+def test_a_pod_has_no_rights_that_it_does_not_need(name):
+    pod = pods()[name]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"]["memory"]
+
+
+@pytest.mark.parametrize("name", pods())
+def test_a_pod_gets_no_variables_of_services(name):
+    """vLLM reads VLLM_PORT as its port, and Kubernetes sets it to tcp://… for a Service `vllm`."""
+    assert pods()[name]["spec"]["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("name", pods())
+def test_a_network_policy_selects_each_pod(name):
+    policies = [
+        one["spec"]["podSelector"]["matchLabels"] for one in documents(*FILES) if one["kind"] == "NetworkPolicy"
+    ]
+    labels = pods()[name]["metadata"]["labels"]
+    assert any(selected.items() <= labels.items() for selected in policies)
+
+
+@pytest.mark.parametrize("name", pods())
+def test_a_probe_waits_longer_for_an_answer_than_a_busy_server_takes(name):
+    for container in pods()[name]["spec"]["containers"]:
+        for kind in ("livenessProbe", "readinessProbe"):
+            if probe := container.get(kind):
+                assert probe["timeoutSeconds"] >= 5  # Kubernetes' default is one second
+
+
+def test_what_a_scaler_decides_is_not_set_back_by_the_next_apply():
+    scalers = [one for one in documents(*FILES) if one["kind"] in ("ScaledObject", "HorizontalPodAutoscaler")]
+    for scaler in scalers:
+        target = scaler["spec"]["scaleTargetRef"]
+        assert "replicas" not in one(target.get("kind", "Deployment"), target["name"])["spec"]
+        for trigger in scaler["spec"].get("triggers", ()):
+            if trigger["type"] == "kafka":  # or KEDA sees no lag until the group has committed
+                assert trigger["metadata"]["offsetResetPolicy"] == "earliest"
+
+
+def test_pods_that_are_not_ready_do_not_block_the_drain_of_a_node():
+    budgets = [one for one in documents(*FILES) if one["kind"] == "PodDisruptionBudget"]
+    assert {budget["spec"].get("unhealthyPodEvictionPolicy") for budget in budgets} == {"AlwaysAllow"}
+
+
+def test_the_topics_are_made():
+    (container,) = one("Job", "topics")["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["topics", "create"]
+
+
 def test_no_secret_lies_in_a_file():
     for document in documents(*FILES):
         assert document["kind"] != "Secret"
