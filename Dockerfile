@@ -29,7 +29,9 @@ RUN pip install --no-deps --no-build-isolation --prefix /code .
 FROM ${PYTHON} AS base
 # As process 1, tini passes SIGTERM on: the kernel would drop it until Python has a handler.
 RUN apt-get update && apt-get install --yes --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 10001 stream && chmod 755 /home/stream
+    && useradd --create-home --uid 10001 stream && chmod 755 /home/stream \
+    && install --directory --owner=stream --group=stream /home/stream/models /home/stream/.cache \
+    /home/stream/.cache/huggingface
 WORKDIR /home/stream
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 STREAM_WEB_HOST=0.0.0.0 STREAM_LOG_FORMAT=json \
     TRITON_CACHE_DIR=/home/stream/.cache/triton
@@ -41,7 +43,6 @@ COPY --from=dependencies-cpu /venv /venv
 COPY --from=code /code /venv
 ENV REQUIRE_GPU=0
 USER 10001
-RUN mkdir -p models .cache/huggingface
 
 FROM base AS cuda
 # Triton compiles a launcher in C for each kernel when it first runs.
@@ -49,4 +50,3 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 COPY --from=dependencies-cuda /venv /venv
 COPY --from=code /code /venv
 USER 10001
-RUN mkdir -p models .cache/huggingface

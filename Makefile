@@ -22,6 +22,9 @@ check: lint types prometheus chromium ## Style, types and the tests that need no
 test: lint types vllm clients prometheus chromium ## Run every test, including those against real servers
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
+test-image: .venv/installed ## Build the image and run it, without a daemon: needs root, buildah and debootstrap
+	$(BIN)/pytest --confcutdir=tests/image tests/image/image.py
+
 test-gpu: .venv/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
 
@@ -114,4 +117,4 @@ endif
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down check test test-gpu vllm clients prometheus chromium screenshots faults lint types docs site lock clean
+.PHONY: help demo down check test test-gpu test-image vllm clients prometheus chromium screenshots faults lint types docs site lock clean
