@@ -1,8 +1,8 @@
 """If these fail, the image cannot be built, or its containers do not start or stop. `make test-image` runs them.
 
 buildah builds the Dockerfile without a daemon and without a registry of images. Debian with the same Python, made by
-debootstrap, stands in for the official base image. A package with nothing but torch's name stands in for PyTorch, unless
-TORCH_INDEX names an index of the real one.
+debootstrap, stands in for the official base image. A package with nothing but torch's name stands in for PyTorch,
+unless TORCH_INDEX names an index of the real one.
 """
 
 import json
