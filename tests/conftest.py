@@ -4,6 +4,7 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: its kernels run without a GPU
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before PyTorch is imported: its idle threads leave the cores to others
+os.environ["OMP_NUM_THREADS"] = "1"  # several processes share the cores: threads would wait for each other
 
 import shutil
 import socket
