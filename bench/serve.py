@@ -180,7 +180,7 @@ async def page(address: str, times: int) -> dict[str, Any]:
 
 @app.command()
 def main(
-    queries: Annotated[int, typer.Option(help="Queries of the measurement of latency.")] = 220,
+    queries: Annotated[int, typer.Option(help="Queries of the measurement of latency.")] = 400,
     seconds: Annotated[float, typer.Option(help="Seconds with 50 clients.")] = 60,
     each: Annotated[int, typer.Option(help="Generated requests of each operation.")] = 1000,
     port: Annotated[int, typer.Option(help="The service's port.")] = 18090,
