@@ -6,53 +6,30 @@ The workers are those of `plane.py`: everything that a stage does beside its mod
 """
 
 import asyncio
-import os
-import subprocess
 import sys
-import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
-from aiokafka import TopicPartition
 from data import chunk, own_topics, publish
 from measure import device
 from plane import SIZES, STAGE, Size, padded, summary
-from workers import EVERY, TENTH, Sample, rate
+from workers import rate, sampled, started, written
 
 from stream import config
 from stream.config import Settings
-from stream.kafka import clients, topics
 
 PARTITIONS = 2
 
 
 async def measured(settings: Settings, size: Size, records: int, processes: int) -> float:
     """Records per second between the first tenth and the last."""
-    target = topics.target(settings, STAGE)
-    partitions = [TopicPartition(str(target), n) for n in range(PARTITIONS)]
     command = [sys.executable, Path(__file__).with_name("peers.py"), "ours", size.contract, str(records)]
     command += ["--topic", settings.topic, "--flow", settings.flow, "--peers", "."]
-    samples: list[Sample] = []
-    async with clients.offsets(settings) as client:
-        with ExitStack() as running:
-            workers = []
-            for n in range(processes):
-                variables = os.environ | {"STREAM_INSTANCE": f"growth{n}"}
-                workers.append(
-                    running.enter_context(subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL))
-                )
-                running.callback(workers[-1].terminate)
-            while not samples or samples[-1].done < records * (1 - TENTH):
-                await asyncio.sleep(EVERY)
-                ended = [worker for worker in workers if worker.poll() is not None]
-                assert not ended, f"a worker ended with {ended[0].returncode}"
-                done = sum((await client.end_offsets(partitions)).values())
-                if done > records * TENTH:
-                    samples.append(Sample(time.monotonic(), done, None))
-    return rate(samples)
+    with started(command, [{"STREAM_INSTANCE": f"growth{n}"} for n in range(processes)]) as workers:
+        async with written(settings, STAGE) as done:
+            return rate(await sampled(workers, records, done))
 
 
 async def bench(records: dict[str, int], rounds: int) -> dict[str, Any]:

@@ -1,24 +1,26 @@
-"""Runs workers between two topics and samples the number of their output records."""
+"""Runs workers and samples how many records are done."""
 
 import asyncio
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 
 from stream.config import Settings, StageName
-from stream.kafka import topics
+from stream.kafka import clients, topics
 
 EVERY = 0.1  # seconds between two samples
 TENTH = 0.1  # ignored at the beginning (workers start) and at the end (workers run out of records)
-LOGS = Path(".local/logs")
+
+Worker: TypeAlias = "subprocess.Popen[bytes]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,35 +32,58 @@ class Sample:
     seen: Any
 
 
+@contextmanager
+def started(command: Sequence[str | Path], variables: Sequence[Mapping[str, str]]) -> Iterator[list[Worker]]:
+    """Runs the command once for each set of environment variables, and ends all with the context."""
+    with ExitStack() as running:
+        workers = []
+        for own in variables:
+            workers.append(subprocess.Popen(command, env=os.environ | own))
+            running.callback(workers[-1].wait, 120)
+            running.callback(workers[-1].terminate)
+        yield workers
+
+
+async def sampled(
+    workers: Sequence[Worker],
+    records: int,
+    done: Callable[[], Awaitable[int]],
+    look: Callable[[], Any] = time.monotonic,
+) -> list[Sample]:
+    """Samples from the first tenth of the records to the last. `done` says how many are done."""
+    samples: list[Sample] = []
+    while not samples or samples[-1].done < records * (1 - TENTH):
+        ended = [worker for worker in workers if worker.poll() is not None]
+        assert not ended, f"a worker ended with {ended[0].returncode}"
+        if (count := await done()) > records * TENTH:
+            samples.append(Sample(time.monotonic(), count, await asyncio.to_thread(look)))
+        await asyncio.sleep(EVERY)
+    return samples
+
+
 async def watched(
     settings: Settings, stage: StageName, records: int, *options: str, look: Callable[[], Any] = time.monotonic
 ) -> list[Sample]:
-    """Runs `stream worker` on its topic. Returns the samples between the first tenth of the records and the last."""
+    """Runs `stream worker` on its topic, and samples the number of its output records."""
+    command = [sys.executable, "-m", "stream", "worker", stage, *options]
+    variables = {"STREAM_TOPIC": settings.topic, "STREAM_WEB_PORT": "0"}
+    with started(command, [variables]) as workers:
+        async with written(settings, stage) as done:
+            return await sampled(workers, records, done, look)
+
+
+@asynccontextmanager
+async def written(settings: Settings, stage: StageName) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+    """Gives a function that returns the number of a stage's output records."""
     topic = topics.target(settings, stage)
     assert topic, "the stage publishes nothing"
-    LOGS.mkdir(parents=True, exist_ok=True)
-    log = LOGS / f"{settings.topic}.log"
-    variables = {"STREAM_TOPIC": settings.topic, "STREAM_WEB_PORT": "0"}
-    with log.open("wb") as file:
-        command = [sys.executable, "-m", "stream", "worker", stage, *options]
-        worker = subprocess.Popen(command, env=os.environ | variables, stderr=file)
-    samples: list[Sample] = []
     partitions = [TopicPartition(topic, n) for n in range(settings.partitions)]
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_servers)
-    await consumer.start()
-    try:
-        while not samples or samples[-1].done < records * (1 - TENTH):
-            if worker.poll() is not None:
-                raise RuntimeError(f"the worker ended with {worker.returncode}; see {log}")
-            done = sum((await consumer.end_offsets(partitions)).values())
-            if done > records * TENTH:
-                samples.append(Sample(time.monotonic(), done, await asyncio.to_thread(look)))
-            await asyncio.sleep(EVERY)
-    finally:
-        await consumer.stop()
-        worker.terminate()
-        worker.wait(120)
-    return samples
+    async with clients.offsets(settings) as client:
+
+        async def done() -> int:
+            return sum((await client.end_offsets(partitions)).values())
+
+        yield done
 
 
 def rate(samples: list[Sample]) -> float:
