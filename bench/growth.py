@@ -15,7 +15,7 @@ import typer
 from data import chunk, own_topics, publish
 from measure import device
 from plane import SIZES, STAGE, Size, padded, summary
-from workers import rate, sampled, started, written
+from workers import LOGS, rate, sampled, started, written
 
 from stream import config
 from stream.config import Settings
@@ -27,7 +27,8 @@ async def measured(settings: Settings, size: Size, records: int, processes: int)
     """Records per second between the first tenth and the last."""
     command = [sys.executable, Path(__file__).with_name("peers.py"), "ours", size.contract, str(records)]
     command += ["--topic", settings.topic, "--flow", settings.flow, "--peers", "."]
-    with started(command, [{"STREAM_INSTANCE": f"growth{n}"} for n in range(processes)]) as workers:
+    variables = [{"STREAM_INSTANCE": f"growth{n}"} for n in range(processes)]
+    with started(command, LOGS / f"{settings.topic}.log", variables) as workers:
         async with written(settings, STAGE) as done:
             return rate(await sampled(workers, records, done))
 

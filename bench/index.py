@@ -18,7 +18,7 @@ from data import chunk, expanded, own_topics, publish
 from measure import device
 from plane import summary
 from sink import DIMENSIONS, delete
-from workers import rate, sampled, started
+from workers import LOGS, rate, sampled, started
 
 from stream import config
 from stream.kafka import clients, topics
@@ -45,7 +45,8 @@ async def measured(chunks: int, processes: int) -> float:
             return sum((await committed(admin, topics.group(settings, "index"))).values())
 
         await stores.set_up()
-        with started(command, [variables | {"STREAM_INSTANCE": f"index{n}"} for n in range(processes)]) as workers:
+        each = [variables | {"STREAM_INSTANCE": f"index{n}"} for n in range(processes)]
+        with started(command, LOGS / f"{settings.topic}.log", each) as workers:
             samples = await sampled(workers, chunks, done)
         await delete(settings, stores)
     return rate(samples)

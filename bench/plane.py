@@ -29,8 +29,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +44,7 @@ from data import chunk, embedded, own_topics, publish
 from matplotlib.axes import Axes
 from measure import device, save
 from peers import PACKAGES, PROGRAMS, STAGE, find
+from workers import LOGS, started
 
 from stream import config
 from stream.config import Settings
@@ -116,22 +117,6 @@ async def own_target(settings: Settings) -> AsyncIterator[TopicPartition]:
             await admin.delete_topics([name for name in own if name != topics.source(settings, STAGE)])
 
 
-@contextmanager
-def started(command: Sequence[str | Path], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Runs a command while the context lasts; its output goes to `log`."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-
-
 @dataclass(frozen=True)
 class Rate:
     """Records per second of time, and per second of CPU time."""
@@ -157,7 +142,7 @@ async def measured(name: str, source: Filled, flow: str, peers: Path, log: Path,
         clients.admin(settings) as admin,
         clients.offsets(settings) as client,
     ):
-        with started(command, log) as process:
+        with started(command, log, seconds=60) as (process,):
             done, spy, until = 0, None, time.monotonic() + PATIENCE
             samples: list[tuple[int, float]] = []  # records in the target, CPU seconds
             while done < source.records:
@@ -258,7 +243,7 @@ def main(
     large: Annotated[int, typer.Option(help="Records of 20 KB in the topic.")] = 15_000,
     peers: Annotated[Path, typer.Option(help="Folder of the peers' packages.")] = Path(".local/peers"),
     profile: Annotated[Path | None, typer.Option(help="Write flame graphs with py-spy; needs --only.")] = None,
-    logs: Annotated[Path, typer.Option(help="Folder of the programs' logs.")] = Path(".local/logs"),
+    logs: Annotated[Path, typer.Option(help="Folder of the programs' logs.")] = LOGS,
     out: Annotated[Path, typer.Option(help="Output path; writes .json and .svg.")] = Path("docs/figures/plane"),
 ) -> None:
     """Measure a stage's own cost, and that of its peers."""
@@ -270,7 +255,6 @@ def main(
         raise typer.BadParameter("the peers need a Kafka without TLS and SASL: unset STREAM_KAFKA_SECURITY_PROTOCOL")
     if only != "ours":
         find(peers)
-    logs.mkdir(parents=True, exist_ok=True)
     names = [only] if only else list(PROGRAMS)
     results = asyncio.run(bench(names, (small, large), 1 if profile else rounds, peers, logs, profile))
     print(orjson.dumps(results, option=orjson.OPT_INDENT_2).decode())

@@ -188,8 +188,7 @@ async def recall(searcher: Searcher, stores: Stores, queries: Sequence[str]) -> 
 
 def forms(terms: Mapping[str, float], plugin: bool) -> dict[str, Query]:
     """A search by these terms in one phase and in two; `plugin`: also with the query type `neural_sparse`."""
-    heavy = {name: weight for name, weight in terms.items() if weight >= dsl.HEAVY * max(terms.values())}
-    light = {name: weight for name, weight in terms.items() if name not in heavy}
+    heavy, light = dsl.heavy_and_light(terms)
 
     def neural(some: Mapping[str, float]) -> Query:
         tokens = {escape(name): weight for name, weight in some.items()}

@@ -57,6 +57,7 @@ def rates() -> str:
     stage = figure("sink")["ways"]["stage"]
     stores = stage["chunks_a_second"] / 2  # chunks a second on each of the two cores, which ran everything
     own = figure("growth")["records_a_second"]["20 KB"]["1"]["median"]
+    a_chunk = sum(record_bytes())
     rows = []
     for gpus in GPUS:
         a_second = gpus / (1 / vllm + 1 / splade)
@@ -65,7 +66,7 @@ def rates() -> str:
             f"{gpus:,}",
             f"{a_second:,.0f}",
             f"{gpus - for_splade:,.1f} and {for_splade:,.1f}",
-            f"{a_second * sum(record_bytes()) / 1e6:,.0f}",
+            f"{a_second * a_chunk / 1e6:,.0f}",
             f"{ceil(a_second / own)}, {2 * ceil(for_splade)}, {ceil(a_second * stage['client_cpu_seconds_a_chunk'])}",
             f"{ceil(a_second / stores):,}",
         ])  # fmt: skip
@@ -75,10 +76,11 @@ def rates() -> str:
 
 def amounts() -> str:
     """What a number of chunks needs."""
+    in_kafka = sum(record_bytes()) * REPLICAS
     rows = [
         [
             f"{chunks:,}",
-            f"{chunks * sum(record_bytes()) * REPLICAS / 1e12:,.2f}",
+            f"{chunks * in_kafka / 1e12:,.2f}",
             f"{chunks * OPENSEARCH_BYTES / 1e9:,.0f}",
             f"{ceil(chunks * OPENSEARCH_BYTES / SHARD_BYTES):,}",
             f"{chunks * NEO4J_BYTES / 1e9:,.0f}",

@@ -19,6 +19,7 @@ from stream.kafka import clients, topics
 
 EVERY = 0.1  # seconds between two samples
 TENTH = 0.1  # ignored at the beginning (workers start) and at the end (workers run out of records)
+LOGS = Path(".local/logs")
 
 Worker: TypeAlias = "subprocess.Popen[bytes]"
 
@@ -33,15 +34,30 @@ class Sample:
 
 
 @contextmanager
-def started(command: Sequence[str | Path], variables: Sequence[Mapping[str, str]]) -> Iterator[list[Worker]]:
-    """Runs the command once for each set of environment variables, and ends all with the context."""
-    with ExitStack() as running:
+def started(
+    command: Sequence[str | Path], log: Path, variables: Sequence[Mapping[str, str]] = ({},), seconds: float = 120
+) -> Iterator[list[Worker]]:
+    """Runs the command once for each set of environment variables, with its output in `log`; ends all at the end.
+
+    Kills those that have not ended `seconds` after SIGTERM, and raises `TimeoutExpired`.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file, ExitStack() as running:
         workers = []
         for own in variables:
-            workers.append(subprocess.Popen(command, env=os.environ | own))
-            running.callback(workers[-1].wait, 120)
+            workers.append(subprocess.Popen(command, env=os.environ | own, stdout=file, stderr=file))
+            running.callback(ended, workers[-1], seconds)
             running.callback(workers[-1].terminate)
         yield workers
+
+
+def ended(worker: Worker, seconds: float) -> None:
+    """Waits for the end of a process that was told to end."""
+    try:
+        worker.wait(seconds)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        raise
 
 
 async def sampled(
@@ -53,8 +69,9 @@ async def sampled(
     """Samples from the first tenth of the records to the last. `done` says how many are done."""
     samples: list[Sample] = []
     while not samples or samples[-1].done < records * (1 - TENTH):
-        ended = [worker for worker in workers if worker.poll() is not None]
-        assert not ended, f"a worker ended with {ended[0].returncode}"
+        for worker in workers:
+            if worker.poll() is not None:
+                raise RuntimeError(f"a worker ended with {worker.returncode}; see its log in {LOGS}")
         if (count := await done()) > records * TENTH:
             samples.append(Sample(time.monotonic(), count, await asyncio.to_thread(look)))
         await asyncio.sleep(EVERY)
@@ -67,7 +84,7 @@ async def watched(
     """Runs `stream worker` on its topic, and samples the number of its output records."""
     command = [sys.executable, "-m", "stream", "worker", stage, *options]
     variables = {"STREAM_TOPIC": settings.topic, "STREAM_WEB_PORT": "0"}
-    with started(command, [variables]) as workers:
+    with started(command, LOGS / f"{settings.topic}.log", [variables]) as workers:
         async with written(settings, stage) as done:
             return await sampled(workers, records, done, look)
 

@@ -84,14 +84,19 @@ def in_two_phases(weights: Mapping[str, float], normalised: bool, condition: Que
 
     All scores are those of all terms. It takes two thirds of the time of one phase (docs/search.md).
     """
-    least = HEAVY * max(weights.values(), default=0.0)
-    heavy = {name: weight for name, weight in weights.items() if weight >= least}
-    light = {name: weight for name, weight in weights.items() if weight < least}
+    heavy, light = heavy_and_light(weights)
     found = body([terms(heavy, normalised)], condition, size)
     if not light:
         return found
     rescore = {"rescore_query": terms(light, normalised), "score_mode": "total"}
     return found | {"rescore": {"window_size": size, "query": rescore}}
+
+
+def heavy_and_light(weights: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The terms of the first phase, and those of the second."""
+    least = HEAVY * max(weights.values(), default=0.0)
+    heavy = {name: weight for name, weight in weights.items() if weight >= least}
+    return heavy, {name: weight for name, weight in weights.items() if name not in heavy}
 
 
 def rows(answer: Mapping[str, Any]) -> list[Row]:
