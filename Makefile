@@ -8,7 +8,7 @@ CHROMIUM := chromium fonts-inter fonts-jetbrains-mono
 export UV_PYTHON_DOWNLOADS := never
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: .venv/installed ## Start servers and workers on this machine, publish real text, search it
 	REQUIRE_GPU=0 $(BIN)/stream local demo
@@ -42,6 +42,9 @@ screenshots: .venv/installed chromium ## Take the screenshots of the README
 faults: .venv/installed ## Inject faults into real servers: SEED=1 MINUTES=30, or ONLY="words of a row of docs/faults.md"
 	PYTHONPATH=tests $(BIN)/python -m faults --seed $(or $(SEED),1) --minutes $(or $(MINUTES),30) \
 	  $(if $(ONLY),--only "$(ONLY)",--page docs/faults.md)
+
+test-matrix: .venv/installed ## Run tests with other versions of the servers, Java, Python and vLLM: all, or ONLY="neo4j"
+	PYTHONPATH=tests $(BIN)/python -m matrix $(if $(ONLY),--only "$(ONLY)")
 
 lint: .venv/installed ## Check style and imports
 	$(BIN)/ruff check .
@@ -117,4 +120,4 @@ endif
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down check test test-gpu test-image vllm clients prometheus chromium screenshots faults lint types docs site lock clean
+.PHONY: help demo down check test test-gpu test-image test-matrix vllm clients prometheus chromium screenshots faults lint types docs site lock clean

@@ -213,6 +213,21 @@ class Settings(BaseSettings):
     )
     neo4j_database: str = Field("neo4j", pattern=DATABASE, description="Neo4j's database.")
     neo4j_index: str = Field("chunk_qwen_idx", pattern=IDENTIFIER, description="Neo4j's vector index.")
+    neo4j_hnsw_m: int | None = Field(
+        None,
+        ge=1,
+        le=512,
+        description="Neighbours of a node in a new vector index (HNSW's M); unset: Neo4j's default, 16.",
+    )
+    neo4j_hnsw_ef_construction: int | None = Field(
+        None,
+        ge=1,
+        le=3200,
+        description="Candidates for the neighbours of a node in a new vector index; unset: Neo4j's default, 100.",
+    )
+    neo4j_quantization: bool | None = Field(
+        None, description="Whether a new vector index is quantised; unset: Neo4j's default, yes."
+    )
     neo4j_label: str = Field(
         "Chunk",
         pattern=LABEL,

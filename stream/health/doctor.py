@@ -3,12 +3,14 @@
 The checks change nothing. `stream doctor` runs all checks; a worker runs those of its stage before it starts.
 """
 
+import platform
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
 from stream.config import STAGES, Settings
 from stream.errors import StreamError
+from stream.health import tried
 from stream.health.probes import cuda, embedding_server, nvidia_smi, remedy
 from stream.kafka import topics
 from stream.stores.neo4j import Neo4jStore
@@ -35,6 +37,7 @@ class Finding:
 
 async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
     """The findings of all checks, one after another; GPU checks run only if a GPU is required."""
+    yield _python()
     checks: dict[str, Check] = {"nvidia-smi": nvidia_smi, "PyTorch": cuda} if settings.require_gpu else {}
     checks |= {f"embedding server {url}": partial(embedding_server, address=url) for url in settings.embed_urls}
     for name, check in checks.items():
@@ -43,6 +46,12 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         yield finding
     async for finding in stores(settings):
         yield finding
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    remark = tried.remark("Python", version)
+    return Finding("Python", True, remark or version, warning=remark is not None)
 
 
 async def _found(name: str, check: Check, settings: Settings) -> Finding:
@@ -60,7 +69,8 @@ async def kafka(settings: Settings) -> AsyncIterator[Finding]:
     except StreamError as error:
         yield Finding("Kafka", False, str(error))
         return
-    yield Finding("Kafka", True, f"{settings.kafka_servers} has {', '.join(names)}")
+    ran_with = f"the tests ran with Kafka {', '.join(tried.versions('Kafka'))}; it does not say its version"
+    yield Finding("Kafka", True, f"{settings.kafka_servers} has {', '.join(names)}; {ran_with}")
     for warning in warnings:
         yield Finding("Kafka", True, warning, warning=True)
 
@@ -72,10 +82,13 @@ async def stores(settings: Settings) -> AsyncIterator[Finding]:
             async with opened(settings) as store:
                 with remedy(start):
                     said, missed = await store.examine(), await store.unfiltered()
+                    version = await store.version()
         except StreamError as error:
             yield Finding(opened.name, False, str(error))
             continue
         yield Finding(opened.name, True, said)
+        if remark := tried.remark(opened.name, version):
+            yield Finding(opened.name, True, remark, warning=True)
         if missed:
             warning = (
                 f"{missed:,} chunks were stored by an earlier release, so filters do not find them: "

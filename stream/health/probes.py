@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from stream.config import Settings
 from stream.errors import GpuRequired, Outage
+from stream.health import tried
 
 QUERY = ("--query-gpu=name,driver_version,memory.free,memory.total", "--format=csv,noheader")
 INSTALL_DRIVER = "install NVIDIA's driver (docs/gpu.md), or set REQUIRE_GPU=0 for development on a CPU"
@@ -61,7 +62,10 @@ async def embedding_server(settings: Settings, address: str) -> str:
         with remedy(START_VLLM):
             said = await client.examine(address)
             await client.embed([PROBE])
-    return f"{said}; the probe's vector has {settings.embed_dimensions} numbers and unit norm"
+            version = await client.version(address)
+    found = [f"vLLM {version}", tried.remark("vLLM", version)] if version else []
+    probe = f"the probe's vector has {settings.embed_dimensions} numbers and unit norm"
+    return "; ".join(filter(None, [*found, said, probe]))
 
 
 @contextmanager

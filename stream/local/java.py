@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from stream.errors import ConfigurationError, Outage
-from stream.local.profile import Profile, locked
+from stream.local.profile import Profile, locked, variable
 
-OLDEST, NEWEST = 17, 23  # Kafka and Neo4j need 17; OpenSearch 2 needs the security manager, which Java 24 removed
+OLDEST = 17  # Kafka, Neo4j and OpenSearch 2 need it
+SIMD = "jdk.incubator.vector"  # Lucene computes distances with it; some Java runtimes lack it
 REMEDY = (
     "install one (Debian: apt install openjdk-17-jre-headless maven), "
     "or run the servers with `docker compose -f compose/docker-compose.yml up`"
@@ -36,16 +37,13 @@ class Java:
 def find() -> Java:
     """The Java of `JAVA_HOME`, else of `PATH`. Raises `ConfigurationError` if it is missing or does not fit."""
     home = os.environ.get("JAVA_HOME")
-    executable = shutil.which(Path(home) / "bin" / "java" if home else "java")
+    executable = shutil.which(f"{home}/bin/java" if home else "java")
     if executable is None:
         place = f"JAVA_HOME ({home}) has no bin/java" if home else "there is no java on PATH"
-        raise ConfigurationError(f"the local servers need Java {OLDEST} to {NEWEST}, but {place}: {REMEDY}")
+        raise ConfigurationError(f"the local servers need Java {OLDEST} or newer, but {place}: {REMEDY}")
     java = _inspect(executable)
-    if not OLDEST <= java.version <= NEWEST:
-        found = f"older than {OLDEST}" if java.version < OLDEST else str(java.version)
-        raise ConfigurationError(
-            f"the local servers need Java {OLDEST} to {NEWEST}, but {executable} is {found}: {REMEDY}"
-        )
+    if java.version < OLDEST:
+        raise ConfigurationError(f"the local servers need Java {OLDEST} or newer, but {executable} is older: {REMEDY}")
     return java
 
 
@@ -74,22 +72,39 @@ def environment(configuration: str) -> dict[str, str]:
     }
 
 
-def distribution(profile: Profile, name: str) -> Path:
+def version(pom: str) -> str:
+    """A server's version: that of `STREAM_LOCAL_KAFKA_VERSION` and the like, else the POM's.
+
+    Raises `ConfigurationError` if the variable is not a version.
+    """
+    name = variable(f"{_server(pom)}_version")
+    wanted = os.environ.get(name)
+    if wanted is None:
+        (wanted,) = re.findall(r"<revision>(.+?)</revision>", (POMS / f"{pom}.xml").read_text())
+    elif not re.fullmatch(r"\d+(\.\d+)+", wanted):
+        raise ConfigurationError(f"{name} is {wanted!r}; it must be a version like 4.4.0")
+    return wanted
+
+
+def distribution(profile: Profile, pom: str) -> Path:
     """The folder of the server's files. It exists only once they are complete."""
-    version = re.search(r"<version>(.+?)</version>", (POMS / f"{name}.xml").read_text())
-    assert version, "the first version in a POM is the server's"
-    return profile.artifacts / f"{name}-{version[1]}"
+    return profile.artifacts / f"{_server(pom)}-{version(pom)}"
+
+
+def _server(pom: str) -> str:
+    """The server that a POM assembles: `opensearch-3` assembles opensearch."""
+    return pom.partition("-")[0]
 
 
 def assemble(
-    profile: Profile, name: str, on_event: Event, complete: Callable[[Path], None] = lambda folder: None
+    profile: Profile, pom: str, on_event: Event, complete: Callable[[Path], None] = lambda folder: None
 ) -> Path:
     """Returns the folder of the server's files. If it is missing, Maven fetches them and `complete` adds the rest.
 
     The folder gets its name once it is complete. Several processes may call this at the same time. Raises
     `ConfigurationError` if there is no Maven and `Outage` if Maven fails.
     """
-    folder = distribution(profile, name)
+    folder = distribution(profile, pom)
     if folder.exists():
         return folder
     maven = shutil.which("mvn")
@@ -103,8 +118,9 @@ def assemble(
         shutil.rmtree(part, ignore_errors=True)
         # Maven inherits the lock: if this process is killed, the next one waits until Maven has ended. With this umask
         # OpenSearch, which may run as another user, can read its files.
-        command = [maven, "-B", "-q", "-C", "-Dstyle.color=never", "-f", str(POMS / f"{name}.xml"), f"-Dhome={part}"]
-        _run([*command, "process-resources"], f"assembling {folder.name} with Maven", pass_fds=(lock,), umask=0o022)
+        options = ["-B", "-q", "-C", "-Dstyle.color=never", f"-Drevision={version(pom)}", f"-Dhome={part}"]
+        command = [maven, *options, "-f", str(POMS / f"{pom}.xml"), "process-resources"]
+        _run(command, f"assembling {folder.name} with Maven", pass_fds=(lock,), umask=0o022)
         complete(part)
         part.rename(folder)
     return folder

@@ -31,7 +31,6 @@ OPTIONS = [  # from Neo4j's start script
     "-Dlog4j.layout.jsonTemplate.maxStringLength=32768",
     "-Dfile.encoding=UTF-8",
 ]
-SIMD = "jdk.incubator.vector"  # Lucene computes distances with it; some Java runtimes lack it
 
 
 def install(profile: Profile, on_event: java.Event) -> None:
@@ -58,8 +57,8 @@ def program(profile: Profile) -> Program:
         command=[
             runtime.executable,
             *("-Xms256m", "-Xmx1g", *OPTIONS),
-            *((f"--add-modules={SIMD}",) if SIMD in runtime.modules else ()),
-            *("-cp", f"{java.distribution(profile, NAME)}/lib/*", "org.neo4j.server.CommunityEntryPoint"),
+            *((f"--add-modules={java.SIMD}",) if java.SIMD in runtime.modules else ()),
+            *("-cp", f"{java.distribution(profile, NAME)}/lib/*", f"org.neo4j.server.{_entry_point()}"),
             *(f"--home-dir={_data(profile)}", f"--config-dir={_conf(profile)}", "--console-mode"),
         ],
         log=profile.home / "logs" / "neo4j.log",
@@ -70,6 +69,10 @@ def program(profile: Profile) -> Program:
         ports=("neo4j_port",),
         stop_seconds=60,
     )
+
+
+def _entry_point() -> str:
+    return "CommunityEntryPoint" if java.version(NAME).startswith("5.") else "Neo4jCommunity"
 
 
 def _data(profile: Profile) -> Path:

@@ -1,4 +1,8 @@
-"""OpenSearch: one node without plugins, assembled from Maven artifacts."""
+"""OpenSearch: one node without plugins, assembled from Maven artifacts.
+
+OpenSearch 2 needs Java's security manager, which Java 24 removed. With Java 24 or newer it is OpenSearch 3, which reads
+the data of OpenSearch 2; OpenSearch 2 cannot read those of OpenSearch 3.
+"""
 
 import json
 import os
@@ -8,13 +12,15 @@ from pathlib import Path
 
 import httpx
 
+from stream.errors import ConfigurationError
 from stream.local import java
-from stream.local.profile import HOST, Profile
+from stream.local.profile import HOST, Profile, variable
 from stream.local.supervisor import Program
 
 NAME = "opensearch"
 NOBODY = "nobody"  # runs OpenSearch if this process is root: OpenSearch refuses to run as root
-MODULES = {  # class, and the module that it extends; the modules' jars have no descriptors
+JAVA = {"2": range(17, 24), "3": range(21, 1000)}  # by OpenSearch's major version
+MODULES = {  # of OpenSearch 2: class, and the module that it extends; the modules' jars have no descriptors
     "mapper-extras": ("org.opensearch.index.mapper.MapperExtrasPlugin", ""),
     "lang-painless": ("org.opensearch.painless.PainlessPlugin", ""),
     "analysis-common": ("org.opensearch.analysis.common.CommonAnalysisPlugin", "lang-painless"),
@@ -37,8 +43,7 @@ grant codeBase "${codebase.httpasyncclient}" { permission java.net.NetPermission
 
 def install(profile: Profile, on_event: java.Event) -> None:
     """Assembles OpenSearch and writes its configuration. As root, it makes `nobody` the owner of the server's data."""
-    java.find()
-    folder = java.assemble(profile, NAME, on_event, _complete)
+    folder = java.assemble(profile, _pom(), on_event, _complete)
     data = _data(profile)
     for part in ("config", "data", "logs", "tmp"):
         (data / part).mkdir(parents=True, exist_ok=True)
@@ -48,10 +53,25 @@ def install(profile: Profile, on_event: java.Event) -> None:
         _give_to_nobody(data)
 
 
+def _pom() -> str:
+    """The POM of the version in `STREAM_LOCAL_OPENSEARCH_VERSION`, else of the version that fits this Java."""
+    runtime, wanted = java.find(), os.environ.get(variable(f"{NAME}_version"))
+    if wanted is None:
+        return f"{NAME}-{2 if runtime.version in JAVA['2'] else 3}"
+    major = wanted.partition(".")[0]
+    if runtime.version not in JAVA.get(major, ()):
+        raise ConfigurationError(
+            f"OpenSearch {wanted} does not run here: OpenSearch 2 needs Java {JAVA['2'][0]} to {JAVA['2'][-1]}, "
+            f"OpenSearch 3 needs {JAVA['3'][0]} or newer, others are not supported, and {runtime.executable} is "
+            f"{runtime.version}"
+        )
+    return f"{NAME}-{major}"
+
+
 def program(profile: Profile) -> Program:
     """OpenSearch as a supervised program. It is ready when its cluster is at least yellow."""
     runtime = java.find()
-    data, folder = _data(profile), java.distribution(profile, NAME)
+    data, folder = _data(profile), java.distribution(profile, _pom())
     return Program(
         name=NAME,
         command=[
@@ -66,11 +86,9 @@ def program(profile: Profile) -> Program:
             *("-Dopensearch.networkaddress.cache.ttl=60", "-Dopensearch.networkaddress.cache.negative.ttl=10"),
             *(f"-Dopensearch.path.home={folder}", f"-Dopensearch.path.conf={data}/config"),
             *("-Dopensearch.distribution.type=zip", "-Dopensearch.bundled_jdk=false"),
-            "-Djava.util.concurrent.ForkJoinPool.common.threadFactory="
-            "org.opensearch.secure_sm.SecuredForkJoinWorkerThreadFactory",
-            *(("-Djava.security.manager=allow",) if runtime.version >= 18 else ()),
+            *(_options_of_2(runtime) if folder.name.startswith(f"{NAME}-2.") else _options_of_3(folder)),
             *(("-Djava.locale.providers=SPI,COMPAT",) if runtime.version <= 22 else ()),
-            *(("--add-modules=jdk.incubator.vector",) if runtime.version >= 20 else ()),
+            *((f"--add-modules={java.SIMD}",) if runtime.version >= 20 and java.SIMD in runtime.modules else ()),
             *("-cp", f"{folder}/lib/*", "org.opensearch.bootstrap.OpenSearch"),
         ],
         log=profile.home / "logs" / "opensearch.log",
@@ -82,6 +100,23 @@ def program(profile: Profile) -> Program:
         privileges=privileges(folder, data) if os.geteuid() == 0 else (),
         ready_seconds=180,
     )
+
+
+def _options_of_2(runtime: java.Java) -> list[str]:
+    return [
+        "-Djava.util.concurrent.ForkJoinPool.common.threadFactory="
+        "org.opensearch.secure_sm.SecuredForkJoinWorkerThreadFactory",
+        *(("-Djava.security.manager=allow",) if runtime.version >= 18 else ()),
+    ]
+
+
+def _options_of_3(folder: Path) -> list[str]:
+    return [
+        f"-javaagent:{folder}/agent/opensearch-agent.jar",
+        "-Dorg.apache.lucene.store.MMapDirectory.sharedArenaMaxPermits=1",
+        "--add-opens=java.base/java.nio=ALL-UNNAMED",
+        "--enable-native-access=ALL-UNNAMED",
+    ]
 
 
 def _data(profile: Profile) -> Path:
@@ -107,7 +142,11 @@ def _settings(profile: Profile) -> str:
 
 
 def _complete(folder: Path) -> None:
+    (folder / "plugins").mkdir(exist_ok=True)
+    (folder / "plugins").chmod(0o755)
     version = folder.name.removeprefix("opensearch-").removesuffix(".part")
+    if version.startswith("3."):  # its modules are complete
+        return
     for module, (plugin, extends) in MODULES.items():
         descriptor = (
             f"name={module}\ndescription={module}\nversion={version}\nopensearch.version={version}\n"
@@ -117,8 +156,6 @@ def _complete(folder: Path) -> None:
         _write_public(folder / "modules" / module / "plugin-descriptor.properties", descriptor)
     for module, policy in POLICIES.items():
         _write_public(folder / "modules" / module / "plugin-security.policy", policy)
-    (folder / "plugins").mkdir(exist_ok=True)
-    (folder / "plugins").chmod(0o755)
 
 
 def _replace_file(path: Path, text: str) -> None:

@@ -125,9 +125,9 @@ class Profile:
         return self.env_file
 
 
-def variable(port: str) -> str:
-    """The environment variable that sets a port of the profile: `kafka_port` is `STREAM_LOCAL_KAFKA_PORT`."""
-    return f"STREAM_LOCAL_{port.upper()}"
+def variable(name: str) -> str:
+    """The environment variable that sets a port or a version: `STREAM_LOCAL_KAFKA_PORT` sets `kafka_port`."""
+    return f"STREAM_LOCAL_{name.upper()}"
 
 
 def write_private(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ import base64
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Self
 
@@ -150,6 +151,12 @@ class EmbeddingClient:
         if wanted not in served:
             raise Outage(f"the embedding server at {address} serves {', '.join(served) or 'nothing'}, not {wanted}")
         return f"{wanted}, at most {served[wanted]} tokens a text"
+
+    async def version(self, address: str) -> str | None:
+        """The version of vLLM at this address; None if the server is something else, or does not answer."""
+        with suppress(httpx.HTTPError, ssl.SSLError, ValueError, KeyError, TypeError):
+            return str((await self._http.get(f"{address}/version", timeout=5)).raise_for_status().json()["version"])
+        return None
 
     async def _with_retries(
         self, request: Callable[[list[str]], Awaitable[list[bytes]]], texts: list[str]

@@ -140,6 +140,9 @@ class Store(Protocol):
     async def set_up(self) -> None:
         """Creates missing constraints and indexes and waits until they are online."""
 
+    async def version(self) -> str:
+        """The server's version."""
+
     async def examine(self) -> str:
         """Version and index, in one line; raises a `StreamError` if one is wrong. Creates nothing."""
 

@@ -8,7 +8,8 @@ on it. This takes the lock of the node or, if there is no node, of its entry in 
 ends. The transaction reads versions only with the lock
 (https://neo4j.com/docs/operations-manual/current/database-internals/concurrent-data-access/).
 A delete creates a missing node and deletes it again: no other transaction sees the node. The property never outlives
-the transaction. A transaction locks its chunks in the order of their IDs, so two transactions do not deadlock.
+the transaction. A transaction locks its chunks in the order of their IDs, so two transactions do not deadlock. A chunk
+whose node another transaction deleted meanwhile is written again (`again`; Neo4j 2026 ends the whole transaction).
 
 The generations share the nodes, and thus everything else that the graph has about a chunk, `facets` (the tokens of
 `stream.facets`) and their full-text index included. Each generation has its own properties for its vectors and their
@@ -84,6 +85,9 @@ INPUT_ERRORS = {
 }
 
 TOO_LARGE = "Property value is too large to index"  # its error code is not specific: only the message tells it apart
+
+# Neo4j 2026 ends a transaction that waited for the lock of a node which another one has deleted. Neo4j 5 continues.
+NODE_DELETED = "Neo.ClientError.Statement.EntityNotFound"
 
 SETTINGS_ERRORS = ("Neo.ClientError.Security.", "Neo.ClientError.Database.DatabaseNotFound")
 
@@ -256,6 +260,10 @@ RETURN chunk[$embedded_version] AS version, chunk[$embedding_provenance] AS prov
 """
 
 
+class _NodeDeleted(Outage):
+    """The same statement succeeds if it is sent again."""
+
+
 class _Neighbour(NamedTuple):
     """One element of `found`. `usual`: the provenance is the one that the query expects, and is left out."""
 
@@ -381,10 +389,10 @@ class Neo4jStore:
         )
         await self._run(
             f"CREATE VECTOR INDEX `{schema.index}` IF NOT EXISTS FOR (c:Chunk) ON (c.`{schema.vector}`) "
-            "OPTIONS {indexConfig: {`vector.dimensions`: $dimensions, `vector.similarity_function`: 'cosine'}}",
-            dimensions=settings.embed_dimensions,
+            "OPTIONS {indexConfig: $config}",
+            config=_vector_index(settings),
         )
-        if await self._dimensions(schema) is None:
+        if await self._index_config(schema) is None:
             raise ConfigurationError(
                 f"Neo4j cannot create the vector index {schema.index}, because another index or constraint has that "
                 "name: set STREAM_NEO4J_INDEX to another name"
@@ -397,18 +405,21 @@ class Neo4jStore:
         for index in (schema.index, schema.facets_index):
             await self._run("CALL db.awaitIndex($name, $seconds)", name=index, seconds=int(settings.store_timeout))
 
+    async def version(self) -> str:
+        """The server's, for example 5.26.30, or 5.27-aura."""
+        components = await self._run("CALL dbms.components() YIELD name, versions RETURN name, versions[0] AS version")
+        return str(next(row["version"] for row in components if row["name"] == "Neo4j Kernel"))
+
     async def examine(self) -> str:
         """Version and index, in one line; raises a `StreamError` if one is wrong. Creates nothing."""
-        components = await self._run("CALL dbms.components() YIELD name, versions RETURN name, versions[0] AS version")
-        version = next(row["version"] for row in components if row["name"] == "Neo4j Kernel")
-        require_version("Neo4j", version, OLDEST)
+        require_version(self.name, version := await self.version(), OLDEST)
         try:
             schema = await self._schema()
         except NoGeneration as error:
             return f"Neo4j {version}, {error}"
         await self._has_facets_index(schema)
-        dimensions = await self._dimensions(schema)
-        index = f"with {dimensions} dimensions" if dimensions else "does not exist yet, the index worker creates it"
+        config = await self._index_config(schema)
+        index = f"with {_described(config)}" if config else "does not exist yet, the index worker creates it"
         return f"Neo4j {version}, vector index {schema.index} {index}"
 
     def index(self, generation: int) -> str:
@@ -471,7 +482,8 @@ class Neo4jStore:
     async def _schema(self) -> _Schema:
         return _Schema(self._settings, await self.live())
 
-    async def _dimensions(self, schema: _Schema) -> int | None:
+    async def _index_config(self, schema: _Schema) -> Mapping[str, Any] | None:
+        """The options of the generation's vector index, defaults included; None if it does not exist."""
         settings = self._settings
         rows = await self._run(INDEX, name=schema.index)
         if not rows:
@@ -481,13 +493,13 @@ class Neo4jStore:
                 f"Neo4j's index {schema.index} is not over the property {schema.vector} of :{settings.neo4j_label}: "
                 "another application made it, set STREAM_NEO4J_INDEX to another name"
             )
-        dimensions: int = rows[0]["config"]["vector.dimensions"]
-        if dimensions != settings.embed_dimensions:
+        config: dict[str, Any] = rows[0]["config"]
+        if (dimensions := config["vector.dimensions"]) != settings.embed_dimensions:
             raise ConfigurationError(
                 f"Neo4j's index {schema.index} has {dimensions} dimensions, "
                 f"STREAM_EMBED_DIMENSIONS is {settings.embed_dimensions}: set STREAM_NEO4J_INDEX to another name"
             )
-        return dimensions
+        return config
 
     async def _has_facets_index(self, schema: _Schema) -> bool:
         rows = await self._run(INDEX, name=schema.facets_index)
@@ -603,7 +615,7 @@ class Neo4jStore:
         try:
             found = await self._candidates(schema, near, condition)
         except Refused:
-            if await self._dimensions(schema):
+            if await self._index_config(schema):
                 raise
             raise nothing_yet(self._settings, f"Neo4j's vector index {schema.index}", "STREAM_NEO4J_INDEX") from None
         space = embedding_space(provenance)
@@ -636,7 +648,7 @@ class Neo4jStore:
         return found
 
     async def _ranked(self, statement: str, **parameters: Any) -> list[_Neighbour]:
-        (row,) = await self._run(statement, **parameters)
+        (row,) = await self._execute(statement, parameters, neo4j.RoutingControl.READ)
         return [_Neighbour(*each) for each in row["found"]]
 
     async def cosines(self, vector: Vector, chunk_ids: Sequence[str], generation: int) -> dict[str, float]:
@@ -674,12 +686,21 @@ class Neo4jStore:
         """Writes rows in the order of `chunk_id` and counts those that a higher version outranks."""
         rows.sort(key=itemgetter("chunk_id"))
         while rows:
-            (row,) = await self._run(statement, rows=_Rows(rows), **names)
+            try:
+                (row,) = await self._run(statement, rows=_Rows(rows), **names)
+            except _NodeDeleted:
+                continue
             again = set(row["again"])
             metrics.outranked.labels(self.name).inc(len(rows) - len(again) - row["applied"])
             rows = [each for each in rows if each["chunk_id"] in again]
 
     async def _run(self, query: str, **parameters: Any) -> list[neo4j.Record]:
+        """In a cluster, the leader answers: it has every finished write."""
+        return await self._execute(query, parameters, neo4j.RoutingControl.WRITE)
+
+    async def _execute(
+        self, query: str, parameters: Mapping[str, Any], routing: neo4j.RoutingControl
+    ) -> list[neo4j.Record]:
         """Raises `Outage` if Neo4j does not answer within `STREAM_STORE_TIMEOUT`: the driver itself has no timeout."""
         where, bound = self._settings.neo4j_uri, self._settings.store_timeout
         try:
@@ -689,8 +710,9 @@ class Neo4jStore:
                     self._reached = True
                 result = await self._driver.execute_query(
                     neo4j.Query(self._with_label(query), timeout=bound),
-                    parameters_=parameters,
+                    parameters_=dict(parameters),
                     database_=self._settings.neo4j_database,
+                    routing_=routing,
                 )
         except TimeoutError as error:
             raise Outage(f"Neo4j at {where} has not answered for {bound:g} s", "neo4j") from error
@@ -699,6 +721,8 @@ class Neo4jStore:
             sentence = f"{code}: {str(getattr(error, 'message', None) or error).splitlines()[0]}"
             if code in INPUT_ERRORS or TOO_LARGE in sentence:
                 raise Refused(f"Neo4j rejected the query ({sentence})") from error
+            if code == NODE_DELETED:
+                raise _NodeDeleted(f"a node was deleted while Neo4j read it ({sentence})", "neo4j") from error
             if code.startswith(SETTINGS_ERRORS):
                 raise ConfigurationError(
                     f"Neo4j at {self._settings.neo4j_uri}: authentication failed or there is no such database "
@@ -720,6 +744,27 @@ class Neo4jStore:
 
     def _with_label(self, query: str) -> str:
         return LABEL.sub(rf":\1{self._settings.neo4j_label}\2", query)
+
+
+def _vector_index(settings: Settings) -> dict[str, Any]:
+    """The options of a new vector index; those that are not set are Neo4j's defaults."""
+    options = {
+        "vector.dimensions": settings.embed_dimensions,
+        "vector.similarity_function": "cosine",
+        "vector.hnsw.m": settings.neo4j_hnsw_m,
+        "vector.hnsw.ef_construction": settings.neo4j_hnsw_ef_construction,
+        "vector.quantization.enabled": settings.neo4j_quantization,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _described(config: Mapping[str, Any]) -> str:
+    # Neo4j 2026 reports a type, whose default is binary; Neo4j 5 has one type.
+    kept = not config.get("vector.quantization.enabled", config.get("vector.quantization.type") != "NONE")
+    return (
+        f"{config['vector.dimensions']} dimensions, M {config['vector.hnsw.m']}, "
+        f"ef_construction {config['vector.hnsw.ef_construction']}, {'not quantised' if kept else 'quantised'}"
+    )
 
 
 class _Rows(list[dict[str, Any]]):

@@ -223,10 +223,13 @@ class OpenSearchStore:
             page["search_after"] = hits[-1]["sort"]
         return found
 
+    async def version(self) -> str:
+        """The server's, for example 2.19.5."""
+        return str((await self._call("GET", "/"))["version"]["number"])
+
     async def examine(self) -> str:
         """Version and index, in one line; raises a `StreamError` if one is wrong. Creates nothing."""
-        version = (await self._call("GET", "/"))["version"]["number"]
-        require_version("OpenSearch", version, OLDEST)
+        require_version(self.name, version := await self.version(), OLDEST)
         exists = await self._exists(self._target)
         creator = "`stream reindex start`" if self._settings.flow else "the index worker"
         indexes = ", ".join(await self._indexes()) if exists else f"nothing yet, {creator} creates it"

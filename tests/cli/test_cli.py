@@ -534,7 +534,8 @@ async def test_the_doctor_looks_at_everything_and_changes_nothing(flow):
     ended = await stream("doctor")
     assert ended.exit_code == 0, ended.stdout
     found = [line.split(": ")[0].split(maxsplit=1) for line in ended.stdout.splitlines()]
-    assert found == [["ok", name] for name in (f"embedding server {flow.embed_url}", "Kafka", "Neo4j", "OpenSearch")]
+    names = ("Python", f"embedding server {flow.embed_url}", "Kafka", "Neo4j", "OpenSearch")
+    assert found == [["ok", name] for name in names]
     assert f"vector index {flow.neo4j_index}" in ended.stdout
     assert f"{flow.opensearch_alias} points to nothing yet" in ended.stdout
 
@@ -554,7 +555,7 @@ def test_the_doctor_names_what_is_sick_and_goes_on(flow, wrong, sick):
     ended = process("doctor", "--json", STREAM_NEO4J_INDEX="made_by_nobody", **wrong)
     findings = json.loads(ended.out)
     assert ended.code == 1
-    assert len(findings) == 4
+    assert len(findings) == 5
     (found,) = [finding for finding in findings if not finding["ok"]]
     assert found["check"].startswith(sick)
     assert re.search("start it|set STREAM_|create", found["said"])

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-HOME = Path(__file__).parents[2] / ".local" / "vllm"
+HOME = Path(os.environ.get("STREAM_TEST_VLLM_HOME") or Path(__file__).parents[2] / ".local" / "vllm")
 LOG = HOME / "log"
 END = "<|endoftext|>"
 PATIENCE = 600  # seconds until vLLM answers; on two idle cores it takes 50

@@ -30,15 +30,39 @@ def tool(folder: Path, name: str, script: str) -> Path:
 # Missing programs are named in one sentence
 
 
-@pytest.mark.parametrize(
-    ("modules", "found"), [("java.base@11.0.2", "older than 17"), ("", "older than 17"), ("java.base@25", "is 25")]
-)
-def test_a_java_that_does_not_fit_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules: str, found: str
-) -> None:
+@pytest.mark.parametrize("modules", ["java.base@11.0.2", ""])
+def test_a_java_that_does_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules: str) -> None:
     tool(tmp_path / "bin", "java", f"echo {modules}")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    with pytest.raises(ConfigurationError, match=rf"Java 17 to 23.*{found}.*apt install.*docker compose"):
+    with pytest.raises(ConfigurationError, match=r"Java 17 or newer.*is older.*apt install.*docker compose"):
+        servers.servers(Profile(tmp_path))
+
+
+@pytest.mark.parametrize(("version", "opensearch"), [(17, "2"), (23, "2"), (24, "3"), (25, "3")])
+def test_opensearch_is_of_a_version_that_runs_on_the_java_of_java_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, opensearch: str
+) -> None:
+    tool(tmp_path / "bin", "java", f"echo java.base@{version}.0.1")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    command = servers.servers(Profile(tmp_path))[-1].command
+    assert command[0] == f"{tmp_path}/bin/java"
+    (home,) = (word for word in command if word.startswith("-Dopensearch.path.home="))
+    assert f"/opensearch-{opensearch}." in home
+
+
+@pytest.mark.parametrize(
+    ("variable", "version", "wrong"),
+    [
+        ("STREAM_LOCAL_OPENSEARCH_VERSION", "3.8.0", "OpenSearch 3 needs 21 or newer.*is 17"),
+        ("STREAM_LOCAL_OPENSEARCH_VERSION", "1.3.20", "others are not supported"),
+        ("STREAM_LOCAL_KAFKA_VERSION", "../4.4.0", "must be a version like"),
+    ],
+)
+def test_a_version_that_cannot_run_is_named(
+    tmp_path: Path, java_17: Path, monkeypatch: pytest.MonkeyPatch, variable: str, version: str, wrong: str
+) -> None:
+    monkeypatch.setenv(variable, version)
+    with pytest.raises(ConfigurationError, match=wrong):
         servers.servers(Profile(tmp_path))
 
 
@@ -96,7 +120,7 @@ def test_two_installs_at_once_share_one_download(tmp_path: Path, java_17: Path) 
 def test_docker_runs_the_same_versions() -> None:
     for name, service in yaml.safe_load(COMPOSE.read_text())["services"].items():
         if "profiles" not in service:  # the services without a profile are those of the local profile
-            version = java.distribution(Profile(), name).name.removeprefix(f"{name}-")
+            version = java.version("opensearch-2" if name == "opensearch" else name)
             assert service["image"].split(":")[1].removesuffix("-community") == version
 
 

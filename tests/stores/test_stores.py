@@ -506,6 +506,28 @@ async def test_another_number_of_dimensions_is_noticed_at_the_start(stores, sett
             await store.set_up()
 
 
+@pytest.mark.parametrize(("quantised", "said"), [(True, "quantised"), (False, "not quantised")])
+async def test_a_new_vector_index_has_the_options_of_the_settings(stores, settings, quantised, said):
+    options = {"neo4j_hnsw_m": 24, "neo4j_hnsw_ef_construction": 150, "neo4j_quantization": quantised}
+    name = {"neo4j_index": "optioned_idx", "neo4j_label": "Optioned"}
+    async with Neo4jStore(settings.model_copy(update=options | name)) as store:
+        await store.set_up()
+        try:
+            assert (await store.examine()).endswith(f"{DIMENSIONS} dimensions, M 24, ef_construction 150, {said}")
+        finally:
+            await store.drop(1)
+
+
+async def test_searches_and_writes_work_where_the_driver_routes_them(stores, settings):
+    routed = settings.neo4j_uri.replace("bolt://", "neo4j://")
+    async with Neo4jStore(settings.model_copy(update={"neo4j_uri": routed})) as store:
+        await store.write([put("a"), put("b")])
+        made = put("a").chunk["embedding_provenance"]
+        found = await store.nearest(put("a").vector, 1, made)
+        assert [near.chunk_id for near in found] == ["a"]
+        assert (await store.cosines(put("b").vector, ["b"], 1))["b"] == pytest.approx(1, abs=1e-3)
+
+
 async def test_the_index_stands_behind_an_alias_so_that_another_can_take_its_place(stores, settings):
     alias = settings.opensearch_alias
     assert list(await stores.opensearch._call("GET", f"/_alias/{alias}")) == [f"{alias}-1"]
