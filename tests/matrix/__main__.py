@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "versions.md"
 
 FLOW = ("tests/integration/test_end_to_end.py", "tests/integration/test_bad_input.py")
 KAFKA = (*FLOW, "tests/kafka", "tests/worker", "tests/integration/test_compaction.py", "tests/operate/test_replay.py")
-STORES = (*FLOW, "tests/stores", "tests/search", "tests/operate/test_reindex.py", "tests/operate/test_verify.py")
+STORES = (*FLOW, "tests/stores", "tests/search/test_searching.py", "tests/operate/test_reindex.py")
 
 HEAD = """\
 # Versions

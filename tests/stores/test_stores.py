@@ -558,13 +558,13 @@ async def test_what_a_record_says_is_never_part_of_a_query(stores, monkeypatch):
     """Otherwise the writer of a chunk can inject Cypher."""
     evil = "'\"`}) DETACH DELETE (n) //"
     queries = []
-    run = stores.neo4j._run
+    execute = stores.neo4j._execute
 
-    async def spy(query, **parameters):
+    async def spy(query, *arguments):
         queries.append(query)
-        return await run(query, **parameters)
+        return await execute(query, *arguments)
 
-    monkeypatch.setattr(stores.neo4j, "_run", spy)
+    monkeypatch.setattr(stores.neo4j, "_execute", spy)
     write = put(evil, evil, doc_id=evil, facet_json={evil: evil}, metadata={evil: evil}, table_lines=[evil])
     bystander = put("bystander")
     assert await stores.neo4j.write([write, bystander]) == {}
