@@ -139,6 +139,16 @@ class Settings(BaseSettings):
     rate_limit: float | None = Field(
         None, gt=0, description="Maximum records a second that a worker takes, on average; unset: no limit."
     )
+    reject_share: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="A worker ends with code 65 before it rejects more than this share of `reject_count` consecutive "
+        "records of a partition; 1: it never does.",
+    )
+    reject_count: int = Field(
+        1000, ge=1, le=100_000, description="The consecutive records of a partition that `reject_share` is a share of."
+    )
     commit_interval: float = Field(0.5, gt=0, description="Seconds between commits of acknowledged offsets.")
     session_timeout: float = Field(
         30, gt=0, description="Seconds without a heartbeat after which Kafka removes a worker from its group."

@@ -1,6 +1,7 @@
 """The exceptions of this package and their exit codes.
 
     StreamError                      1   a check failed: `verify` found differences, `publish` found bad lines
+    ├── TooManyRejected             65   nearly all records are rejected: correct their producer, then start again
     ├── ConfigurationError          78   a wrong setting, a missing program, a port in use: fix it, then start again
     ├── Outage                      75   an external system is down: no record is at fault, start the process again
     │   └── DeadlineExceeded        75   a search was not answered in the time that its caller gave it
@@ -8,8 +9,8 @@
     ├── InvalidRequest               2   a search that cannot be answered: correct the query, the filter or the cursor
     └── Refused                      1   a model or a store refused its input; bisecting finds the item at fault
 
-Codes 75 and 78 are EX_TEMPFAIL and EX_CONFIG of sysexits.h; 2 is a wrong command line, 130 is Ctrl-C or SIGTERM. A
-fault of one record is an outcome, not an exception: `stream.records.Rejected`.
+Codes 65, 75 and 78 are EX_DATAERR, EX_TEMPFAIL and EX_CONFIG of sysexits.h; 2 is a wrong command line, 130 is Ctrl-C
+or SIGTERM. A fault of one record is an outcome, not an exception: `stream.records.Rejected`.
 """
 
 
@@ -17,6 +18,12 @@ class StreamError(Exception):
     """The base class. Its message is one sentence for a person and says what to do."""
 
     exit_code = 1
+
+
+class TooManyRejected(StreamError):
+    """A worker would reject nearly all records of a partition; a restart does not help."""
+
+    exit_code = 65
 
 
 class ConfigurationError(StreamError):

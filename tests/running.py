@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 from stream.config import Settings
-from stream.kafka import clients
+from stream.kafka import clients, deadletters
 from stream.records import Done, Outcome
 from stream.stages.base import Stage
 from stream.worker.loop import BatchLoop
@@ -30,7 +31,8 @@ async def running(
     async with clients.producer(settings) as producer, clients.letter_producer(settings) as letters:
         source = Source("embed", settings)
         outputs = Outputs("embed", producer, letters, settings)
-        loop = BatchLoop(Stage("embed", "chunk", process), source, outputs, settings, _fail)
+        earlier = partial(deadletters.rejected, settings, "embed", settings.reject_count)
+        loop = BatchLoop(Stage("embed", "chunk", process), source, outputs, settings, _fail, earlier=earlier)
         await source.start()
         try:
             yield source

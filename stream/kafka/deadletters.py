@@ -13,8 +13,8 @@ from typing import NamedTuple, Self
 from stream.config import STAGES, Settings, StageName
 from stream.kafka.clients import admin, offsets, partitions
 from stream.kafka.reader import read_to_end
-from stream.kafka.topics import dead_letters
-from stream.records import Headers, Reason, Record, Rejected, header, number
+from stream.kafka.topics import dead_letters, source
+from stream.records import Headers, Position, Reason, Record, Rejected, header, number
 
 log = logging.getLogger(__name__)
 
@@ -168,17 +168,39 @@ async def read(settings: Settings, stage: StageName) -> AsyncIterator[DeadLetter
 
 async def newest(settings: Settings, stage: StageName, most: int) -> list[DeadLetter]:
     """The letters among the last `most` offsets of each partition, the newest first, with the time of their redrive."""
-    topic = dead_letters(settings, stage)
-    async with admin(settings) as cluster, offsets(settings) as client:
-        ends = await client.end_offsets(await partitions(cluster, [topic]))
     letters: dict[Place, DeadLetter] = {}
-    async for record in read_to_end(settings, topic, {tp.partition: end - most for tp, end in ends.items()}):
+    async for record in _last(settings, stage, most):
         if place := redriven_place(record):
             if place in letters:
                 letters[place] = replace(letters[place], redriven=_redriven_at(record))
         elif letter := letter_of(record):
             letters[letter.place] = letter
     return sorted(letters.values(), key=lambda letter: letter.at, reverse=True)
+
+
+async def rejected(settings: Settings, stage: StageName, most: int) -> list[Position]:
+    """The records of the newest letters, at least `most` for each partition of the stage's topic; no redriven copies.
+
+    The topic of letters may have fewer partitions than the stage's topic: `topics create` gives it one.
+    """
+    topic = source(settings, stage)
+    async with admin(settings) as cluster:
+        count = len(await partitions(cluster, [topic]))
+    positions = []
+    async for record in _last(settings, stage, most * count):
+        letter = letter_of(record)
+        if letter and letter.topic == topic and letter.attempts == 1:
+            positions.append(Position(letter.topic, letter.partition, letter.offset))
+    return positions
+
+
+async def _last(settings: Settings, stage: StageName, most: int) -> AsyncIterator[Record]:
+    """The records of a dead-letter topic at the last `most` offsets of each partition."""
+    topic = dead_letters(settings, stage)
+    async with admin(settings) as cluster, offsets(settings) as client:
+        ends = await client.end_offsets(await partitions(cluster, [topic]))
+    async for record in read_to_end(settings, topic, {tp.partition: end - most for tp, end in ends.items()}):
+        yield record
 
 
 async def waiting(settings: Settings, stage: StageName) -> int:

@@ -44,7 +44,7 @@ class Program:
     privileges: Sequence[str] = ()
     ready_seconds: float = 120
     stop_seconds: int = 30
-    final: Sequence[int] = (0, 78, 99)
+    final: Sequence[int] = (0, 65, 78, 99)
 
 
 @dataclass(frozen=True)

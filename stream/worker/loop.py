@@ -4,7 +4,8 @@ Faust delivers records and commits acknowledged offsets; the loop decides when t
 
     1. take what has arrived, up to `batch_size` records and `batch_bytes`;
     2. decode them and pass those that satisfy the contract to the stage, which returns one outcome a record;
-    3. publish every output and dead letter, and wait until Kafka acknowledges all of them;
+    3. publish every output and dead letter, and wait until Kafka acknowledges all of them; but end the process instead
+       if nearly all records of a partition are rejected;
     4. acknowledge the batch's offsets.
 
 Step 2 runs for up to `in_flight` batches at once. Steps 3 and 4 run for one batch at a time, oldest first: a chunk's
@@ -20,9 +21,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, NoReturn, TypeVar
 
 from aiokafka.errors import KafkaError
 from opentelemetry import trace
@@ -30,15 +31,30 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from stream import metrics, progress
 from stream.config import Settings
-from stream.errors import Outage
+from stream.errors import Outage, TooManyRejected
+from stream.kafka.deadletters import ATTEMPTS_HEADER
 from stream.ratelimit import RateLimiter
-from stream.records import PUBLISHED_HEADER, Done, Outcome, Record, Rejected, Tombstone, decode, header, number
+from stream.records import (
+    PUBLISHED_HEADER,
+    Done,
+    Outcome,
+    Position,
+    Record,
+    Rejected,
+    Tombstone,
+    decode,
+    header,
+    number,
+)
 from stream.stages.base import Stage
 from stream.worker import traces
 from stream.worker.outputs import Outputs
+from stream.worker.rejections import Flood, Rejections
 from stream.worker.source import Delivery, Source
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 PATIENCE = 120.0  # seconds without progress, added to what the settings allow, after which a worker is unhealthy
 MOST_ASSIGNMENTS = 20  # within a minute; two static members with one name fence each other at every heartbeat
@@ -48,6 +64,8 @@ SLOW_PUBLISH = 10.0  # seconds until Kafka acknowledges a batch's outputs, after
 RESET_ATTEMPTS = 10  # one each `CHECK_INTERVAL`: a rebalance may be in progress
 # Fraction of the session timeout, counted from the last acknowledged heartbeat, during which publishing is safe.
 LEASE = 0.8
+NAMED_REASONS = 3  # of a flood of rejected records
+REASON_LENGTH = 200  # characters; a reason may quote the record
 
 
 @dataclass(frozen=True)
@@ -61,7 +79,7 @@ class _Batch:
 class BatchLoop:
     """Runs one stage on its source. Drains when partitions are revoked and when the worker stops.
 
-    `fail` must end the process.
+    `fail` must end the process. `earlier` returns the records of the newest dead letters.
     """
 
     def __init__(
@@ -71,6 +89,8 @@ class BatchLoop:
         outputs: Outputs,
         settings: Settings,
         fail: Callable[[BaseException], NoReturn],
+        *,
+        earlier: Callable[[], Awaitable[Iterable[Position]]],
     ) -> None:
         self.stage = stage
         self._source = source
@@ -82,6 +102,8 @@ class BatchLoop:
         self._publishing: float | None = None  # start of the publication in progress
         self._outputs = outputs
         self._fail = fail
+        self._earlier = earlier
+        self._rejections: Rejections | None = None  # None until a record is rejected
         self._limiter = RateLimiter(settings.rate_limit)
         self._room = asyncio.Semaphore(1 if stage.writes_stores else settings.in_flight)
         self._started: asyncio.Queue[_Batch] = asyncio.Queue()
@@ -195,18 +217,19 @@ class BatchLoop:
                 case decoded:
                     work[i] = decoded
         if work:
-            done = await self._process_with_retries(list(work.values()))
+            items = list(work.values())
+            done = await self._until_up(lambda: self.stage.process(items))
             outcomes |= dict(zip(work, done, strict=True))
         return [(record, outcomes[i]) for i, record in enumerate(records)]
 
-    async def _process_with_retries(self, items: list[Any]) -> Sequence[Outcome]:
-        """Runs the stage's `process`; retries it after an `Outage`, for at most `outage_bound` seconds."""
+    async def _until_up(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The call's answer; repeats the call after an `Outage`, for at most `outage_bound` seconds."""
 
         def wait_for(state: RetryCallState) -> None:
             assert state.outcome and state.next_action
             outage = state.outcome.exception()
             assert isinstance(outage, Outage)
-            self._waiting[id(items)] = str(outage)
+            self._waiting[id(call)] = str(outage)
             self._progressed()
             metrics.retries.labels(self.stage.name, outage.cause).inc()
             log.warning("%s; retrying in %.1f s", outage, state.next_action.sleep)
@@ -220,10 +243,10 @@ class BatchLoop:
                 reraise=True,
             ):
                 with attempt:
-                    outcomes = await self.stage.process(items)
+                    answer = await call()
         finally:
-            self._waiting.pop(id(items), None)
-        return outcomes
+            self._waiting.pop(id(call), None)
+        return answer
 
     # Steps 3 and 4: publish and acknowledge, oldest batch first
 
@@ -232,6 +255,7 @@ class BatchLoop:
             while True:
                 batch = await self._started.get()
                 outcomes = await batch.outcomes
+                await self._end_before_a_flood(outcomes)
                 await self._publish(outcomes)
                 self._source.acknowledge(batch.deliveries)
                 self._room.release()
@@ -239,6 +263,44 @@ class BatchLoop:
                 self._measure(batch, outcomes)
         except Exception as error:
             self._fail(error)
+
+    async def _end_before_a_flood(self, outcomes: list[tuple[Record, Outcome]]) -> None:
+        """Ends the process before it publishes a batch with which nearly all records of a partition are rejected.
+
+        Neither outputs nor dead letters of that batch are published, and it is not acknowledged: Kafka delivers it
+        again. So nothing is lost, the order stays, and a flood leaves at most `reject_share` of `reject_count` dead
+        letters for each partition, however often the worker is started again.
+
+        A redriven copy that is rejected again does not count: there are only as many as a person has redriven.
+        """
+        settings = self.settings
+        rejected = {
+            record.position: outcome
+            for record, outcome in outcomes
+            if isinstance(outcome, Rejected) and not number(header(record.headers, ATTEMPTS_HEADER))
+        }
+        if not rejected or settings.reject_share == 1:
+            return
+        if self._rejections is None:
+            known = await self._until_up(self._earlier)
+            self._rejections = Rejections(settings.reject_share, settings.reject_count, known)
+        if flood := self._rejections.flood(rejected):
+            await self._source.commit()  # or the letters before this batch would be written again at each start
+            raise TooManyRejected(self._said(flood, rejected))
+
+    def _said(self, flood: Flood, rejected: dict[Position, Rejected]) -> str:
+        """One sentence about a flood, with the first of each reason in the batch."""
+        topic, partition, _ = astuple(flood.batch[0])
+        reasons: dict[str, str] = {}
+        for position in flood.batch:
+            one = rejected[position]
+            where = f"{topic}/{partition}@{position.offset}"
+            reasons.setdefault(one.reason, f"{one.reason} ({where}): {one.detail[:REASON_LENGTH]}")
+        return (
+            f"{flood.rejected:,} of {self.settings.reject_count:,} consecutive records of {topic}/{partition} "
+            f"are rejected: {'; '.join([*reasons.values()][:NAMED_REASONS])}; correct their producer and see "
+            f"`stream dlq ls --stage {self.stage.name}`, or set STREAM_REJECT_SHARE=1 to make a dead letter of each"
+        )
 
     async def _publish(self, outcomes: list[tuple[Record, Outcome]]) -> None:
         self._end_if_session_lost()
@@ -321,6 +383,7 @@ class BatchLoop:
         self._assignments.append(time.monotonic())
         self._last_progress = time.monotonic()
         self._taking = True
+        self._rejections = None  # other workers may have rejected records of these partitions
 
     async def _on_stopping(self) -> None:
         self._ending = True

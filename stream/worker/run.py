@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from typing import NoReturn
 
 from filelock import FileLock, Timeout
@@ -15,7 +16,7 @@ from stream import logs, signals, tracing
 from stream.config import Settings, StageName
 from stream.errors import ConfigurationError, Outage, StreamError
 from stream.health import preflight, watch, web
-from stream.kafka import clients, topics
+from stream.kafka import clients, deadletters, topics
 from stream.stages.registry import open_stage
 from stream.worker import scratch
 from stream.worker.loop import BatchLoop
@@ -56,7 +57,9 @@ async def _work(name: StageName, settings: Settings) -> None:
         clients.letter_producer(settings) as letters,
     ):
         source = Source(name, settings)
-        loop = BatchLoop(stage, source, Outputs(name, producer, letters, settings), settings, fail)
+        outputs = Outputs(name, producer, letters, settings)
+        earlier = partial(deadletters.rejected, settings, name, settings.reject_count)
+        loop = BatchLoop(stage, source, outputs, settings, fail, earlier=earlier)
         port = web_port(name, settings)
         gc.freeze()  # the collector need not look at what lives as long as the process,
         gc.set_threshold(*COLLECT)  # nor a hundred times a second at what a batch makes: a seventh of the time

@@ -71,7 +71,7 @@ class Source:
 
         async def on_revoked(app: faust.App, partitions: set[Any], **_: Any) -> None:
             await revoked()
-            await app.consumer.commit()
+            await self.commit()
             self._arrived.clear()  # comes again, here or at another worker
             self._some_taken.set()
 
@@ -121,6 +121,10 @@ class Source:
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Marks these as done; Faust commits them in the background."""
         self._app.consumer.acknowledge([delivery.fetched for delivery in deliveries])
+
+    async def commit(self) -> None:
+        """Commits what is acknowledged; returns when Kafka has it."""
+        await self._app.consumer.commit()
 
     async def commit_the_beginning(self) -> bool:
         """Commits offset 0 of all assigned partitions, and nothing after it; returns whether Kafka has taken it."""

@@ -1,6 +1,7 @@
 """Bad records among good ones: if these fail, a bad record is lost or makes good records fail."""
 
 import json
+from collections import Counter
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -8,6 +9,7 @@ from conftest import free_ports
 from support import Worker, chunk, expanded, read, send
 
 from stream.contracts import problem
+from stream.errors import TooManyRejected
 from stream.kafka import clients, topics
 from stream.kafka.deadletters import PREFIX, DeadLetter
 from stream.operate.status import caught_up
@@ -93,6 +95,28 @@ async def test_headers_of_any_kind_travel_with_the_record_and_do_no_harm(flow):
     *passed_on, (name, _) = passed.headers
     assert passed_on == [*(header for header in headers if header[0] != "dlq.attempts"), published]
     assert name == VECTOR_HEADER
+
+
+async def test_a_producer_whose_records_are_all_bad_leaves_few_letters_however_often_the_worker_starts(flow):
+    """Otherwise a schema error fills the dead-letter queue with a copy of every record."""
+    flood = {f"bad{n}".encode() for n in range(1000)}
+    letters = topics.dead_letters(flow, "embed")
+    few = {"STREAM_REJECT_SHARE": "0.9", "STREAM_REJECT_COUNT": "100"}
+    await send(flow, [good(n) for n in range(100)])
+    await send(flow, [(key, b"{not json") for key in flood])
+    await send(flow, [good(n) for n in range(100, 200)])
+    for _ in range(2):
+        async with Worker("embed", port=free_ports(1)[0], **few) as worker:
+            assert await worker.exit_code() == TooManyRejected.exit_code
+        written = [DeadLetter.of(record) for record in await read(flow, letters)]
+        assert len({(letter.partition, letter.offset) for letter in written}) == len(written)
+        assert max(Counter(letter.partition for letter in written).values()) <= 90
+    assert f"of 100 consecutive records of {flow.topic}/" in worker.log.read_text()
+    async with Worker("embed", port=free_ports(1)[0], **few | {"STREAM_REJECT_SHARE": "1"}):
+        await caught_up(flow, ["embed"])
+    assert {record.key for record in await read(flow, letters)} == flood
+    passed = {record.key for record in await read(flow, topics.source(flow, "expand"))}
+    assert passed == {key for key, _ in map(good, range(200))}
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])

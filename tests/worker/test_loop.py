@@ -13,9 +13,9 @@ from support import chunk, until
 
 from stream import progress
 from stream.config import Settings
-from stream.errors import Outage
+from stream.errors import Outage, TooManyRejected
 from stream.health import web
-from stream.kafka.deadletters import LEFT_OUT_HEADER
+from stream.kafka.deadletters import ATTEMPTS_HEADER, LEFT_OUT_HEADER
 from stream.records import Done, Position, Record, header
 from stream.stages.base import Stage
 from stream.worker import loop as batch_loop
@@ -73,7 +73,7 @@ class Source:
     """A fake source that keeps the offsets in the order of their acknowledgement."""
 
     def __init__(self):
-        self.acknowledged, self.heartbeat_answered, self.stuck = [], 0.0, False
+        self.acknowledged, self.committed, self.heartbeat_answered, self.stuck = [], [], 0.0, False
 
     def connect(self, *listeners):
         pass
@@ -88,15 +88,20 @@ class Source:
     def acknowledge(self, deliveries):
         self.acknowledged += [delivery.record.offset for delivery in deliveries]
 
+    async def commit(self):
+        self.committed = list(self.acknowledged)
+
 
 class Run:
     """A loop on one stage; `take` hands it a batch."""
 
-    def __init__(self, process, **settings):
+    def __init__(self, process, letters=(), **settings):
+        """`letters` are the records that have a dead letter; an exception among them is raised once instead."""
         self.failed, self.letters, self.producer, self.source = [], Producer(), Producer(), Source()
         stage, told = Stage("embed", "chunk", process), Settings(_env_file=None, **settings)
         outputs = Outputs("embed", self.producer, self.letters, told)
-        self.loop = BatchLoop(stage, self.source, outputs, told, self.fail)
+        self.earlier = list(letters)
+        self.loop = BatchLoop(stage, self.source, outputs, told, self.fail, earlier=self.read_letters)
         self.loop._assignments.append(time.monotonic())
         for task in (self.loop._finisher, self.loop._watchdog):
             task.add_done_callback(lambda task: task.cancelled() or task.exception())  # `failed` has what matters
@@ -104,6 +109,11 @@ class Run:
     @property
     def acknowledged(self):
         return self.source.acknowledged
+
+    async def read_letters(self):
+        if self.earlier and isinstance(self.earlier[0], Exception):
+            raise self.earlier.pop(0)
+        return self.earlier
 
     def fail(self, error):
         self.failed.append(error)
@@ -326,6 +336,78 @@ async def test_records_that_were_read_but_never_reach_the_loop_are_noticed(monke
     assert run.loop.unhealthy() is None
     run.source.stuck = True
     assert "have not been taken" in run.loop.unhealthy()
+
+
+# Nearly all records are rejected
+
+FEW = {"reject_share": 0.5, "reject_count": 10}
+
+
+def bad(run, *offsets, **more):
+    return [run.event(offset, value=b"not json", **more) for offset in offsets]
+
+
+async def test_the_batch_that_completes_a_flood_is_not_published_and_those_before_it_are_committed():
+    """Otherwise its records are lost, or their letters are written again at each start."""
+    run = Run(everything, **FEW)
+    await run.take(run.event(0), *bad(run, 1, 2, 3))
+    await run.acknowledges(0, 1, 2, 3)
+    await run.take(run.event(4), *bad(run, 5, 6), run.event(7, value=b"[]"))
+    with pytest.raises(Ended):
+        await run.loop._finisher
+    assert len(run.failed) == 1
+    assert isinstance(run.failed[0], TooManyRejected)
+    said = str(run.failed[0])
+    assert said.startswith("6 of 10 consecutive records of chunks/0 are rejected: not-json (chunks/0@5): ")
+    assert "schema (chunks/0@7): " in said
+    assert [key for _, key, *_ in run.letters.sent] == [b"c1", b"c2", b"c3"]
+    assert [key for _, key, *_ in run.producer.sent] == [b"c0"]
+    assert run.acknowledged == run.source.committed == [0, 1, 2, 3]
+
+
+async def test_a_worker_that_is_started_again_in_a_flood_writes_no_more_letters():
+    """Otherwise a supervisor that restarts it makes a dead letter of every record in the end."""
+    run = Run(everything, letters=[Position("chunks", 0, offset) for offset in range(5)], **FEW)
+    await run.take(*bad(run, 5))
+    with pytest.raises(Ended):
+        await run.loop._finisher
+    assert (run.letters.sent, run.acknowledged) == ([], [])
+
+
+async def test_a_flood_that_has_ended_does_not_stop_a_worker():
+    run = Run(everything, letters=[Position("chunks", 0, offset) for offset in range(5)], **FEW)
+    await run.take(*(run.event(offset) for offset in range(5, 13)), *bad(run, 13))
+    await run.acknowledges(*range(5, 14))
+
+
+async def test_letters_of_another_worker_count_after_its_partitions_have_moved():
+    run = Run(everything, **FEW)
+    await run.take(*bad(run, 0))
+    await run.acknowledges(0)
+    run.earlier = [Position("chunks", 0, offset) for offset in range(1, 6)]
+    run.loop._on_assigned(1)
+    await run.take(*bad(run, 6))
+    with pytest.raises(Ended):
+        await run.loop._finisher
+
+
+async def test_a_redrive_of_records_that_are_still_bad_does_not_stop_a_worker():
+    run = Run(everything, **FEW)
+    await run.take(*bad(run, *range(20), headers=[(ATTEMPTS_HEADER, b"1")]))
+    await run.acknowledges(*range(20))
+    assert len(run.letters.sent) == 20
+
+
+async def test_a_share_of_one_makes_a_dead_letter_of_every_record():
+    run = Run(everything, letters=[AssertionError("nobody needs the letters")], reject_share=1, reject_count=10)
+    await run.take(*bad(run, *range(30)))
+    await run.acknowledges(*range(30))
+
+
+async def test_an_outage_of_kafka_while_the_letters_are_read_is_waited_for():
+    run = Run(everything, letters=[Outage("Kafka is away")], **FEW)
+    await run.take(*bad(run, 0))
+    await run.acknowledges(0)
 
 
 # A batch that hangs: the tests set the loop's last progress back in time.
