@@ -21,7 +21,7 @@ from stream.errors import ConfigurationError
 REVISIONS = {"naver/splade-v3": "fdfeceb91d7b9de7985b38addd3ba9f53a59a355"}
 StageName = Literal["embed", "expand", "index"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
-SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 SearchMode = Literal["bm25", "splade", "dense", "lexical", "hybrid"]
 STAGES: tuple[StageName, ...] = ("embed", "expand", "index")
 
@@ -80,16 +80,35 @@ class Settings(BaseSettings):
         "PLAINTEXT", description="Kafka's security protocol: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
     )
     kafka_sasl_mechanism: SaslMechanism | None = Field(
-        None, description="SASL mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."
+        None, description="SASL mechanism: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER."
     )
-    kafka_user: str | None = Field(None, min_length=1, description="User for SASL.")
-    kafka_password: SecretStr | None = Field(None, min_length=1, description="Password for SASL.")
+    kafka_user: str | None = Field(None, min_length=1, description="User for PLAIN and SCRAM.")
+    kafka_password: SecretStr | None = Field(None, min_length=1, description="Password for PLAIN and SCRAM.")
+    kafka_oauth_url: HttpAddress | None = Field(
+        None, description="Token endpoint for OAUTHBEARER, with the OAuth 2 client credentials grant."
+    )
+    kafka_oauth_client_id: str | None = Field(None, min_length=1, description="Client id at the token endpoint.")
+    kafka_oauth_client_secret: SecretStr | None = Field(
+        None, min_length=1, description="Client secret at the token endpoint."
+    )
+    kafka_oauth_scope: str | None = Field(None, min_length=1, description="Scope of the tokens, if one is needed.")
+    kafka_oauth_ca_file: Path | None = Field(
+        None, description="CA bundle (PEM) that verifies the token endpoint's certificate; needs https."
+    )
+    kafka_oauth_token_file: Path | None = Field(
+        None, description="File with a token for OAUTHBEARER, which another program renews; in place of the endpoint."
+    )
     kafka_ca_file: Path | None = Field(
         None, description="CA bundle (PEM) that verifies Kafka's certificate; default: the system's."
     )
     kafka_cert_file: Path | None = Field(None, description="Client certificate (PEM) for Kafka.")
     kafka_key_file: Path | None = Field(
         None, description="Private key of the client certificate (PEM, without a passphrase)."
+    )
+    kafka_rack: str | None = Field(
+        None,
+        min_length=1,
+        description="A worker's rack (`client.rack`): it reads from a replica in this rack, if the brokers allow it.",
     )
     topic: str = Field(
         "chunks",
@@ -313,16 +332,32 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _complete_login(self) -> Self:
+        protocol, mechanism = self.kafka_security_protocol, self.kafka_sasl_mechanism
+        password = (self.kafka_user, self.kafka_password)
+        client = (self.kafka_oauth_url, self.kafka_oauth_client_id, self.kafka_oauth_client_secret)
+        endpoint, file = (*client, self.kafka_oauth_scope, self.kafka_oauth_ca_file), self.kafka_oauth_token_file
+        if not protocol.startswith("SASL_"):
+            if any((mechanism, *password, *endpoint, file)):
+                raise ValueError(
+                    "kafka_sasl_mechanism, kafka_user, kafka_password and kafka_oauth_… need the "
+                    f"kafka_security_protocol SASL_SSL or SASL_PLAINTEXT; it is {protocol}"
+                )
+        elif mechanism == "OAUTHBEARER":
+            if any(password) or (any(endpoint) if file else None in client):
+                raise ValueError(
+                    "OAUTHBEARER needs kafka_oauth_url, kafka_oauth_client_id and kafka_oauth_client_secret, or only "
+                    "kafka_oauth_token_file, and no kafka_user and kafka_password"
+                )
+        elif None in (mechanism, *password):
+            raise ValueError(f"{protocol} needs kafka_sasl_mechanism, kafka_user and kafka_password")
+        elif any((*endpoint, file)):
+            raise ValueError(f"kafka_oauth_… need the kafka_sasl_mechanism OAUTHBEARER; it is {mechanism}")
+        return self
+
+    @model_validator(mode="after")
     def _complete_security(self) -> Self:
         protocol = self.kafka_security_protocol
-        login = (self.kafka_sasl_mechanism, self.kafka_user, self.kafka_password)
-        if protocol.startswith("SASL_") and None in login:
-            raise ValueError(f"{protocol} needs kafka_sasl_mechanism, kafka_user and kafka_password")
-        if not protocol.startswith("SASL_") and any(login):
-            raise ValueError(
-                "kafka_sasl_mechanism, kafka_user and kafka_password need the kafka_security_protocol SASL_SSL "
-                f"or SASL_PLAINTEXT; it is {protocol}"
-            )
         if not protocol.endswith("SSL") and any((self.kafka_ca_file, self.kafka_cert_file, self.kafka_key_file)):
             raise ValueError(
                 "kafka_ca_file, kafka_cert_file and kafka_key_file need the kafka_security_protocol SSL "
@@ -330,6 +365,8 @@ class Settings(BaseSettings):
             )
         if (self.kafka_cert_file is None) != (self.kafka_key_file is None):
             raise ValueError("kafka_cert_file and kafka_key_file must be set together")
+        if self.kafka_oauth_ca_file and not (self.kafka_oauth_url or "").startswith("https:"):
+            raise ValueError("kafka_oauth_ca_file needs a kafka_oauth_url of https://")
         if self.neo4j_ca_file and not self.neo4j_uri.startswith(("bolt+s:", "neo4j+s:")):
             raise ValueError("neo4j_ca_file needs a neo4j_uri of bolt+s:// or neo4j+s://")
         if self.opensearch_ca_file and not self.opensearch_url.startswith("https:"):

@@ -1,13 +1,18 @@
-"""Certificates, and proxies that add TLS and authentication to servers without them."""
+"""Certificates, proxies that add TLS and authentication to servers without them, and a token endpoint."""
 
 import asyncio
+import base64
 import ssl
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote_plus
 
-from aiohttp import web
+import orjson
+from aiohttp import encode_basic_auth, web
 from faults.proxy import Forward, Proxy
 
 
@@ -67,3 +72,47 @@ async def login_before(url: str, authorization: str, context: ssl.SSLContext | N
 
     async with Proxy(url, "", context) as proxy, proxy.spoiling(let_in):
         yield proxy.address
+
+
+class TokenEndpoint:
+    """A token endpoint (RFC 6749, section 4.4) that knows one client. Its tokens are unsecured JWTs (RFC 7519)."""
+
+    def __init__(self, name: str, secret: str, lifetime: float = 3600) -> None:
+        self.lifetime = lifetime  # seconds of the next tokens
+        self.status = 200  # of the next answers; with 200, a stranger is refused
+        self.body: Any = None  # of the next answers, in place of a token
+        self.tokens: list[str] = []
+        self.scopes: list[str | None] = []
+        self.url = ""
+        self._login = encode_basic_auth(quote_plus(name), quote_plus(secret))
+
+    @asynccontextmanager
+    async def serving(self, context: ssl.SSLContext | None = None) -> AsyncIterator[Self]:
+        app = web.Application()
+        app.router.add_post("/token", self._answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+        await site.start()
+        self.url = f"{'https' if context else 'http'}://127.0.0.1:{runner.addresses[0][1]}/token"
+        try:
+            yield self
+        finally:
+            await runner.cleanup()
+
+    def token(self, lifetime: float | None = None) -> str:
+        now = time.time()
+        claims = {"sub": "alice", "iat": now - 3600, "exp": now + (self.lifetime if lifetime is None else lifetime)}
+        head, body = (base64.urlsafe_b64encode(orjson.dumps(part)).decode() for part in ({"alg": "none"}, claims))
+        self.tokens.append(f"{head.rstrip('=')}.{body.rstrip('=')}.")
+        return self.tokens[-1]
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        assert form["grant_type"] == "client_credentials"
+        if request.headers.get("Authorization") != self._login:
+            return web.json_response({"error": "invalid_client"}, status=401)
+        self.scopes.append(form.get("scope"))
+        if self.status != 200 or self.body is not None:
+            return web.json_response(self.body, status=self.status)
+        return web.json_response({"access_token": self.token(), "token_type": "bearer", "expires_in": self.lifetime})

@@ -115,6 +115,8 @@ def test_a_value_that_cannot_work_is_refused_by_name(file, name, value):
 
 SASL = {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": "SCRAM-SHA-512", "kafka_user": "u"}
 FULL = SASL | {"kafka_password": "hush", "kafka_ca_file": "ca", "kafka_cert_file": "c", "kafka_key_file": "k"}
+CLIENT = {"kafka_oauth_url": "http://h:1", "kafka_oauth_client_id": "i", "kafka_oauth_client_secret": "hush"}
+OAUTH = {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": "OAUTHBEARER"}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,14 @@ FULL = SASL | {"kafka_password": "hush", "kafka_ca_file": "ca", "kafka_cert_file
         (FULL | {"kafka_security_protocol": "SSL"}, "kafka_user"),
         ({"kafka_user": "u", "kafka_password": "hush"}, "kafka_security_protocol"),
         ({"kafka_ca_file": "ca"}, "kafka_security_protocol"),
+        (CLIENT, "kafka_security_protocol"),
+        (SASL | CLIENT | {"kafka_password": "hush"}, "OAUTHBEARER; it is SCRAM"),
+        (OAUTH, "kafka_oauth_url, .* kafka_oauth_token_file"),
+        (OAUTH | {"kafka_oauth_scope": "s", "kafka_oauth_token_file": "t"}, "only kafka_oauth_token_file"),
+        (OAUTH | CLIENT | {"kafka_oauth_token_file": "t"}, "only kafka_oauth_token_file"),
+        (OAUTH | CLIENT | {"kafka_user": "u"}, "no kafka_user"),
+        (OAUTH | {"kafka_oauth_url": "http://h:1", "kafka_oauth_client_id": "i"}, "kafka_oauth_client_secret"),
+        (OAUTH | CLIENT | {"kafka_oauth_ca_file": "ca"}, "https"),
         ({"kafka_security_protocol": "SSL", "kafka_cert_file": "c"}, "kafka_key_file"),
         ({"neo4j_ca_file": "ca"}, "bolt\\+s"),
         ({"neo4j_ca_file": "ca", "neo4j_uri": "bolt+ssc://h:1"}, "bolt\\+s"),
@@ -140,10 +150,17 @@ def test_security_that_would_not_protect_or_not_connect_is_refused_in_one_senten
     assert "hush" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["kafka_password", "neo4j_password", "opensearch_password", "embed_api_key"])
+@pytest.mark.parametrize(
+    "name",
+    ["kafka_password", "kafka_oauth_client_secret", "neo4j_password", "opensearch_password", "embed_api_key"],
+)
 def test_a_secret_is_never_printed(file, name):
-    others = {"opensearch_password": {"opensearch_user": "admin"}, "kafka_password": SASL}.get(name, {})
-    settings = config.load(**{name: "hush"}, **others)
+    others = {
+        "opensearch_password": {"opensearch_user": "admin"},
+        "kafka_password": SASL,
+        "kafka_oauth_client_secret": OAUTH | CLIENT,
+    }.get(name, {})
+    settings = config.load(**{**others, name: "hush"})
     for shown in (repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())):
         assert "hush" not in shown
     assert getattr(settings, name).get_secret_value() == "hush"
@@ -166,7 +183,7 @@ def test_a_secret_is_never_printed(file, name):
         "",
     ],
 )
-@pytest.mark.parametrize("name", ["neo4j_uri", "opensearch_url", "embed_url"])
+@pytest.mark.parametrize("name", ["neo4j_uri", "opensearch_url", "embed_url", "kafka_oauth_url"])
 def test_an_address_that_holds_a_secret_or_is_none_is_refused_and_not_shown(file, name, address):
     """Errors about a server that is down contain its address."""
     address = address.replace("http:", "bolt:") if name == "neo4j_uri" else address

@@ -16,6 +16,7 @@ from aiokafka.protocol.admin import SaslHandShakeRequest
 from stream import tls
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, StreamError
+from stream.kafka import oauth
 
 PROBE_MS = 5000
 CLOSED_CONNECTION = (KafkaError, ConnectionResetError, BrokenPipeError, ssl.SSLError)
@@ -26,13 +27,19 @@ def arguments(settings: Settings) -> dict[str, Any]:
 
     Raises `ConfigurationError` if a certificate or key cannot be read.
     """
-    protocol, password = settings.kafka_security_protocol, settings.kafka_password
+    protocol, mechanism, password = (
+        settings.kafka_security_protocol,
+        settings.kafka_sasl_mechanism,
+        settings.kafka_password,
+    )
     found: dict[str, Any] = {"security_protocol": protocol}
     if protocol.endswith("SSL"):
         found["ssl_context"] = tls.context(settings.kafka_ca_file, settings.kafka_cert_file, settings.kafka_key_file)
-    if password:
+    if mechanism == "OAUTHBEARER":
+        found |= {"sasl_mechanism": mechanism, "sasl_oauth_token_provider": oauth.provider(settings)}
+    elif password:
         found |= {
-            "sasl_mechanism": settings.kafka_sasl_mechanism,
+            "sasl_mechanism": mechanism,
             "sasl_plain_username": settings.kafka_user,
             "sasl_plain_password": password.get_secret_value(),
         }
@@ -50,15 +57,20 @@ async def startup_error(settings: Settings) -> StreamError:
             if not isinstance(failed, CLOSED_CONNECTION):
                 continue
             error = failed
+        if isinstance(error, oauth.NoToken):
+            return error.reason
         closed = True
         if (theirs := await _protocol(host, port)) not in (None, ours):
             return ConfigurationError(
                 f"Kafka at {host}:{port} expects {theirs}, not {ours}: set STREAM_KAFKA_SECURITY_PROTOCOL"
             )
         if isinstance(error, SaslAuthenticationFailed | UnsupportedSaslMechanismError):
+            login = "USER, STREAM_KAFKA_PASSWORD"
+            if settings.kafka_sasl_mechanism == "OAUTHBEARER":
+                login = "OAUTH_…"
             return ConfigurationError(
-                f"Kafka at {host}:{port}: authentication failed ({type(error).__name__}): set STREAM_KAFKA_USER, "
-                "STREAM_KAFKA_PASSWORD and STREAM_KAFKA_SASL_MECHANISM"
+                f"Kafka at {host}:{port}: authentication failed ({type(error).__name__}): set STREAM_KAFKA_{login} "
+                "and STREAM_KAFKA_SASL_MECHANISM"
             )
         if cause := tls.refusal(error):
             return ConfigurationError(

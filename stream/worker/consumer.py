@@ -25,7 +25,8 @@ The private names used here, by upstream file; `tests/worker/test_upstream.py` f
 - faust/transport/consumer.py: `Consumer._drain_messages`, `._wait_next_records`, `._buffered_partitions`, `.scheduler`,
   `.suspend_flow`, `.flow_active`, `.consumer_stopped_errors`, `._filter_tps_with_pending_acks`, `._commit`,
   `._new_offset`, `._should_commit`, `._committed_offset`, `._read_offset`
-- aiokafka/consumer/consumer.py: `AIOKafkaConsumer._isolation_level`, `._auto_offset_reset`, `._subscription`
+- aiokafka/consumer/consumer.py: `AIOKafkaConsumer._isolation_level`, `._auto_offset_reset`, `._client_rack`,
+  `._subscription`
 - aiokafka/consumer/subscription_state.py: `Subscription.assignment`, `Assignment.state_value`,
   `TopicPartitionState.has_valid_position`, `.position`
 - aiokafka/consumer/group_coordinator.py: `GroupCoordinator._do_heartbeat`
@@ -97,6 +98,7 @@ class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"  # Faust sets this only for its own transactions
         consumer._auto_offset_reset = "none"  # an automatic reset would be silent; `_reset` logs it
+        consumer._client_rack = self.transport.rack
         return consumer
 
     async def seek_to_committed(self) -> Mapping[TopicPartition, int]:
@@ -141,6 +143,7 @@ class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         """Continues at the oldest record of partitions whose next offset does not exist."""
         try:
             starts = await consumer.beginning_offsets(list(missing))
+            ends = await consumer.end_offsets(list(missing)) if self.transport.rack else {}
         except KafkaError as error:
             log.warning("cannot read the first offsets of %s from Kafka: %r", [*missing], error)
             return  # the next fetch tries again
@@ -149,6 +152,8 @@ class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             progress, start = self.progress.get(tp), starts[tp]
             if assignment is not self._assignment or progress is None or assignment.state_value(tp).position != offset:
                 continue
+            if start <= offset <= ends.get(tp, -1):
+                continue  # a follower that is behind has refused it (KIP-392); the next fetch asks the leader
             consumer.seek(tp, start)
             if start > offset:
                 lost = start - offset
@@ -256,14 +261,18 @@ class Transport(driver.Transport):  # type: ignore[misc]
     """Makes an app use this module's consumer.
 
     `deliver` gets the records of each fetch, `expired` the number of offsets that were deleted before they were read.
+    With a `rack` records are read from a replica in that rack, if the brokers name one (KIP-392).
     """
 
     Consumer = Consumer
 
-    def __init__(self, app: faust.App, deliver: Deliver, expired: Callable[[int], object]) -> None:
+    def __init__(
+        self, app: faust.App, deliver: Deliver, expired: Callable[[int], object], rack: str | None = None
+    ) -> None:
         super().__init__(app.conf.broker_consumer, app)
         self.deliver = deliver
         self.expired = expired
+        self.rack = rack
 
 
 class Heartbeats:

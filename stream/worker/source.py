@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import faust
+from faust.auth import OAuthCredentials
 
 from stream import metrics
 from stream.batches import split
@@ -124,6 +125,7 @@ class Source:
 
     async def commit(self) -> None:
         """Commits what is acknowledged; returns when Kafka has it."""
+        await self._app.consumer.commit()  # if a commit is in progress, this only waits for its end
         await self._app.consumer.commit()
 
     async def commit_the_beginning(self) -> bool:
@@ -179,14 +181,19 @@ def _app(stage: StageName, settings: Settings, deliver: Deliver) -> faust.App:
         broker_commit_interval=settings.commit_interval,
         stream_wait_empty=False,
     )
-    app.transport = Transport(app, deliver, expired=metrics.records_expired.labels(stage).inc)
+    expired = metrics.records_expired.labels(stage).inc
+    app.transport = Transport(app, deliver, expired, settings.kafka_rack)
     return app
 
 
-def _credentials(settings: Settings) -> faust.SASLCredentials | faust.SSLCredentials | None:
+def _credentials(
+    settings: Settings,
+) -> faust.SASLCredentials | OAuthCredentials | faust.SSLCredentials | None:
     """The security arguments of aiokafka's clients, as Faust's types."""
     arguments = security.arguments(settings)
     context = arguments.get("ssl_context")
+    if tokens := arguments.get("sasl_oauth_token_provider"):
+        return OAuthCredentials(oauth_cb=tokens, ssl_context=context)
     if "sasl_mechanism" in arguments:
         return faust.SASLCredentials(
             username=arguments["sasl_plain_username"],

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, free_ports
-from guards import certificate, login_before, serving, tls_before
+from guards import TokenEndpoint, certificate, login_before, serving, tls_before
 from pydantic import SecretStr
 from support import LONGEST, Worker, chunk, read, send, until
 from typer.testing import CliRunner
@@ -32,8 +32,10 @@ from stream.operate.status import caught_up
 pytestmark = pytest.mark.servers
 
 SEARCH = ("search", "sockets", "--mode", "dense")
-MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-SECRETS = {name: f"planted{uuid.uuid4().hex}" for name in ("kafka", "opensearch", "embed", "hub", "wrong")}
+SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
+MECHANISMS = ("PLAIN", *SCRAM, "OAUTHBEARER")
+SECRETS = {name: f"planted{uuid.uuid4().hex}" for name in ("kafka", "client", "opensearch", "embed", "hub", "wrong")}
+TOKEN_SECONDS = 2  # the lifetime of tokens that expire during a test
 OPENSEARCH = ("öffner", f"{SECRETS['opensearch']} 字")  # not encodable in Latin-1
 BASIC, WRONG_BASIC = (
     base64.b64encode(f"{OPENSEARCH[0]}:{password}".encode()).decode() for password in (OPENSEARCH[1], SECRETS["wrong"])
@@ -46,10 +48,14 @@ class Broker:
 
     addresses: dict[str, str]  # host:port by security protocol
     certificates: dict[str, tuple[Any, Any]]
+    tokens: TokenEndpoint
 
     def login(self, protocol="SASL_SSL", mechanism="SCRAM-SHA-512") -> dict[str, str]:
         variables = {"SERVERS": self.addresses[protocol], "SECURITY_PROTOCOL": protocol}
-        if protocol.startswith("SASL"):
+        if protocol.startswith("SASL") and mechanism == "OAUTHBEARER":
+            client = {"URL": self.tokens.url, "CLIENT_ID": "client", "CLIENT_SECRET": SECRETS["client"]}
+            variables |= {"SASL_MECHANISM": mechanism, **{f"OAUTH_{name}": value for name, value in client.items()}}
+        elif protocol.startswith("SASL"):
             variables |= {"SASL_MECHANISM": mechanism, "USER": "alice", "PASSWORD": SECRETS["kafka"]}
         if protocol.endswith("SSL"):
             variables["CA_FILE"] = str(self.certificates["broker"][0])
@@ -74,13 +80,14 @@ async def broker(tmp_path_factory, certificates):
     profile = Profile(home, ROOT / ".local" / "artifacts", kafka_controller_port=controller)
     folder = java.assemble(profile, local_kafka.NAME, print)
     configuration = secured(profile, addresses, certificates)
-    users = [f"{mechanism}=[name=alice,password={SECRETS['kafka']}]" for mechanism in MECHANISMS[1:]]
+    users = [f"{mechanism}=[name=alice,password={SECRETS['kafka']}]" for mechanism in SCRAM]
     tool = ["kafka.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAQ", "-c", str(configuration)]
     tool += [word for user in users for word in ("--add-scram", user)]
     java.run(java.find(), ["-cp", f"{folder}/lib/*", *tool], home)
     with (home / "kafka.log").open("wb") as log:
         process = subprocess.Popen(local_kafka.program(profile).command, cwd=home, stdout=log, stderr=log)
-    made = Broker(addresses, certificates)
+    tokens = TokenEndpoint("client", SECRETS["client"])
+    made = Broker(addresses, certificates, tokens)
 
     async def answers():
         assert process.poll() is None, (home / "kafka.log").read_text()[-3000:]
@@ -91,7 +98,8 @@ async def broker(tmp_path_factory, certificates):
 
     try:
         await until(answers)
-        yield made
+        async with tokens.serving():
+            yield made
     finally:
         process.terminate()
         await asyncio.to_thread(process.wait)
@@ -118,10 +126,15 @@ def secured(profile, addresses, certificates):
     }
     for listener in ("sasl_ssl", "sasl_plaintext"):
         for mechanism in MECHANISMS:
-            scram = f"{package}.scram.ScramLoginModule required;"
-            plain = f'{package}.plain.PlainLoginModule required user_alice="{SECRETS["kafka"]}";'
-            name = f"listener.name.{listener}.{mechanism.lower()}.sasl.jaas.config"
-            changed[name] = plain if mechanism == "PLAIN" else scram
+            module = {
+                "PLAIN": f'plain.PlainLoginModule required user_alice="{SECRETS["kafka"]}"',
+                "OAUTHBEARER": 'oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker"',
+            }.get(mechanism, "scram.ScramLoginModule required")
+            changed[f"listener.name.{listener}.{mechanism.lower()}.sasl.jaas.config"] = f"{package}.{module};"
+        changed[f"listener.name.{listener}.oauthbearer.sasl.server.callback.handler.class"] = (
+            f"{package}.oauthbearer.internals.unsecured.OAuthBearerUnsecuredValidatorCallbackHandler"
+        )
+    changed["listener.name.sasl_plaintext.oauthbearer.connections.max.reauth.ms"] = "60000"  # or a token's lifetime
     written = local_kafka._properties("data", profile)
     kept = [line for line in written.splitlines() if line.partition("=")[0] not in changed]
     path = local_kafka._conf(profile)
@@ -209,6 +222,10 @@ WRONG = {
         lambda b: b.login("SASL_PLAINTEXT", "PLAIN") | {"STREAM_KAFKA_PASSWORD": SECRETS["wrong"]},
         "PASSWORD",
     ),
+    "a wrong client secret": (
+        lambda b: b.login(mechanism="OAUTHBEARER") | {"STREAM_KAFKA_OAUTH_CLIENT_SECRET": SECRETS["wrong"]},
+        "CLIENT_SECRET",
+    ),
     "an untrusted client certificate": (
         lambda b: (
             b.login("SSL")
@@ -253,6 +270,55 @@ async def test_a_failed_connection_is_one_sentence_and_exit_code_78(settings, br
     assert (command.code, worker.code, command.out) == (78, 78, "")
     assert "Traceback" not in worker.err
     assert not holds_a_secret(command.err + worker.err, certificates)
+
+
+async def test_a_token_that_the_broker_rejects_is_a_wrong_setting(broker, certificates, tmp_path):
+    """aiokafka takes the broker's error for a success, so it would look like an outage."""
+    login, file = broker.login(mechanism="OAUTHBEARER"), tmp_path / "token"
+    file.write_text(broker.tokens.token(lifetime=-60))
+    variables = {name: value for name, value in login.items() if "_OAUTH_" not in name}
+    with pytest.raises(ConfigurationError, match=r"authentication failed.*OAUTH"):
+        async with clients.admin(only(variables | {"STREAM_KAFKA_OAUTH_TOKEN_FILE": str(file)})):
+            pass
+    file.write_text(broker.tokens.token())
+    async with clients.admin(only(variables | {"STREAM_KAFKA_OAUTH_TOKEN_FILE": str(file)})):
+        pass
+
+
+async def test_a_token_endpoint_that_is_down_is_an_outage(broker, certificates):
+    login = broker.login(mechanism="OAUTHBEARER") | {"STREAM_KAFKA_OAUTH_URL": f"http://{HOST}:{free_ports(1)[0]}/t"}
+    with pytest.raises(Outage, match=r"does not answer.*STREAM_KAFKA_OAUTH_URL") as raised:
+        async with clients.admin(only(login)):
+            pass
+    assert not holds_a_secret(str(raised.getrepr()), certificates)
+
+
+async def test_a_worker_goes_on_when_its_tokens_expire(settings, broker, certificates, monkeypatch):
+    """The broker closes a connection whose token has expired."""
+    for name, value in (broker.login("SASL_PLAINTEXT", "OAUTHBEARER") | {"STREAM_LOG_LEVEL": "debug"}).items():
+        monkeypatch.setenv(name, value)
+    secure, sent = Settings(_env_file=None), 0
+    await topics.create(secure)
+    async with (
+        TokenEndpoint("client", SECRETS["client"], TOKEN_SECONDS).serving() as short,
+        Worker("embed", port=free_ports(1)[0], STREAM_KAFKA_OAUTH_URL=short.url) as worker,
+    ):
+        await worker.ready()
+        before = len(short.tokens)
+
+        async def connections_are_new() -> bool:
+            nonlocal sent
+            await send(secure, [(f"c{sent}".encode(), json.dumps(chunk(f"c{sent}")).encode())])
+            sent += 1
+            return len(short.tokens) > before + 5
+
+        await until(connections_are_new, every=TOKEN_SECONDS / 4)
+        await caught_up(secure, ["embed"])
+        assert await worker.end(signal.SIGTERM) == 0
+        said = worker.log.read_text()
+    passed = {record.key for record in await read(secure, topics.source(secure, "expand"))}
+    assert passed == {f"c{n}".encode() for n in range(sent)}
+    assert not holds_a_secret(said, certificates, *short.tokens)
 
 
 # No output holds a secret
@@ -319,7 +385,11 @@ async def test_chunks_pass_all_secured_servers_and_no_output_holds_a_secret(
     said = Said()
     async with AsyncExitStack() as stack:
         workers = {}
-        ways = (broker.login("SSL"), broker.login("SASL_PLAINTEXT", "PLAIN"), broker.login())
+        ways = (
+            broker.login("SSL"),
+            broker.login("SASL_PLAINTEXT", "PLAIN"),
+            broker.login(mechanism="OAUTHBEARER"),
+        )
         for stage, port, way in zip(STAGES, free_ports(3), ways, strict=True):
             for name, value in way.items():
                 monkeypatch.setenv(name, value)
@@ -338,13 +408,15 @@ async def test_chunks_pass_all_secured_servers_and_no_output_holds_a_secret(
         await it_is_down(secure, workers, said)
     for stage, worker in workers.items():
         said.add(stage, worker.log.read_text())
-    leaks = sorted(who for who, text in said.texts if holds_a_secret(text, certificates, own))
+    planted = (own, *broker.tokens.tokens)
+    leaks = sorted(who for who, text in said.texts if holds_a_secret(text, certificates, *planted))
     assert not leaks, "; ".join(leaks)
 
 
 def every_secret(settings):
     secret = {name: value.get_secret_value() for name, value in settings if isinstance(value, SecretStr)}
-    assert len(secret) == sum("SecretStr" in str(field.annotation) for field in Settings.model_fields.values())
+    fields = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+    assert fields == {*secret, "kafka_oauth_client_secret"}  # which only a worker has
     return secret
 
 

@@ -445,6 +445,20 @@ async def test_a_topic_that_was_made_again_is_read_from_its_beginning_and_the_co
     assert [key for key, _ in await passed(one)][5:] == [b"c7", b"c8"]
 
 
+@servers
+async def test_a_follower_that_is_behind_does_not_make_a_worker_read_its_partition_again(one, topic):
+    """An offset that the leader has and the follower does not have yet is out of the follower's range (KIP-392)."""
+    await send(one, [good(n) for n in range(5)])
+    async with running(one.model_copy(update={"kafka_rack": "a"})) as worker:
+        await commits(one, 5)
+        thread = worker._app.consumer._thread
+        assert thread._consumer._fetcher._client_rack == "a"
+        await thread.call_thread(thread._reset, thread._consumer, {topic: 5})
+        await send(one, [good(5)])
+        await commits(one, 6)
+    assert [key for key, _ in await passed(one)] == [b"c0", b"c1", b"c2", b"c3", b"c4", b"c5"]
+
+
 async def _gone(admin, topic) -> bool:
     return topic not in await admin.list_topics()
 

@@ -1,13 +1,14 @@
 """If one of these fails, a new version of Faust or aiokafka has changed internal code that a worker depends on.
 
-Read the change, compare it with `stream/worker/consumer.py`, `source.py` and `stream/kafka/record_batches.py`, run all
-tests, and only then copy the new hash: `python tests/worker/test_upstream.py` prints the table.
+Read the change, compare it with `stream/worker/consumer.py`, `source.py`, `stream/kafka/record_batches.py` and
+`oauth.py`, run all tests, and only then copy the new hash: `python tests/worker/test_upstream.py` prints the table.
 """
 
 import hashlib
 import inspect
 
 import pytest
+from aiokafka.conn import OAuthAuthenticator
 from aiokafka.consumer.consumer import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.subscription_state import Assignment, Subscription, TopicPartitionState
@@ -17,7 +18,7 @@ from faust.app.base import App
 from faust.transport.consumer import Consumer
 from faust.transport.drivers import aiokafka as driver
 
-from stream.kafka import record_batches
+from stream.kafka import oauth, record_batches
 from stream.worker import consumer
 
 USED = [
@@ -51,6 +52,8 @@ USED = [
     record_batches.PartitionRecords,
     _MemoryRecordsPy,
     _DefaultRecordBatchPy,
+    OAuthAuthenticator.__init__,
+    oauth._step,
 ]
 HASHES = {
     "faust.app.base.App._on_partitions_revoked": "d5c895bbe57dc73a",
@@ -83,6 +86,8 @@ HASHES = {
     "aiokafka.consumer.fetcher.PartitionRecords": "94aa0da0dbec8d1b",
     "aiokafka.record.memory_records._MemoryRecordsPy": "795a0314fbca30af",
     "aiokafka.record.default_records._DefaultRecordBatchPy": "f63fbb5a8a247d54",
+    "aiokafka.conn.OAuthAuthenticator.__init__": "d556cdb7cc392f73",
+    "aiokafka.conn.OAuthAuthenticator.step": "3a013ab61098033c",
 }
 
 
