@@ -39,9 +39,9 @@ chromium: $(if $(shell command -v chromium),,.local/chromium/installed) ## Insta
 screenshots: .venv/installed chromium ## Take the screenshots of the README
 	SCREENSHOTS=docs/figures $(BIN)/pytest tests/page/test_page.py -k screenshots
 
-faults: .venv/installed ## Inject faults into real servers: SEED=1 MINUTES=30, or ONLY="words of a row of docs/faults.md"
+faults: .venv/installed ## Inject faults into real servers: SEED=1 MINUTES=30 BROKERS=1, or ONLY="words of a row of docs/faults.md"
 	PYTHONPATH=tests $(BIN)/python -m faults --seed $(or $(SEED),1) --minutes $(or $(MINUTES),30) \
-	  $(if $(ONLY),--only "$(ONLY)",--page docs/faults.md)
+	  --brokers $(or $(BROKERS),1) $(if $(ONLY),--only "$(ONLY)") --page docs/faults.md
 
 test-matrix: .venv/installed ## Run tests with other versions of the servers, Java, Python and vLLM: all, or ONLY="neo4j"
 	PYTHONPATH=tests $(BIN)/python -m matrix $(if $(ONLY),--only "$(ONLY)")

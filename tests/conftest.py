@@ -19,6 +19,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from dotenv import dotenv_values
+from faults import cluster
 from filelock import FileLock
 from processes import Process
 from support import DIMENSIONS, LOGS, empty_neo4j, wait_until
@@ -56,8 +57,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 
 @contextmanager
-def own_servers() -> Iterator[Profile]:
+def own_servers(brokers: int = 1) -> Iterator[Profile]:
     """Servers on free ports, with nothing in them, in a folder that only its owner may enter; stopped at the end.
+
+    With several brokers the profile is a `Cluster`.
 
     Each process of `pytest -n` has its own.
     """
@@ -67,11 +70,16 @@ def own_servers() -> Iterator[Profile]:
         artifacts=ROOT / ".local" / "artifacts",
         **dict(zip((f"{name}_port" for name in ports), free_ports(len(ports)), strict=True)),
     )
+    if brokers > 1:
+        own, controllers = free_ports(brokers), free_ports(brokers)
+        profile = cluster.Cluster(**vars(profile), brokers=tuple(zip(own, controllers, strict=True)))
     down(profile)
     shutil.rmtree(profile.home, ignore_errors=True)
     profile.home.mkdir(parents=True, mode=0o700)
     try:
         install(profile, print)
+        if isinstance(profile, cluster.Cluster):
+            cluster.install(profile)
         MODELS.mkdir(exist_ok=True)
         with FileLock(MODELS / "lock"):
             splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(STAND_INS["STREAM_SPLADE_MODEL"]))
@@ -86,8 +94,11 @@ def own_servers() -> Iterator[Profile]:
 def programs(profile: Profile) -> list[Program]:
     """The servers, and the embedder without a trained model."""
     hashing = [sys.executable, "-m", "stream.local.embedder", "--port", str(profile.embedder_port)]
+    kafka, *stores = servers(profile)
+    brokers = cluster.programs(profile) if isinstance(profile, cluster.Cluster) else [kafka]
     return [
-        *servers(profile),
+        *brokers,
+        *stores,
         replace(embedder(profile), command=[*hashing, "--dimensions", str(DIMENSIONS)]),
     ]
 

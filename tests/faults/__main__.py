@@ -34,6 +34,14 @@ checked after each fault; all that was ever published, by `stream verify` too, a
 `make faults ONLY="words of a row"` shows one fault; `make test` does each once.
 """
 
+SEVERAL = """\
+## Several brokers
+
+The same with several brokers in place of one: each topic has up to three replicas, and an acknowledged record is in all
+but one of them at least. A fault of Kafka strikes one broker, chosen at random; the others go on. The workers read from
+followers (`STREAM_KAFKA_RACK`).
+"""
+
 
 async def one_round(
     profile: Profile, seed: int, faults: list[Fault], found: dict[Fault, list[Result]], deadline: float
@@ -62,12 +70,23 @@ async def one_round(
         return Counter(code for worker in flow.workers.values() for code in worker.exits)
 
 
-def page(found: dict[Fault, list[Result]], ends: Counter[int], minutes: float) -> str:
+def page(before: str, found: dict[Fault, list[Result]], ends: Counter[int], options: argparse.Namespace) -> str:
+    """The page with the runs in place of earlier ones with as many brokers."""
+    one, _, several = before.partition(SEVERAL)
+    if options.brokers == 1:
+        return HEAD + table(found, ends, options) + (f"\n{SEVERAL}{several}" if several else "")
+    return f"{one.rstrip()}\n\n{SEVERAL}{table(found, ends, options)}"
+
+
+def table(found: dict[Fault, list[Result]], ends: Counter[int], options: argparse.Namespace) -> str:
     results = [result for each in found.values() for result in each]
     first, last = min(r.seed for r in results), max(r.seed for r in results)
+    told = {"SEED": first, "MINUTES": f"{options.minutes:g}"}
+    told |= {"BROKERS": options.brokers} if options.brokers > 1 else {}
+    told |= {"ONLY": f'"{options.only}"'} if options.only else {}
     lines = [
-        HEAD,
-        f"`make faults SEED={first} MINUTES={minutes:g}` on {datetime.now(UTC):%Y-%m-%d}, "
+        f"\n`make faults {' '.join(f'{name}={value}' for name, value in told.items())}` "
+        f"on {datetime.now(UTC):%Y-%m-%d}, "
         f"{os.cpu_count()} cores: seeds {first} to {last}, {len(results)} runs, "
         f"{sum(r.records for r in results):,} records published, workers ended "
         f"{sum(ends.values())} times ({', '.join(f'{n}× {ended(code)}' for code, n in ends.most_common())}), "
@@ -78,6 +97,8 @@ def page(found: dict[Fault, list[Result]], ends: Counter[int], minutes: float) -
     ]
     for fault in FAULTS:
         each = found.get(fault, [])
+        if not each and options.only:
+            continue
         lines.append(
             f"| {fault.part} | {fault.what} | {len(each)} | {sum(r.strikes for r in each)} "
             f"| {sum(r.records for r in each):,} | {sum(len(r.wrong) for r in each)} "
@@ -99,7 +120,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--only", default="", help="faults with these words")
-    parser.add_argument("--page", type=Path, help="write the table here")
+    parser.add_argument("--brokers", type=int, default=1, help="brokers of Kafka")
+    parser.add_argument("--page", type=Path, help="write the table here, unless it is of some faults with one broker")
     options = parser.parse_args()
     faults = [fault for fault in FAULTS if options.only in str(fault)]
     if not faults:
@@ -108,12 +130,12 @@ def main() -> None:
     found: dict[Fault, list[Result]] = {}
     ends: Counter[int] = Counter()
     seed = options.seed
-    with own_servers() as profile:
+    with own_servers(options.brokers) as profile:
         deadline = time.monotonic() + 60 * options.minutes
         while time.monotonic() < deadline:
             ends += asyncio.run(one_round(profile, seed, faults, found, deadline))
-            if options.page and found:
-                options.page.write_text(page(found, ends, options.minutes))
+            if options.page and found and (options.brokers > 1 or not options.only):
+                options.page.write_text(page(options.page.read_text(), found, ends, options))
             seed += 1
     sys.exit(any(result.wrong or result.dead_letters for each in found.values() for result in each))
 

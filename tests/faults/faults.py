@@ -238,9 +238,11 @@ async def killed_at_a_marker(pipeline: Pipeline, rng: random.Random) -> int:
 
 @fault("Kafka", "stopped for one to ten seconds")
 async def broker_stopped(pipeline: Pipeline, rng: random.Random) -> int:
-    await pipeline.stop("kafka")
+    broker = rng.choice(pipeline.brokers)
+    await pipeline.stop(broker)
     await asyncio.sleep(1 + 9 * rng.random())
-    await pipeline.start("kafka")
+    await pipeline.start(broker)
+    await pipeline.until_up(broker)
     await pipeline.workers["embed"].until_working()
     return 1
 
@@ -248,8 +250,9 @@ async def broker_stopped(pipeline: Pipeline, rng: random.Random) -> int:
 @fault("Kafka", "kill -9, twice")
 async def broker_killed(pipeline: Pipeline, rng: random.Random) -> int:
     for _ in range(2):
-        await pipeline.kill("kafka")
-        await pipeline.until_up("kafka")
+        broker = rng.choice(pipeline.brokers)
+        await pipeline.kill(broker)
+        await pipeline.until_up(broker)
         await pipeline.workers["embed"].until_working()
     return 2
 

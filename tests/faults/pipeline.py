@@ -8,7 +8,7 @@ from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 from typing import Self
 
-from conftest import free_ports
+from conftest import free_ports, programs
 from faults.history import History
 from faults.proxy import Proxy
 from support import EAGER, LOGS, Worker, create_topics, empty_neo4j, until
@@ -16,7 +16,6 @@ from support import EAGER, LOGS, Worker, create_topics, empty_neo4j, until
 from stream.config import STAGES, Settings, StageName
 from stream.local import supervisor
 from stream.local.profile import Profile
-from stream.local.servers import servers
 from stream.operate.status import caught_up, stages
 from stream.operate.verify import verify
 from stream.stores import Stores, open_stores
@@ -167,6 +166,7 @@ class Pipeline:
         self.embedder = embedder
         self.opensearch = opensearch
         self.workers = {stage: Kept(stage) for stage in STAGES}
+        self.brokers = [program.name for program in programs(profile) if program.name.startswith("kafka")]
         self._profile = profile
 
     async def kill(self, server: str) -> None:
@@ -183,7 +183,7 @@ class Pipeline:
 
     async def until_up(self, server: str) -> None:
         """Waits until a server answers."""
-        program = next(program for program in servers(self._profile) if program.name == server)
+        program = next(program for program in programs(self._profile) if program.name == server)
         await until(lambda: asyncio.to_thread(program.ready), SECONDS_TO_RECOVER)
 
     async def recovered(self) -> None:
