@@ -39,7 +39,7 @@ from opensearchpy.helpers import async_bulk
 
 from stream import config
 from stream.config import Settings
-from stream.records import Done, Record, decode, encode
+from stream.records import Decoder, Done, Record, encode
 from stream.stages.index import index
 from stream.stores import Stores, open_stores
 from stream.stores.base import FIRST, Put
@@ -93,7 +93,7 @@ def records(numbers: range) -> list[Record]:
 
 def decoded(record: Record) -> Any:
     """A record's chunk with its position, as the batch loop passes it to the stage."""
-    return decode(record, "expanded", sys.maxsize) | {"position": record.position}  # type: ignore[operator]
+    return Decoder("expanded", sys.maxsize)(record) | {"position": record.position}  # type: ignore[operator]
 
 
 def document(of: Any) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from stream import mapping
 from stream.errors import ConfigurationError
+from stream.wire import ValueFormat
 
 REVISIONS = {"naver/splade-v3": "fdfeceb91d7b9de7985b38addd3ba9f53a59a355"}
 StageName = Literal["embed", "expand", "index"]
@@ -135,6 +137,13 @@ class Settings(BaseSettings):
         2**20,
         ge=1024,
         description="A chunk whose record is larger than this many bytes becomes a dead letter.",
+    )
+    value_format: ValueFormat = Field(
+        "auto",
+        description="Format of producers' values: `json`, `confluent` (JSON in Confluent's wire format), `auto`: both.",
+    )
+    field_mapping: Annotated[str, AfterValidator(mapping.checked)] = Field(
+        "", description="A JMESPath expression that makes the chunk of a producer's record; empty: the record is one."
     )
 
     # The batch loop
@@ -386,6 +395,9 @@ class Settings(BaseSettings):
         return self.max_message_bytes + 2**16
 
 
+PLAIN = {"value_format": "auto", "field_mapping": ""}  # for a topic to which this package itself publishes chunks
+
+
 def load(**overrides: str) -> Settings:
     """Reads the settings; raises `ConfigurationError` with one sentence for each invalid value."""
     unknown = set(overrides) - set(Settings.model_fields)
@@ -402,6 +414,7 @@ def load(**overrides: str) -> Settings:
         wrong = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'combination'}: {e['msg'].removeprefix('Value error, ')}"
             for e in error.errors(include_input=False)
+            if e["type"] != "default_factory_not_called"  # only because another setting is invalid
         )
         raise ConfigurationError(f"invalid settings: {wrong}") from None
 

@@ -1,21 +1,23 @@
 """Kafka's records as bytes, their decoded values, and a stage's outcome for each record.
 
 Each stage adds to a chunk: `Chunk` + vector = `Embedded`, `Embedded` + terms = `Expanded`. These are plain
-dictionaries, typed here and checked against `schemas/` by `decode`. A record with a null value is a `Tombstone`.
+dictionaries, typed here and checked against `schemas/` by `Decoder`. A record with a null value is a `Tombstone`.
 """
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, Self, TypedDict
 
 import orjson
 
+from stream import mapping, wire
+from stream.config import Settings
 from stream.contracts import Contract, problem
 
 Scalar = str | int | float | bool | None
-Headers = Sequence[tuple[str, bytes | None]]
+Headers = wire.Headers
 
 VERSION_HEADER = "version"
 VECTOR_HEADER = "embedding_qwen"  # little-endian float32: beside the JSON, which need not be parsed for it
@@ -38,7 +40,7 @@ def embedding_space(provenance: Provenance) -> tuple[Scalar, ...]:
 
 
 class Chunk(TypedDict):
-    """`schemas/chunk.json`; `decode` sets the version if the record has none."""
+    """`schemas/chunk.json`; `Decoder` sets the version if the record has none."""
 
     chunk_id: str
     doc_id: str
@@ -143,6 +145,7 @@ class Rejected:
 
 
 Outcome = Done | Rejected
+Decoded = dict[str, Any] | Tombstone | Rejected
 
 
 def sha256(text: str) -> str:
@@ -162,33 +165,64 @@ def number(value: bytes | None) -> int | None:
     return int(value)
 
 
-def decode(record: Record, contract: Contract, max_bytes: int) -> dict[str, Any] | Tombstone | Rejected:
-    """Decodes a record, checks it against the contract and sets its version; `Rejected` if it breaks the contract."""
-    if record.size > max_bytes:
-        return Rejected("too-large", f"the record has {record.size:,} bytes, the limit is {max_bytes:,}")
-    if record.value is None:
-        return _tombstone(record)
-    try:
-        value = orjson.loads(record.value)
-    except orjson.JSONDecodeError as error:
-        return Rejected("not-json", f"the record is not JSON: {error}")
-    if wrong := problem(value, contract):
-        return Rejected("schema", wrong)
-    if record.key != value["chunk_id"].encode():
-        return Rejected("key", "the record's key must be its chunk_id, so that a chunk's records stay in order")
-    if "version" not in value and not _timestamp_fits(record):
-        return Rejected("version", f"the record {NO_VERSION}")
-    value["version"] = int(value.get("version", record.timestamp))
-    if contract != "chunk":
-        vector = _vector(record, value)
-        if isinstance(vector, Rejected):
-            return vector
-        value[VECTOR_HEADER] = vector
-    return value  # type: ignore[no-any-return]
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Decodes the records of one topic: of the first one as producers write them, of later ones as the stages do.
+
+    Every reader of the first topic uses this class. `content` parses a value: it returns the JSON, or the chunk that
+    `field_mapping` makes of it, and raises `ValueError` with a sentence.
+    """
+
+    contract: Contract
+    max_bytes: int
+    content: wire.Parse = wire.plain
+    field_mapping: str = ""
+
+    @classmethod
+    def of(cls, contract: Contract, settings: Settings) -> Self:
+        """The decoder of the topic that has this contract."""
+        if contract != "chunk":
+            return cls(contract, settings.max_message_bytes)
+        parse, expression = wire.PARSERS[settings.value_format], settings.field_mapping
+
+        def chunk(value: bytes, headers: Headers) -> Any:
+            return mapping.mapped(parse(value, headers), expression)
+
+        return cls(contract, settings.max_record_bytes, chunk if expression else parse, expression)
+
+    def __call__(self, record: Record) -> Decoded:
+        """The record's chunk, checked, and its version set; `Rejected` if the record breaks the contract."""
+        if record.size > self.max_bytes:
+            return Rejected("too-large", f"the record has {record.size:,} bytes, the limit is {self.max_bytes:,}")
+        if record.value is None:
+            return _tombstone(record)
+        try:
+            value = self.content(record.value, record.headers)
+        except mapping.NotMapped as error:
+            return Rejected("schema", str(error))
+        except ValueError as error:
+            return Rejected("not-json", str(error))
+        if wrong := problem(value, self.contract):
+            return Rejected("schema", mapping.explained(wrong, self.field_mapping))
+        if record.key != value["chunk_id"].encode():
+            wrong = "the record's key must be its chunk_id, so that a chunk's records stay in order"
+            return _wrong_key(record, mapping.explained(wrong, self.field_mapping))
+        version = value.get("version")
+        if version is None:
+            if not _timestamp_fits(record):
+                return Rejected("version", f"the record {NO_VERSION}")
+            version = record.timestamp
+        value["version"] = int(version)
+        if self.contract != "chunk":
+            vector = _vector(record, value)
+            if isinstance(vector, Rejected):
+                return vector
+            value[VECTOR_HEADER] = vector
+        return value  # type: ignore[no-any-return]
 
 
 def encode(chunk: Mapping[str, Any]) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """The value of a chunk's record, and the header with its vector if it has one: the reverse of `decode`."""
+    """The value of a chunk's record, and the header with its vector if it has one: the reverse of `Decoder`."""
     vector = chunk.get(VECTOR_HEADER)
     if vector is None:
         return orjson.dumps(chunk), []
@@ -214,9 +248,9 @@ def _tombstone(record: Record) -> Tombstone | Rejected:
     try:
         chunk_id = (record.key or b"").decode()
     except UnicodeDecodeError:
-        return Rejected("key", "the key of a null record must be a chunk_id in UTF-8")
+        return _wrong_key(record, "the key of a null record must be a chunk_id in UTF-8")
     if wrong := problem({"chunk_id": chunk_id, "doc_id": "-", "text": "-"}, "chunk"):
-        return Rejected("key", f"the key of a null record must be a chunk_id: {wrong}")
+        return _wrong_key(record, f"the key of a null record must be a chunk_id: {wrong}")
     if all(name != VERSION_HEADER for name, _ in record.headers):
         if not _timestamp_fits(record):
             return Rejected("version", f"the null record {NO_VERSION}")
@@ -225,6 +259,15 @@ def _tombstone(record: Record) -> Tombstone | Rejected:
     if version is None:
         return Rejected("version", f"the header {VERSION_HEADER!r} must be an integer from 0 to {MAX_VERSION}")
     return Tombstone(chunk_id, version)
+
+
+def _wrong_key(record: Record, sentence: str) -> Rejected:
+    if record.key and record.key.startswith(wire.MAGIC):
+        sentence = (
+            "the record's key is in the Confluent wire format, and must be the chunk_id in UTF-8: "
+            "let the producer use a StringSerializer for keys"
+        )
+    return Rejected("key", sentence)
 
 
 def _timestamp_fits(record: Record) -> bool:

@@ -11,15 +11,11 @@ from support import CONTRACTS, names
 from stream.config import Settings, StageName
 from stream.contracts import problem
 from stream.kafka.deadletters import ATTEMPTS_HEADER, PREFIX, DeadLetter, without_letter
-from stream.records import PUBLISHED_HEADER, VECTOR_HEADER, Headers, Reason, Record, Tombstone, decode, header, number
+from stream.records import PUBLISHED_HEADER, VECTOR_HEADER, Decoder, Headers, Reason, Record, Tombstone, header, number
 from stream.stores import Stores
 from stream.stores.base import Stored
 
 AFTER: dict[StageName, StageName] = {"embed": "expand", "expand": "index"}
-
-
-def limit(stage: StageName, settings: Settings) -> int:
-    return settings.max_record_bytes if stage == "embed" else settings.max_message_bytes
 
 
 def number_of(record: Record) -> int:
@@ -74,8 +70,8 @@ def check_letter(stage: StageName, case: Case, record: Record) -> None:
 def check_output(stage: StageName, settings: Settings, case: Case, output: Record) -> None:
     original = case.record
     after = AFTER[stage]
-    wanted = decode(original, CONTRACTS[stage], limit(stage, settings))
-    found = decode(output, CONTRACTS[after], limit(after, settings))
+    wanted = Decoder.of(CONTRACTS[stage], settings)(original)
+    found = Decoder.of(CONTRACTS[after], settings)(output)
     assert output.key == original.key, case
     if isinstance(wanted, Tombstone):
         assert found == wanted, case
@@ -121,7 +117,7 @@ async def check_stores(stores: Stores, cases: Sequence[Case], through: Sequence[
     newest: dict[str, Tombstone | dict] = {}
     refused: dict[str, list[Stored]] = defaultdict(list)
     for case in cases:
-        write = decode(case.record, "expanded", settings.max_message_bytes)
+        write = Decoder.of("expanded", settings)(case.record)
         if case in through:
             chunk_id, version = names(write)
             if chunk_id not in newest or version >= names(newest[chunk_id])[1]:

@@ -14,7 +14,7 @@ from stream import __version__
 from stream.config import STAGES, Settings
 from stream.contracts import SCHEMAS, problem
 from stream.kafka import topics
-from stream.records import Tombstone, decode, sha256
+from stream.records import Decoder, Tombstone, sha256
 from stream.vectors import unpack
 
 DOCUMENT = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text())
@@ -105,7 +105,7 @@ def test_an_example_says_the_truth_about_its_own_text_and_vector(message, exampl
 @pytest.mark.parametrize(("message", "example"), examples("tombstone"))
 def test_an_example_of_a_tombstone_is_one(message, example):
     headers = [(name, value.encode()) for name, value in example.get("headers", {}).items()]
-    tombstone = decode(record(example["payload"], headers=headers, timestamp=1234), "chunk", DEFAULTS.max_record_bytes)
+    tombstone = Decoder.of("chunk", DEFAULTS)(record(example["payload"], headers=headers, timestamp=1234))
     assert tombstone == Tombstone("c1", int(example.get("headers", {}).get("version", 1234)))
 
 

@@ -6,29 +6,36 @@ import orjson
 import pytest
 from support import chunk, expanded, record, vector
 
-from stream.records import VECTOR_HEADER, Rejected, Tombstone, decode, encode, header
+from stream.config import only
+from stream.contracts import Contract
+from stream.records import VECTOR_HEADER, Decoded, Decoder, Record, Rejected, Tombstone, encode, header
 
 LIMIT = 100_000
+SETTINGS = only({"STREAM_MAX_RECORD_BYTES": str(LIMIT)})
+
+
+def decode(one: Record, contract: Contract = "chunk") -> Decoded:
+    return Decoder.of(contract, SETTINGS)(one)
 
 
 def rejected(value, key="c1", **more):
-    outcome = decode(record(value, key, **more), "chunk", LIMIT)
+    outcome = decode(record(value, key, **more))
     assert isinstance(outcome, Rejected), outcome
     return outcome
 
 
 def test_a_chunk_is_read_as_it_was_written():
     written = chunk(facet_json={"a": {"b": [1, None]}}, table_lines=["x"], metadata={"n": [1, "a", True]})
-    assert decode(record(written), "chunk", LIMIT) == written
+    assert decode(record(written)) == written
 
 
 def test_a_chunk_without_version_takes_the_timestamp_of_its_record():
     plain = {"chunk_id": "c1", "doc_id": "d1", "text": "t"}
-    assert decode(record(plain, timestamp=1234), "chunk", LIMIT) == plain | {"version": 1234}
+    assert decode(record(plain, timestamp=1234)) == plain | {"version": 1234}
 
 
 def test_an_integral_float_is_a_version():
-    decoded = decode(record(chunk(version=2.0)), "chunk", LIMIT)
+    decoded = decode(record(chunk(version=2.0)))
     assert isinstance(decoded, dict)
     assert decoded["version"] == 2
     assert isinstance(decoded["version"], int)
@@ -92,12 +99,12 @@ def test_a_record_over_the_limit_is_rejected_before_it_is_parsed():
 
 def test_ids_of_512_characters_of_any_script_are_fine():
     chunk_id = "字" * 512
-    assert isinstance(decode(record(chunk(chunk_id), chunk_id), "chunk", LIMIT), dict)
+    assert isinstance(decode(record(chunk(chunk_id), chunk_id)), dict)
 
 
 def test_a_null_value_deletes_with_the_version_of_its_header_or_its_timestamp():
-    assert decode(record(None, headers=[("version", b"7")]), "chunk", LIMIT) == Tombstone("c1", 7)
-    assert decode(record(None, timestamp=1234), "chunk", LIMIT) == Tombstone("c1", 1234)
+    assert decode(record(None, headers=[("version", b"7")])) == Tombstone("c1", 7)
+    assert decode(record(None, timestamp=1234)) == Tombstone("c1", 1234)
 
 
 @pytest.mark.parametrize("version", [b"", b"x", b"-1", b"1.5", b"9" * 20, b"9" * 5000, "٣".encode(), None])
@@ -111,8 +118,8 @@ def test_a_timestamp_that_can_be_no_version_is_none(timestamp):
     plain = {"chunk_id": "c1", "doc_id": "d1", "text": "t"}
     assert rejected(plain, timestamp=timestamp).reason == "version"
     assert rejected(None, timestamp=timestamp).reason == "version"
-    assert decode(record(chunk(version=3), timestamp=timestamp), "chunk", LIMIT) == chunk(version=3)
-    assert decode(record(None, headers=[("version", b"3")], timestamp=timestamp), "chunk", LIMIT) == Tombstone("c1", 3)
+    assert decode(record(chunk(version=3), timestamp=timestamp)) == chunk(version=3)
+    assert decode(record(None, headers=[("version", b"3")], timestamp=timestamp)) == Tombstone("c1", 3)
 
 
 @pytest.mark.parametrize("key", [None, b"", b"\xff", b"a\nb"])
@@ -137,21 +144,21 @@ def test_a_vector_comes_back_as_the_bytes_that_were_written_and_the_json_is_read
     value, headers = encode(expanded())
     assert orjson.loads(value).keys() == expanded().keys() - {VECTOR_HEADER}
     assert headers == [(VECTOR_HEADER, expanded()[VECTOR_HEADER])]
-    assert decode(record(value, headers=headers), "expanded", LIMIT) == expanded()
+    assert decode(record(value, headers=headers), "expanded") == expanded()
 
 
 def test_a_record_of_an_earlier_release_is_read_as_if_it_were_new():
-    assert decode(as_earlier(), "expanded", LIMIT) == expanded(embedding_qwen=vector(1))
+    assert decode(as_earlier(), "expanded") == expanded(embedding_qwen=vector(1))
 
 
 def test_a_record_of_an_earlier_release_whose_vector_is_no_base64_is_rejected():
-    assert decode(as_earlier(embedding_qwen="A"), "expanded", LIMIT) == Rejected(
+    assert decode(as_earlier(embedding_qwen="A"), "expanded") == Rejected(
         "embedding", "embedding_qwen is not base64 of float32 numbers"
     )
 
 
 def test_a_record_without_a_vector_is_rejected():
     value, _ = encode(expanded())
-    outcome = decode(record(value), "expanded", LIMIT)
+    outcome = decode(record(value), "expanded")
     assert isinstance(outcome, Rejected)
     assert (outcome.reason, VECTOR_HEADER in outcome.detail) == ("embedding", True)

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from stream import children, corpus
-from stream.config import STAGES, Settings, StageName
+from stream.config import PLAIN, STAGES, Settings, StageName
 from stream.errors import ConfigurationError
 from stream.kafka import clients, topics
 from stream.records import Chunk
@@ -64,7 +64,7 @@ async def run(settings: Settings, chunks: int, rate: float | None, progress: Pro
     Raises `ConfigurationError` if Neo4j already holds chunks, and `Outage` if a worker ends.
     """
     name = f"bench-{uuid.uuid4().hex[:8]}"
-    settings = settings.model_copy(update={"topic": name, "opensearch_alias": name})
+    settings = settings.model_copy(update={"topic": name, "opensearch_alias": name} | PLAIN)
     async with open_stores(settings) as stores:
         if held := await stores.neo4j.count():
             raise ConfigurationError(
@@ -122,7 +122,7 @@ Samples = Mapping[StageName, list[Sample]]
 async def _workers(settings: Settings) -> AsyncIterator[Callable[[], Awaitable[Samples]]]:
     """One worker of each stage; yields a function that reads the metrics of all."""
     own = {name: getattr(settings, name) for name in ("topic", "opensearch_alias")}
-    own |= {"web_host": "127.0.0.1", "instance": f"{settings.instance}-bench-{os.getpid()}"}
+    own |= PLAIN | {"web_host": "127.0.0.1", "instance": f"{settings.instance}-bench-{os.getpid()}"}
     ports = dict(zip(STAGES, _free_ports(len(STAGES)), strict=True))
     async with (
         children.workers({stage: own | {"web_port": str(port)} for stage, port in ports.items()}) as check,

@@ -7,7 +7,7 @@ from typing import Any
 
 from stream.config import Settings
 from stream.contracts import Contract
-from stream.records import Done, Outcome, Record, decode
+from stream.records import Decoder, Done, Outcome, Record
 from stream.worker.outputs import encoded
 
 
@@ -19,13 +19,14 @@ async def rate_of_stage(
     seconds: float,
 ) -> float:
     """Records a second, with as many concurrent batches as a worker has in flight."""
+    decode = Decoder.of(contract, settings)
     started, done = time.perf_counter(), 0
 
     async def one_after_another() -> None:
         nonlocal done
         while time.perf_counter() - started < seconds:
             records = next(batches)
-            chunks: list[Any] = [decode(record, contract, settings.max_message_bytes) for record in records]
+            chunks: list[Any] = [decode(record) for record in records]
             for record, outcome in zip(records, await process(chunks), strict=True):
                 assert isinstance(outcome, Done) and outcome.output
                 encoded(record, outcome.output)

@@ -23,6 +23,7 @@ from stream.operate import redrive as redriving
 from stream.operate.redrive import Verdict
 from stream.records import VECTOR_HEADER, Reason
 from stream.terminal import printable
+from stream.wire import payload
 
 COLUMNS = ("at", "stage", "place", "from", "key", "reason", "detail", "attempts")
 MIN_LINES = 10  # of a value that are printed on any screen
@@ -267,7 +268,7 @@ def _pretty(letter: DeadLetter) -> list[str]:
             else "no value: a tombstone"
         ]
     try:
-        text = orjson.dumps(orjson.loads(value), option=orjson.OPT_INDENT_2).decode()
+        text = orjson.dumps(orjson.loads(payload(value)), option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONDecodeError:
         text = value.decode(errors="backslashreplace")
     return [printable(line) for line in text.split("\n")]

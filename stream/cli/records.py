@@ -46,7 +46,7 @@ def validate(
     """Check chunks as `publish` does, without Kafka and without publishing. Exit code 1 if any line is bad."""
     with ExitStack() as stack:
         source, _ = open_file(file, stack)
-        checked = publishing.validate(source, settings_of(context).max_record_bytes)
+        checked = publishing.validate(source, settings_of(context))
     if json:
         print_json(checked)
     else:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import orjson
 
 from stream import children
-from stream.config import STAGES, SearchMode, Settings
+from stream.config import PLAIN, STAGES, SearchMode, Settings
 from stream.errors import StreamError
 from stream.evaluate.collection import Collection
 from stream.evaluate.measures import MEASURES, Values, interval, measure, p_value
@@ -84,7 +84,7 @@ async def run(
     `assignments` are those of `--set`, for the workers. Raises `Outage` if a worker ends, and `StreamError` if no chunk
     is in both stores then.
     """
-    own = {} if collection.chunks is None else own_names(settings, collection)
+    own = {} if collection.chunks is None else own_names(settings, collection) | PLAIN
     settings = settings.model_copy(update=own)
     if collection.chunks is not None:
         await _index(settings, {**assignments, **own}, collection.chunks, progress)

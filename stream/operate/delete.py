@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from stream.config import Settings
 from stream.kafka import clients, reader, topics
 from stream.operate.copies import Copies
-from stream.records import MAX_VERSION, VERSION_HEADER, Record, Rejected, Tombstone, decode
+from stream.records import MAX_VERSION, VERSION_HEADER, Decoded, Decoder, Record, Rejected, Tombstone
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,10 @@ async def chunks_of(
     was moved to another document belongs to that document. Reads the topic twice: only after the first pass are all
     keys of the document known. Memory grows with the number of chunks that the document has or had.
     """
+    decode = Decoder.of("chunk", settings)
     keys: set[bytes | None] = set()
     async for record in reader.read_to_end(settings, settings.topic, progress=progress):
-        match decode(record, "chunk", settings.max_record_bytes):
+        match decode(record):
             case {"doc_id": found} if found == doc_id:
                 keys.add(record.key)
     held: dict[bytes | None, dict[int, _Held]] = {}
@@ -59,7 +60,7 @@ async def chunks_of(
     async for record in reader.read_to_end(settings, settings.topic, progress=progress):
         ends[record.partition] = record.offset + 1
         if record.key in keys:
-            _add(held.setdefault(record.key, {}), record, settings.max_record_bytes)
+            _add(held.setdefault(record.key, {}), record, decode(record))
     deletions = []
     for key, partitions in held.items():
         newest = max(partitions.values(), key=lambda one: (one.version, one.timestamp))
@@ -70,8 +71,8 @@ async def chunks_of(
     return deletions
 
 
-def _add(partitions: dict[int, _Held], record: Record, max_bytes: int) -> None:
-    match decode(record, "chunk", max_bytes):
+def _add(partitions: dict[int, _Held], record: Record, decoded: Decoded) -> None:
+    match decoded:
         case Rejected():
             return
         case Tombstone(_, version):
@@ -95,10 +96,11 @@ async def delete(
     """
     await topics.check(settings, [settings.topic])
     versions = {deletion.chunk_id.encode(): deletion.version for deletion in deletions}
+    decode = Decoder.of("chunk", settings)
     since = {partition: end for deletion in deletions for partition, end in deletion.partitions.items()}
 
     def outranks(record: Record) -> bool:
-        match decode(record, "chunk", settings.max_record_bytes):
+        match decode(record):
             case Rejected():
                 return False
             case Tombstone(_, version):

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-import orjson
-
+from stream import mapping
 from stream.config import Settings
 from stream.contracts import problem
+from stream.errors import ConfigurationError
 from stream.kafka import clients, topics
+from stream.records import Decoder
 
 UNACKNOWLEDGED = 1000  # at most so many records wait for Kafka's acknowledgement
 
@@ -26,18 +28,25 @@ async def publish(
 ) -> Published:
     """Sends every line that keeps the chunk contract; returns when Kafka has acknowledged them all.
 
-    Empty lines are skipped. `progress` gets the size of each line in bytes as it is read.
+    Empty lines are skipped. `progress` gets the size of each line in bytes as it is read. Raises `ConfigurationError`
+    if the workers would reject plain JSON.
     """
+    if settings.value_format == "confluent":
+        raise ConfigurationError(
+            "lines are published as plain JSON, which STREAM_VALUE_FORMAT=confluent does not read: set it to auto, or "
+            "publish with a serializer of JSON Schema"
+        )
     await topics.check(settings, [settings.topic])
+    decoder = decoder_of_lines(settings)
     published = Published()
     async with clients.producer(settings) as producer:
         waiting: list[asyncio.Future[object]] = []
         for number, value in _numbered(lines, progress):
-            key, wrong = check_line(value, settings.max_record_bytes)
+            chunk, wrong = check_line(value, decoder)
             if wrong:
                 published.bad[number] = wrong
                 continue
-            waiting.append(await producer.send(settings.topic, value=value, key=key))
+            waiting.append(await producer.send(settings.topic, value=value, key=chunk["chunk_id"].encode()))
             published.sent += 1
             if len(waiting) >= UNACKNOWLEDGED:
                 await asyncio.gather(*waiting)
@@ -55,17 +64,18 @@ class Validated:
     remarks: list[str] = field(default_factory=list)
 
 
-def validate(lines: Iterable[bytes], max_bytes: int) -> Validated:
+def validate(lines: Iterable[bytes], settings: Settings) -> Validated:
     """Checks lines as `publish` does, without a connection to any server."""
+    decoder = decoder_of_lines(settings)
     validated = Validated()
     numbered = 0
     for number, value in _numbered(lines):
-        _, wrong = check_line(value, max_bytes)
+        chunk, wrong = check_line(value, decoder)
         if wrong:
             validated.bad[number] = wrong
         else:
             validated.good += 1
-            numbered += "version" in orjson.loads(value)
+            numbered += "version" in chunk
     if 0 < numbered < validated.good:
         validated.remarks.append(
             f"{numbered:,} chunks have a version and {validated.good - numbered:,} have none: a chunk without one gets "
@@ -82,15 +92,20 @@ def _numbered(lines: Iterable[bytes], progress: Callable[[int], None] = lambda _
             yield number, value
 
 
-def check_line(value: bytes, max_bytes: int) -> tuple[bytes, str | None]:
-    """The Kafka key of a chunk's JSON, and what is wrong with it, if anything."""
+def check_line(value: bytes, decoder: Decoder) -> tuple[dict[str, Any], str | None]:
+    """The chunk of a line of JSON, and what is wrong with it, if anything."""
     try:
-        chunk = orjson.loads(value)
-    except orjson.JSONDecodeError as error:
-        return b"", f"not JSON: {error}"
+        chunk = decoder.content(value, ())
+    except ValueError as error:
+        return {}, str(error)
     if wrong := problem(chunk, "chunk"):
-        return b"", wrong
-    key = chunk["chunk_id"].encode()
-    if len(key) + len(value) > max_bytes:
-        return key, f"the record has {len(key) + len(value):,} bytes, the limit is {max_bytes:,}"
-    return key, None
+        return {}, mapping.explained(wrong, decoder.field_mapping)
+    size = len(chunk["chunk_id"].encode()) + len(value)
+    if size > decoder.max_bytes:
+        return {}, f"the record has {size:,} bytes, the limit is {decoder.max_bytes:,}"
+    return chunk, None
+
+
+def decoder_of_lines(settings: Settings) -> Decoder:
+    """As the workers decode records, but a line is plain JSON."""
+    return Decoder.of("chunk", settings.model_copy(update={"value_format": "json"}))

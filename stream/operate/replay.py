@@ -16,7 +16,7 @@ from aiokafka import TopicPartition
 from stream.config import Settings, StageName
 from stream.kafka import clients, reader, topics
 from stream.operate.copies import Copies, KeyId, key_id_of
-from stream.records import Record
+from stream.records import Decoder, Record
 
 Progress = Callable[[int, int], None]  # done, total
 Moment = Literal["earliest", "latest"] | int  # an integer is ms since the epoch
@@ -31,7 +31,8 @@ class Range:
     """Which records are wanted; every condition must hold.
 
     `since` and `until` are timestamps in ms, the second exclusive; `offsets` are ranges in partitions; `fields` are
-    values in the record's JSON by dotted path, such as `metadata.lang`, compared as text.
+    values in the record's JSON (in the first topic: in the chunk that it means) by dotted path, such as
+    `metadata.lang`, compared as text.
     """
 
     since: int | None = None
@@ -40,20 +41,20 @@ class Range:
     keys: frozenset[bytes] = frozenset()
     fields: Mapping[str, str] = field(default_factory=dict)
 
-    def takes(self, record: Record) -> bool:
+    def takes(self, record: Record, decoder: Decoder) -> bool:
         """Whether a record is wanted. A record that is not a JSON object, such as a tombstone, has no fields."""
         return (
             (self.since is None or record.timestamp >= self.since)
             and (self.until is None or record.timestamp < self.until)
             and (not self.offsets or any(record.partition == p and record.offset in r for p, r in self.offsets))
             and (not self.keys or record.key in self.keys)
-            and (not self.fields or self._has_fields(record.value))
+            and (not self.fields or self._has_fields(record, decoder))
         )
 
-    def _has_fields(self, value: bytes | None) -> bool:
+    def _has_fields(self, record: Record, decoder: Decoder) -> bool:
         try:
-            content = orjson.loads(value or b"null")
-        except orjson.JSONDecodeError:
+            content = None if record.value is None else decoder.content(record.value, record.headers)
+        except ValueError:
             return False
         return all(_text(_at(content, path)) == wanted for path, wanted in self.fields.items())
 
@@ -72,12 +73,13 @@ async def plan(settings: Settings, stage: StageName, wanted: Range, progress: Pr
 
     Memory grows with the number of records to copy, about 200 bytes for each.
     """
+    decoder = Decoder.of("chunk" if stage == "embed" else "expanded", settings)
     chosen: dict[KeyId, int] = {}
     found = Plan()
     async for record in reader.read_to_end(settings, topics.source(settings, stage), progress=progress):
         found.ends[record.partition] = record.offset + 1
         key = key_id_of(record)
-        takes = record.key is not None and wanted.takes(record)
+        takes = record.key is not None and wanted.takes(record, decoder)
         if key in chosen:
             found.older += 1
             del chosen[key]

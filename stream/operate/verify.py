@@ -29,7 +29,7 @@ from stream.kafka import deadletters
 from stream.kafka.deadletters import DeadLetter
 from stream.kafka.reader import read_to_end
 from stream.kafka.topics import DAY_MS
-from stream.records import Record, Rejected, Tombstone, decode, sha256
+from stream.records import Decoder, Record, Rejected, Tombstone, sha256
 from stream.stores import Stores
 from stream.stores.base import Store, Stored
 
@@ -206,6 +206,7 @@ class _Topic:
 
     def __init__(self, settings: Settings, db: sqlite3.Connection) -> None:
         self._settings = settings
+        self._decode = Decoder.of("chunk", settings)
         self._db = db
         self._read: dict[int, int] = {}  # the next offset, by partition
         self._late = False
@@ -225,7 +226,7 @@ class _Topic:
 
     def _note(self, record: Record) -> None:
         place = record.partition, record.offset
-        match decode(record, "chunk", self._settings.max_record_bytes):
+        match self._decode(record):
             case Rejected(detail=detail):
                 chunk_id, old = _chunk_id(record.key), record.timestamp < self._old
                 self._db.execute(

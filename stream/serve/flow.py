@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
+from stream import wire
 from stream.config import STAGES, StageName
 from stream.kafka import deadletters
 from stream.kafka.deadletters import DeadLetter
@@ -79,7 +80,7 @@ class Letter(BaseModel):
     """A dead letter. `topic`, `partition` and `offset` are those of the rejected record; times are ms since the epoch.
 
     `place` is the letter's own partition and offset, as `stream dlq` takes it. `size` is the bytes of key and value.
-    `key` and `value` are null if they are not text.
+    `key` and `value` are null if they are not text; `value` has no prefix of the Confluent wire format.
     """
 
     stage: str
@@ -99,7 +100,7 @@ class Letter(BaseModel):
     @classmethod
     def of(cls, letter: DeadLetter) -> "Letter":
         """As the service shows it."""
-        value = None if letter.left_out else _text(letter.record.value)
+        value = None if letter.left_out else _text(letter.record.value and wire.payload(letter.record.value))
         return cls(
             stage=letter.stage,
             place=str(letter.place),

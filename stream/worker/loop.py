@@ -36,13 +36,13 @@ from stream.kafka.deadletters import ATTEMPTS_HEADER
 from stream.ratelimit import RateLimiter
 from stream.records import (
     PUBLISHED_HEADER,
+    Decoder,
     Done,
     Outcome,
     Position,
     Record,
     Rejected,
     Tombstone,
-    decode,
     header,
     number,
 )
@@ -95,6 +95,7 @@ class BatchLoop:
         self.stage = stage
         self._source = source
         self.settings = settings
+        self._decode = Decoder.of(stage.contract, settings)
         self._waiting: dict[int, str] = {}  # the outage that each waiting batch waits for
         self._assignments: deque[float] = deque(maxlen=MOST_ASSIGNMENTS)
         self._last_progress = time.monotonic()
@@ -205,9 +206,8 @@ class BatchLoop:
         progress.tell(self._progressed)
         outcomes: dict[int, Outcome] = {}
         work: dict[int, Any] = {}
-        limit = self.settings.max_record_bytes if self.stage.contract == "chunk" else self.settings.max_message_bytes
         for i, record in enumerate(records):
-            match decode(record, self.stage.contract, limit):
+            match self._decode(record):
                 case Rejected() as rejected:
                     outcomes[i] = rejected
                 case Tombstone() as tombstone if not self.stage.writes_stores:

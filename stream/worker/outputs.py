@@ -12,7 +12,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from stream import metrics
+from stream import metrics, wire
 from stream.config import Settings, StageName
 from stream.kafka import clients
 from stream.kafka.deadletters import LEFT_OUT_HEADER, PREFIX, letter_headers, without_letter
@@ -34,6 +34,7 @@ from stream.records import (
 
 log = logging.getLogger(__name__)
 
+OF_THE_VALUE = {VECTOR_HEADER, wire.SCHEMA_HEADER}  # headers that are not true of a stage's output
 _partition = DefaultPartitioner()  # as Kafka's own producers: murmur2 of the key
 
 
@@ -127,7 +128,7 @@ class Outputs:
 
 def encoded(record: Record, output: dict[str, Any] | Tombstone) -> tuple[bytes | None, Headers]:
     """The value and headers of an output for the next topic."""
-    headers = [one for one in without_letter(record.headers) if one[0] != VECTOR_HEADER]
+    headers = [one for one in without_letter(record.headers) if one[0] not in OF_THE_VALUE]
     if number(header(headers, PUBLISHED_HEADER)) is None and record.timestamp >= 0:
         headers.append((PUBLISHED_HEADER, str(record.timestamp).encode()))
     if isinstance(output, Tombstone):

@@ -156,11 +156,13 @@ async def test_a_letter_is_shown_by_place_or_key_with_its_bytes_and_all_headers(
 async def test_a_value_is_shown_readable_and_no_larger_than_the_screen(flow):
     await reject(flow, "big", json.dumps({"text": "x" * 5000, "lines": list(range(500))}).encode(), reason="schema")
     await reject(flow, "escape", b"\x1b[2J")
+    await reject(flow, "prefix", bytes(5) + b'{"text": "in the Confluent wire format"}', reason="schema")
     big = await stream("show", "embed", "big")
     assert '  "text": "xxx' in big.stdout
     assert len(big.stdout) < 5000
     assert "--raw" in big.stderr
     assert "\x1b" not in (await stream("show", "embed", "escape")).stdout
+    assert '\n  "text": "in the Confluent wire format"\n' in (await stream("show", "embed", "prefix")).stdout
 
 
 # redrive

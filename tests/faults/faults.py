@@ -27,7 +27,7 @@ from stream.config import STAGES
 from stream.errors import Outage
 from stream.kafka import reader, topics
 from stream.operate.status import caught_up
-from stream.records import decode
+from stream.records import Decoder
 from stream.stages.registry import open_stage
 
 Strike = Callable[[Pipeline, random.Random], Awaitable[int]]
@@ -354,7 +354,7 @@ async def racing(pipeline: Pipeline, rng: random.Random) -> int:
         while struck < RACES:
             async for record in reader.read_to_end(settings, source, since):
                 since[record.partition] = record.offset + 1
-                writes.append(decode(record, CONTRACTS["index"], settings.max_message_bytes))
+                writes.append(Decoder.of(CONTRACTS["index"], settings)(record))
             del writes[:-200]
             with suppress(Outage):  # a deadlock
                 await stage.process(rng.sample(writes, min(len(writes), 32)))

@@ -15,7 +15,7 @@ from support import CONTRACTS, chunk, names, transactional
 
 from stream.config import STAGES, Settings
 from stream.kafka import clients, reader, topics
-from stream.records import VERSION_HEADER, Headers, Rejected, Tombstone, decode, sha256
+from stream.records import VERSION_HEADER, Decoder, Headers, Rejected, Tombstone, sha256
 from stream.stores import Stores
 
 NEW = 0.25  # the share of records that make a new chunk; the others have a newer version than before
@@ -217,7 +217,7 @@ class History:
             seen = self._seen.setdefault(topic, Seen())
             async for record in reader.read_to_end(self._settings, topic, seen.since):
                 seen.since[record.partition] = record.offset + 1
-                decoded = decode(record, CONTRACTS[stage], self._settings.max_message_bytes)
+                decoded = Decoder.of(CONTRACTS[stage], self._settings)(record)
                 assert not isinstance(decoded, Rejected)
                 chunk_id, version = names(decoded)
                 text = None if isinstance(decoded, Tombstone) else sha256(decoded["text"])

@@ -24,7 +24,7 @@ from stream.operate.replay import Range, publish_again
 from stream.operate.replay import plan as replay_plan
 from stream.operate.status import caught_up, stages
 from stream.operate.verify import verify
-from stream.records import VERSION_HEADER, Record, Rejected, Tombstone, decode, encode
+from stream.records import VERSION_HEADER, Decoder, Record, Rejected, Tombstone, encode
 
 pytestmark = pytest.mark.servers
 
@@ -81,7 +81,7 @@ async def live_in(settings, topic, contract):
     """The versions by chunk in the last records of a topic; negative for a tombstone."""
     found = {}
     for record in await read(settings, topic):
-        decoded = decode(record, contract, settings.max_message_bytes)
+        decoded = Decoder.of(contract, settings)(record)
         assert not isinstance(decoded, Rejected)
         chunk_id, version = names(decoded)
         found[chunk_id] = -version if isinstance(decoded, Tombstone) else version

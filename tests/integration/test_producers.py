@@ -13,7 +13,7 @@ from conftest import ROOT
 from support import read
 
 from stream.config import Settings
-from stream.records import Rejected, Tombstone, decode
+from stream.records import Decoder, Rejected, Tombstone
 
 pytestmark = pytest.mark.servers
 
@@ -43,7 +43,7 @@ async def run(*command: str, folder: Path) -> None:
 
 async def published(flow: Settings) -> dict[str, int]:
     """Versions by chunk, negative for a tombstone. Asserts that every record is valid."""
-    found = [decode(record, "chunk", flow.max_record_bytes) for record in await read(flow, flow.topic)]
+    found = [Decoder.of("chunk", flow)(record) for record in await read(flow, flow.topic)]
     assert not any(isinstance(one, Rejected) for one in found)
     return {t.chunk_id: -t.version for t in found if isinstance(t, Tombstone)} | {
         c["chunk_id"]: c["version"] for c in found if isinstance(c, dict)

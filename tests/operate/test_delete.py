@@ -17,7 +17,7 @@ from stream.operate import delete as deleting
 from stream.operate.delete import chunks_of, delete
 from stream.operate.status import caught_up
 from stream.operate.verify import verify
-from stream.records import Rejected, Tombstone, decode
+from stream.records import Decoder, Rejected, Tombstone
 
 pytestmark = pytest.mark.servers
 
@@ -56,7 +56,7 @@ async def test_a_chunk_without_a_version_is_outranked_too(flow):
     assert deletion.version == record.timestamp + 1
     assert await delete(flow, [deletion]) == []
     last = (await read(flow, flow.topic))[-1]
-    assert decode(last, "chunk", flow.max_record_bytes) == Tombstone("a", record.timestamp + 1)
+    assert Decoder.of("chunk", flow)(last) == Tombstone("a", record.timestamp + 1)
     assert await chunks_of(flow, "d1") == []
 
 
@@ -74,7 +74,7 @@ async def last(settings):
     """What compaction leaves of each key in each partition: its version, and whether it is a tombstone."""
     found = {}
     for one in await read(settings, settings.topic):
-        value = decode(one, "chunk", settings.max_record_bytes)
+        value = Decoder.of("chunk", settings)(one)
         found[one.key.decode(), one.partition] = (
             "bad" if isinstance(value, Rejected) else (names(value)[1], isinstance(value, Tombstone))
         )

@@ -2,23 +2,30 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from support import chunk, read
 
+from stream.config import only
 from stream.errors import ConfigurationError
 from stream.operate import publish as publishing
-from stream.operate.publish import check_line, publish, validate
+from stream.operate.publish import check_line, decoder_of_lines, publish, validate
 
 LIMIT = 10_000
+SETTINGS = only({"STREAM_MAX_RECORD_BYTES": str(LIMIT)})
 
 
 def line(chunk_id: str = "c1", **fields: object) -> bytes:
     return json.dumps(chunk(chunk_id) | fields).encode()
 
 
-def test_a_good_line_s_key_is_its_chunk_id():
-    assert check_line(line("字"), LIMIT) == ("字".encode(), None)
+def checked(value: bytes, **variables: str) -> tuple[dict[str, Any], str | None]:
+    return check_line(value, decoder_of_lines(only({"STREAM_MAX_RECORD_BYTES": str(LIMIT)} | variables)))
+
+
+def test_a_good_line_is_its_chunk():
+    assert checked(line("字")) == (chunk("字"), None)
 
 
 @pytest.mark.parametrize(
@@ -34,27 +41,28 @@ def test_a_good_line_s_key_is_its_chunk_id():
     ],
 )
 def test_a_bad_line_is_told_in_a_sentence(value, sentence):
-    _, wrong = check_line(value, LIMIT)
+    _, wrong = checked(value)
     assert sentence in wrong
     assert "\n" not in wrong
 
 
 def test_a_line_is_as_large_as_the_record_that_it_becomes():
-    exactly = len(b"c1") + len(line())
-    assert check_line(line(), exactly)[1] is None
-    assert check_line(line(), exactly - 1)[1]
+    value = line(text="x" * 2000)  # 1,024 bytes is the lowest limit
+    exactly = len(b"c1") + len(value)
+    assert checked(value, STREAM_MAX_RECORD_BYTES=str(exactly))[1] is None
+    assert checked(value, STREAM_MAX_RECORD_BYTES=str(exactly - 1))[1]
 
 
 def test_a_file_is_checked_without_kafka():
-    checked = validate([line("a"), b"", b"{", line("b", text=" ")], LIMIT)
-    assert checked.good == 1
-    assert list(checked.bad) == [3, 4]
-    assert checked.remarks == []
+    found = validate([line("a"), b"", b"{", line("b", text=" ")], SETTINGS)
+    assert found.good == 1
+    assert list(found.bad) == [3, 4]
+    assert found.remarks == []
 
 
 def test_numbers_and_times_for_versions_in_one_file_are_remarked_on():
     undated = json.dumps({"chunk_id": "b", "doc_id": "d", "text": "t"}).encode()
-    (remark,) = validate([line("a"), undated], LIMIT).remarks
+    (remark,) = validate([line("a"), undated], SETTINGS).remarks
     assert remark.startswith("1 chunks have a version and 1 have none")
 
 

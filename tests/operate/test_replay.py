@@ -12,14 +12,17 @@ from support import Worker, chunk, read, record, until
 from typer.testing import CliRunner
 
 from stream.cli import app
+from stream.config import only
 from stream.errors import ConfigurationError
 from stream.kafka import clients, reader, topics
 from stream.operate import copies
 from stream.operate.replay import Range, plan, publish_again, reset
 from stream.operate.status import caught_up, stages
 from stream.ratelimit import RateLimiter
+from stream.records import Decoder
 
 OWN = [("traceparent", b"00-1"), ("nothing", None)]
+DECODER = Decoder.of("chunk", only({}))
 BEFORE = {"partition": 1, "offset": 7, "timestamp": 1000}
 
 
@@ -42,13 +45,13 @@ BEFORE = {"partition": 1, "offset": 7, "timestamp": 1000}
 )
 def test_every_condition_must_hold(wanted, takes):
     one = replace(record(chunk(metadata={"lang": "en"})), **BEFORE)
-    assert wanted.takes(one) is takes
+    assert wanted.takes(one, DECODER) is takes
 
 
 @pytest.mark.parametrize("value", [None, b"{", b"[]", b"7"])
 def test_what_is_no_object_has_no_fields(value):
-    assert Range().takes(record(value))
-    assert not Range(fields={"doc_id": "d1"}).takes(record(value))
+    assert Range().takes(record(value), DECODER)
+    assert not Range(fields={"doc_id": "d1"}).takes(record(value), DECODER)
 
 
 async def send(settings, key, value, **more):

@@ -292,6 +292,7 @@ async def test_the_newest_dead_letters_come_with_their_reasons(service):
         ("b", b"\xff", "not-json"),
         ("c", "ü".encode() * 3000, "not-json"),
         ("d", None, "schema"),
+        ("e", bytes(5) + b'{"text": 5}', "schema"),  # in the Confluent wire format
     )
     marker = redriven_headers(deadletters.DeadLetter.of(sent[0]))
     async with clients.letter_producer(settings) as producer:
@@ -305,10 +306,10 @@ async def test_the_newest_dead_letters_come_with_their_reasons(service):
             for asked in ({"limit": 0}, {"limit": 10**6}, {"stage": "x"})
         ]
     found = {letter["key"]: letter for letter in everything["letters"]}
-    assert list(found) == ["d", "c", "b", "a"]
-    assert everything["reasons"] == {"embed": {"not-json": 2, "schema": 1}, "expand": {}, "index": {}}
+    assert list(found) == ["e", "d", "c", "b", "a"]
+    assert everything["reasons"] == {"embed": {"not-json": 2, "schema": 2}, "expand": {}, "index": {}}
     assert (found["a"]["redriven"] is None, found["b"]["redriven"]) == (False, None)
-    assert [found[key]["value"] for key in "abd"] == ['{"text": 1}', None, None]
+    assert [found[key]["value"] for key in "abde"] == ['{"text": 1}', None, None, '{"text": 5}']
     assert found["c"]["value"] == "ü" * serving.SHOWN_VALUE
     assert found["c"] | {"value": "", "at": 0} == {
         "stage": "embed",
