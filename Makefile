@@ -25,6 +25,9 @@ test: lint types vllm clients prometheus chromium ## Run every test, including t
 test-image: .venv/installed ## Build the image and run it, without a daemon: needs root, buildah and debootstrap
 	$(BIN)/pytest --confcutdir=tests/image tests/image/image.py
 
+test-producers: .venv/installed ## Run the examples for Go and Node of docs/producers.md: needs Go, Node and npm
+	$(BIN)/pytest tests/integration/producers.py
+
 test-gpu: .venv/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
 
@@ -120,4 +123,4 @@ endif
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down check test test-gpu test-image test-matrix vllm clients prometheus chromium screenshots faults lint types docs site lock clean
+.PHONY: help demo down check test test-gpu test-image test-matrix vllm clients prometheus chromium screenshots faults lint types docs site lock clean test-producers
