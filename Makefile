@@ -4,6 +4,7 @@ PYTHON ?= python3
 UV := $(shell command -v uv || echo .local/uv/bin/uv)
 BIN := .venv/bin
 APT := -o Dir::State::Lists=./lists -o Dir::Cache=./cache -o APT::Sandbox::User=$(shell id -un)
+SOURCES := -o Dir::Etc::SourceList=./sources -o Dir::Etc::SourceParts=/dev/null
 CHROMIUM := chromium fonts-inter fonts-jetbrains-mono
 export UV_PYTHON_DOWNLOADS := never
 
@@ -27,6 +28,9 @@ test-image: .venv/installed ## Build the image and run it, without a daemon: nee
 
 test-producers: .venv/installed ## Run the examples for Go and Node of docs/producers.md: needs Go, Node and npm
 	$(BIN)/pytest tests/integration/producers.py
+
+test-compose: .venv/installed .local/docker-compose/installed ## Run compose/ with a Docker engine of its own: needs root, docker.io, slirp4netns
+	$(BIN)/pytest -x --durations=5 --confcutdir=tests/compose tests/compose/compose.py
 
 test-gpu: .venv/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
@@ -78,6 +82,9 @@ lock: $(UV) ## Pin the newest versions that pyproject.toml allows (UPGRADE=1 als
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra traces --extra serve \
 	  --custom-compile-command "make lock" --constraints requirements.txt --overrides compose/cpu-overrides.txt \
 	  pyproject.toml -o compose/requirements-cpu.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra traces --extra serve \
+	  --custom-compile-command "make lock" --constraints requirements.txt --overrides compose/lean-overrides.txt \
+	  pyproject.toml -o compose/requirements-lean.txt
 	echo hatchling | $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) - -o compose/requirements-build.txt
 
@@ -106,6 +113,14 @@ clean: ## Remove what was installed and the data of the local servers
 	cd .local/apt && apt-get -qq $(APT) update && apt-get -qq $(APT) download prometheus
 	dpkg-deb --extract .local/apt/prometheus_*.deb .local/prometheus
 
+# Of a release of Debian whose docker-compose is version 2; a program in Go needs nothing else of it.
+.local/docker-compose/installed:
+	@mkdir -p .local/docker-compose/lists/partial .local/docker-compose/cache
+	cd .local/docker-compose && echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
+	  http://deb.debian.org/debian trixie main" > sources && apt-get -qq $(APT) $(SOURCES) update \
+	  && apt-get -qq $(APT) $(SOURCES) download docker-compose && dpkg-deb --extract docker-compose_*.deb .
+	@touch $@
+
 # Root installs the packages. An ordinary user extracts them, and those that they need and that are not installed.
 .local/chromium/installed:
 ifeq ($(shell id -u),0)
@@ -123,4 +138,4 @@ endif
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down check test test-gpu test-image test-matrix vllm clients prometheus chromium screenshots faults lint types docs site lock clean test-producers
+.PHONY: help demo down check test test-gpu test-image test-matrix vllm clients prometheus chromium screenshots faults lint types docs site lock clean test-producers test-compose

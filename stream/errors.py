@@ -13,6 +13,11 @@ Codes 65, 75 and 78 are EX_DATAERR, EX_TEMPFAIL and EX_CONFIG of sysexits.h; 2 i
 or SIGTERM. A fault of one record is an outcome, not an exception: `stream.records.Rejected`.
 """
 
+NO_PYTORCH = (
+    "SPLADE needs PyTorch, which is not installed: use the image's target `cuda` or `cpu`, "
+    "or install this package with its dependencies"
+)
+
 
 class StreamError(Exception):
     """The base class. Its message is one sentence for a person and says what to do."""

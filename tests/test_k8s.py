@@ -83,10 +83,19 @@ def test_with_gpus_expand_has_one_and_all_workers_insist():
     assert objects["ConfigMap", "stream-settings"]["data"]["REQUIRE_GPU"] == "1"
     for stage in STAGES:
         (container,) = objects["StatefulSet", stage]["spec"]["template"]["spec"]["containers"]
-        assert container["image"] == "chunk-stream:cuda"
+        assert container["image"] == ("chunk-stream:cuda" if stage == "expand" else "chunk-stream:lean")
         assert container["resources"]["limits"].get("nvidia.com/gpu") == (1 if stage == "expand" else None)
     (container,) = objects["Deployment", "search"]["spec"]["template"]["spec"]["containers"]
     assert {"name": "REQUIRE_GPU", "value": "0"} in container["env"]
+    assert container["image"] == "chunk-stream:cuda"
+
+
+def test_what_loads_splade_has_pytorch_and_nothing_else_has():
+    for name, pod in pods().items():
+        for container in pod["spec"]["containers"]:
+            image, _, target = container["image"].partition(":")
+            if image == "chunk-stream":
+                assert target == ("cpu" if name in ("expand", "search") else "lean"), name
 
 
 def test_every_object_that_looks_for_pods_finds_its_own():
@@ -177,6 +186,14 @@ def test_vllm_runs_as_docker_compose_runs_it():
     service = yaml.safe_load((COMPOSE / "docker-compose.yml").read_text())["services"]["vllm"]
     (container,) = one("Deployment", "vllm")["spec"]["template"]["spec"]["containers"]
     assert (container["image"], container["args"]) == (service["image"], service["command"])
+    assert {one["name"]: one["value"] for one in container["env"]} == service["environment"]
+
+
+def test_what_vllm_downloads_and_compiles_is_kept():
+    (container,) = one("Deployment", "vllm")["spec"]["template"]["spec"]["containers"]
+    (kept,) = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "models"]
+    (cache,) = [one["value"] for one in container["env"] if one["name"] == "VLLM_CACHE_ROOT"]
+    assert Path(kept) in Path(cache).parents
 
 
 def pods() -> dict[str, dict]:

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from stream import __version__
 from stream.cli.options import utf8
-from stream.errors import Outage, StreamError
+from stream.errors import NO_PYTORCH, ConfigurationError, Outage, StreamError
 from stream.signals import INTERRUPTED
 from stream.terminal import printable
 
@@ -101,6 +101,10 @@ def main() -> None:
         app()
     except StreamError as error:
         _end(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":  # the image's target `lean` has none
+            raise
+        _end(NO_PYTORCH, ConfigurationError.exit_code)
     except KafkaError as error:
         _end(f"a Kafka request failed: {error}", Outage.exit_code)
     except SystemExit as end:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stream.config import Settings
-from stream.errors import GpuRequired, Outage
+from stream.errors import NO_PYTORCH, ConfigurationError, GpuRequired, Outage
 from stream.health import tried
 
 QUERY = ("--query-gpu=name,driver_version,memory.free,memory.total", "--format=csv,noheader")
@@ -40,8 +40,10 @@ async def cuda(_: Settings) -> str:
 
 
 def _cuda() -> str:
-    import torch  # noqa: PLC0415 - the import takes seconds, and only a stage with a GPU needs it
-
+    try:
+        import torch  # noqa: PLC0415 - the import takes seconds, and only a stage with a GPU needs it
+    except ModuleNotFoundError:
+        raise ConfigurationError(NO_PYTORCH) from None
     if not torch.cuda.is_available():
         try:
             torch.cuda.init()  # type: ignore[no-untyped-call]

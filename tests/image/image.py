@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import base_image
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,23 +60,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def buildah(folder: Path) -> Buildah:
     """With the base image."""
     found = Buildah(folder)
-    (base,) = re.findall(r"^ARG PYTHON=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    python = f"python{base.partition(':')[2].partition('-')[0]}"
-    include = f"--include=ca-certificates,{python},{python}-venv"
     root = folder / "root"
-    subprocess.run(["debootstrap", "--variant=minbase", include, "trixie", root], check=True, stdout=subprocess.DEVNULL)
-    (root / "usr/local/bin/python").symlink_to(f"/usr/bin/{python}")
-    certificates = "etc/ssl/certs/ca-certificates.crt"
-    shutil.copy(Path("/") / certificates, root / certificates)  # a proxy may have an authority of its own
+    base_image.make(root)
     container = found("from", "scratch")
     found("add", "-q", container, root, "/")
-    found(
-        "config",
-        "--env=PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-        f"--env=PIP_CERT=/{certificates}",
-        container,
-    )
-    found("commit", "-q", "--rm", container, base)
+    found("config", *(f"--env={name}={value}" for name, value in base_image.ENVIRONMENT.items()), container)
+    found("commit", "-q", "--rm", container, base_image.NAME)
     shutil.rmtree(root)
     return found
 
@@ -100,10 +90,10 @@ def index(folder: Path) -> str:
     return "file:///index"
 
 
-def build(buildah: Buildah, folder: Path, index: str, source: Path, name: str) -> None:
-    options = ["--layers", "--pull-never", "--network=host", "--isolation=chroot", "--target=cpu"]
+def build(buildah: Buildah, folder: Path, index: str, source: Path, name: str, target: str = "cpu", *more: str) -> None:
+    options = ["--layers", "--pull-never", "--network=host", "--isolation=chroot", f"--target={target}"]
     mounts = [f"--volume={folder}/index:/index:ro"] if index.startswith("file:") else []
-    buildah("bud", "-q", *options, *mounts, f"--build-arg=TORCH_INDEX={index}", f"--tag={name}", source)
+    buildah("bud", "-q", *options, *mounts, f"--build-arg=TORCH_INDEX={index}", *more, f"--tag={name}", source)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +109,16 @@ def container(buildah: Buildah, folder: Path, index: str, source: Path) -> str:
     return buildah("from", "--pull-never", "localhost/chunk-stream:cpu")
 
 
-def test_the_commands_run_as_a_user_who_cannot_change_the_program(buildah, container):
+@pytest.fixture(scope="module")
+def lean(buildah: Buildah, folder: Path, index: str, source: Path) -> str:
+    build(buildah, folder, index, source, "chunk-stream:lean", "lean")
+    return buildah("from", "--pull-never", "localhost/chunk-stream:lean")
+
+
+@pytest.mark.parametrize("target", ["container", "lean"])
+def test_the_commands_run_as_a_user_who_cannot_change_the_program(buildah, target, request):
+    container = request.getfixturevalue(target)
+
     def run(*command: str) -> str:
         return buildah("run", "--isolation=chroot", "--network=host", container, "--", *command)
 
@@ -160,6 +159,16 @@ def started(parent: int) -> int | None:
         if "worker" in Path(f"/proc/{child}/cmdline").read_text().split("\0"):
             return int(child)
     return None
+
+
+def test_the_lean_image_has_no_pytorch_and_says_so(buildah, lean):
+    with pytest.raises(AssertionError, match=r"ended with 78:\s+stream: SPLADE needs PyTorch"):
+        buildah("run", "--isolation=chroot", lean, "--", "stream", "encode", "-")
+
+
+def test_a_wheel_of_pytorch_with_another_hash_is_not_installed(buildah, folder, index, source):
+    with pytest.raises(AssertionError, match="DO NOT MATCH THE HASHES"):
+        build(buildah, folder, index, source, "chunk-stream:other", "cpu", f"--build-arg=TORCH_SHA256={'0' * 64}")
 
 
 def test_a_changed_line_of_code_changes_the_last_layer_only(buildah, folder, index, source, container):
