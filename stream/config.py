@@ -1,8 +1,9 @@
 """Every setting: a typed field with a default and a description.
 
 The field `kafka_servers` is `STREAM_KAFKA_SERVERS` in the environment, a line of the same name in the file that
-`STREAM_ENV_FILE` names (default `.env`), and `--set kafka_servers=…` on the command line. Precedence: command line,
-environment, file, default. Secrets are never printed.
+`STREAM_ENV_FILE` names (default `.env`), the content of a file `stream_kafka_servers` in the folder that
+`STREAM_SECRETS_DIR` names, and `--set kafka_servers=…` on the command line. Precedence: command line, environment,
+file, folder, default. Secrets are never printed.
 """
 
 import os
@@ -408,8 +409,11 @@ def load(**overrides: str) -> Settings:
     file = os.environ.get("STREAM_ENV_FILE")
     if file and not Path(file).exists():
         raise ConfigurationError(f"STREAM_ENV_FILE names {file}, which does not exist")
+    secrets = os.environ.get("STREAM_SECRETS_DIR")
+    if secrets and not Path(secrets).is_dir():
+        raise ConfigurationError(f"STREAM_SECRETS_DIR names {secrets}, which is not a folder")
     try:
-        return Settings(_env_file=file or ".env", **overrides)  # type: ignore[call-arg, arg-type]
+        return Settings(_env_file=file or ".env", _secrets_dir=secrets or None, **overrides)  # type: ignore[call-arg, arg-type]
     except ValidationError as error:
         wrong = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'combination'}: {e['msg'].removeprefix('Value error, ')}"

@@ -14,7 +14,13 @@ from stream.worker.ports import WEB_PORTS
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "compose" / "docker-compose.yml"
-SERVICES = yaml.safe_load(FILE.read_text())["services"]
+DOCUMENT = yaml.safe_load(FILE.read_text())
+SERVICES = DOCUMENT["services"]
+VOLUMES = {  # of the official images: Docker makes a volume without a name for each that is not mounted
+    "kafka": {"/etc/kafka/secrets", "/var/lib/kafka/data", "/mnt/shared/config"},
+    "neo4j": {"/data", "/logs"},
+    "prometheus": {"/prometheus"},
+}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
@@ -102,7 +108,7 @@ def test_what_drains_at_its_end_has_the_time_to(name):
 def test_what_is_set_in_the_containers_are_settings():
     for service in SERVICES.values():
         for name in service.get("environment", {}):
-            if name.startswith("STREAM_"):
+            if name.startswith("STREAM_") and name != "STREAM_SECRETS_DIR":
                 assert name.removeprefix("STREAM_").lower() in Settings.model_fields
 
 
@@ -113,11 +119,39 @@ def test_every_volume_is_named():
         for volume in service.get("volumes", ())
         if not volume.startswith("./")
     }
-    assert used == set(yaml.safe_load(FILE.read_text())["volumes"])
+    assert used == DOCUMENT["volumes"].keys()
     for service in SERVICES.values():
         for volume in service.get("volumes", ()):
             if volume.startswith("./"):
                 assert (FILE.parent / volume.split(":")[0]).exists()
+
+
+def test_no_container_leaves_volumes_without_a_name_behind():
+    for name, wanted in VOLUMES.items():
+        mounted = {volume.split(":")[1] for volume in SERVICES[name]["volumes"]} | {*SERVICES[name].get("tmpfs", ())}
+        assert wanted <= mounted
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_the_memory_of_a_service_has_a_limit_that_can_be_changed(name):
+    assert re.fullmatch(r"\$\{\w+_MEMORY:-\d+[gm]\}", SERVICES[name]["mem_limit"])
+
+
+@pytest.mark.parametrize("profile", ["gpu", "cpu"])
+def test_one_service_builds_each_image(profile):
+    ours = {name: one for name, one in started(profile).items() if one["image"].startswith("chunk-stream:")}
+    assert {one["image"] for one in ours.values()} == {"chunk-stream:lean", "chunk-stream:${TARGET:-cuda}"}
+    built = [(one["image"], one["build"]["target"]) for one in ours.values() if "build" in one]
+    assert sorted(built) == [("chunk-stream:${TARGET:-cuda}", "${TARGET:-cuda}"), ("chunk-stream:lean", "lean")]
+    for name, one in ours.items():
+        loads_splade = name in ("expand", "expand-cpu", "splade-model", "search")
+        assert (one["image"] != "chunk-stream:lean") == loads_splade
+        assert one["pull_policy"] == "never"  # the name is of this machine, not of a registry
+
+
+def test_a_health_check_starts_neither_a_jvm_nor_python():
+    checks = {name: one["healthcheck"]["test"] for name, one in SERVICES.items() if "healthcheck" in one}
+    assert {check[1] for check in checks.values()} == {"bash", "wget"}
 
 
 def test_our_containers_have_no_rights_and_only_those_that_load_splade_have_the_token():
@@ -136,6 +170,7 @@ def test_a_server_has_time_to_close_its_files():
 
 def test_no_password_lies_in_a_file():
     text = FILE.read_text() + DOCKERFILE + (ROOT / "compose/cpu.env").read_text()
+    assert DOCUMENT["secrets"] == {"neo4j-password": {"environment": "NEO4J_PASSWORD"}}
     for name, value in re.findall(r"(\w*(?:PASSWORD|TOKEN|AUTH)\w*): *(\S.*)", text):
         assert "${" in value or value.startswith("#"), name
 
@@ -145,7 +180,7 @@ def test_no_password_lies_in_a_file():
 
 def test_the_image_has_both_targets_and_runs_without_rights():
     targets = re.findall(r"^FROM base AS (\S+)$", DOCKERFILE, re.MULTILINE)
-    assert sorted(targets) == ["cpu", "cuda"]
+    assert sorted(targets) == ["cpu", "cuda", "lean"]
     assert re.search(r"^USER \d+$", DOCKERFILE.split("AS base")[1], re.MULTILINE)
 
 
@@ -158,13 +193,13 @@ def test_what_the_image_copies_reaches_the_builder():
         assert (ROOT / name).exists()
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements-cpu.txt"])
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-cpu.txt", "requirements-lean.txt"])
 def test_the_image_gets_the_versions_that_the_tests_ran_with(file):
     tested = pins(ROOT / "requirements.txt")
     assert {name: version for name, version in pins(ROOT / "compose" / file).items() if tested[name] != version} == {}
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements-cpu.txt"])
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-cpu.txt", "requirements-lean.txt"])
 def test_the_image_has_what_the_service_and_its_traces_need(file):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     wanted = {re.split(r"[^a-z0-9-]", package)[0] for package in [*extras["serve"], *extras["traces"]]}

@@ -53,6 +53,21 @@ def test_what_the_file_says_of_others_is_none_of_our_business(file):
     assert config.load().partitions == Settings.model_fields["partitions"].default
 
 
+def test_a_secret_may_be_a_file_of_its_own(file, monkeypatch, tmp_path):
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "stream_neo4j_password").write_text('a/b "c" $d #e\n')
+    monkeypatch.setenv("STREAM_SECRETS_DIR", str(tmp_path / "secrets"))
+    assert config.load().neo4j_password.get_secret_value() == 'a/b "c" $d #e'
+    file.write_text("STREAM_NEO4J_PASSWORD=other\n")
+    assert config.load().neo4j_password.get_secret_value() == "other"
+
+
+def test_a_folder_of_secrets_that_is_named_but_not_there_is_named(file, monkeypatch, tmp_path):
+    monkeypatch.setenv("STREAM_SECRETS_DIR", str(tmp_path / "missing"))
+    with pytest.raises(ConfigurationError, match="STREAM_SECRETS_DIR"):
+        config.load()
+
+
 def test_a_file_that_is_named_but_not_there_is_named(file):
     file.unlink()
     with pytest.raises(ConfigurationError, match="STREAM_ENV_FILE"):

@@ -17,8 +17,9 @@ SETTINGS = """\
 # Configuration
 
 Every setting, as an environment variable. On the command line the name is in lower case and without the prefix:
-`stream --set batch_size=64 …`. `STREAM_ENV_FILE` names a file of such variables (default `.env`). Precedence: command
-line, environment, file, default. `REQUIRE_GPU` is short for `STREAM_REQUIRE_GPU`.
+`stream --set batch_size=64 …`. `STREAM_ENV_FILE` names a file of such variables (default `.env`). `STREAM_SECRETS_DIR`
+names a folder with a file for each setting: the file `stream_neo4j_password` holds that password. Precedence: command
+line, environment, file, folder, default. `REQUIRE_GPU` is short for `STREAM_REQUIRE_GPU`.
 
 `make docs` generates this page.
 
