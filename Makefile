@@ -9,7 +9,7 @@ CHROMIUM := chromium fonts-inter fonts-jetbrains-mono
 export UV_PYTHON_DOWNLOADS := never
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: .venv/installed ## Start servers and workers on this machine, publish real text, search it
 	REQUIRE_GPU=0 $(BIN)/stream local demo
