@@ -9,12 +9,12 @@ file, folder, default. Secrets are never printed.
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, Json, JsonValue, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from stream import mapping
@@ -65,9 +65,40 @@ def _fits_a_header(secret: SecretStr) -> SecretStr:
     return secret
 
 
-HttpAddress = Annotated[str, _address("http", "https")]
 HttpAddresses = Annotated[str, _address("http", "https", several=True)]
 BoltAddress = Annotated[str, _address("bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc")]
+
+
+UNTOUCHABLE = {  # settings of an index, or the beginning of their names, and why they cannot be set
+    "number_of_shards": "set opensearch_shards",
+    "number_of_replicas": "set opensearch_replicas",
+    "auto_expand_replicas": "set opensearch_replicas",
+    "translog.durability": "a write must be on disk before its offset is committed",
+    "replication": "a refresh must show all earlier writes to searches",
+    "routing_partition_size": "documents have no routing of their own",
+    "max_result_window": "a comparison of the stores reads 10,000 documents at once",
+    "blocks": "workers write to the index",
+}
+
+
+def _index_settings(given: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """The settings by their full names without `index.`."""
+    flat = {name.removeprefix("index."): value for name, value in _flat(given)}
+    for name, value in flat.items():
+        for untouchable, reason in UNTOUCHABLE.items():
+            if f"{name}.".startswith(f"{untouchable}."):
+                raise ValueError(f"must not have {name}: {reason}")
+        if name == "refresh_interval" and str(value) == "-1":
+            raise ValueError("must not have a refresh_interval of -1: searches would never find new chunks")
+    return flat
+
+
+def _flat(given: dict[str, JsonValue]) -> Iterator[tuple[str, JsonValue]]:
+    for name, value in given.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{inner}", each) for inner, each in _flat(value))
+        else:
+            yield name, value
 
 
 class Settings(BaseSettings):
@@ -273,7 +304,10 @@ class Settings(BaseSettings):
         max_length=64,
         description="The label of chunks in Neo4j; the labels of deleted chunks and live generations derive from it.",
     )
-    opensearch_url: HttpAddress = Field("http://localhost:9200", description="OpenSearch's address.")
+    opensearch_url: HttpAddresses = Field(
+        "http://localhost:9200",
+        description="OpenSearch's address, or those of several nodes of the cluster, separated by commas.",
+    )
     opensearch_user: str | None = Field(
         None, pattern=r"^[^:]+$", description="OpenSearch's user; unset if its security is off."
     )
@@ -286,6 +320,15 @@ class Settings(BaseSettings):
         pattern=IDENTIFIER,
         max_length=200,
         description="OpenSearch's alias; its first index has the same name with the suffix -1.",
+    )
+    opensearch_shards: int = Field(1, ge=1, le=1024, description="Primary shards of each new index in OpenSearch.")
+    opensearch_replicas: int | None = Field(
+        None, ge=0, description="Replicas of each shard; unset: one, or none if the cluster has a single node."
+    )
+    opensearch_index_settings: Annotated[Json[dict[str, JsonValue]], AfterValidator(_index_settings)] = Field(
+        "{}",
+        validate_default=True,
+        description="Other settings of each new index, as a JSON object of OpenSearch's names and values.",
     )
     flow: str = Field(
         "",
@@ -379,7 +422,7 @@ class Settings(BaseSettings):
             raise ValueError("kafka_oauth_ca_file needs a kafka_oauth_url of https://")
         if self.neo4j_ca_file and not self.neo4j_uri.startswith(("bolt+s:", "neo4j+s:")):
             raise ValueError("neo4j_ca_file needs a neo4j_uri of bolt+s:// or neo4j+s://")
-        if self.opensearch_ca_file and not self.opensearch_url.startswith("https:"):
+        if self.opensearch_ca_file and not all(address.startswith("https:") for address in self.opensearch_urls):
             raise ValueError("opensearch_ca_file needs an opensearch_url of https://")
         if self.embed_ca_file and not all(address.startswith("https:") for address in self.embed_urls):
             raise ValueError("embed_ca_file needs an embed_url of https://")
@@ -389,6 +432,11 @@ class Settings(BaseSettings):
     def embed_urls(self) -> list[str]:
         """The addresses of `embed_url`."""
         return self.embed_url.split(",")
+
+    @property
+    def opensearch_urls(self) -> list[str]:
+        """The addresses of `opensearch_url`."""
+        return self.opensearch_url.split(",")
 
     @property
     def max_letter_bytes(self) -> int:

@@ -156,6 +156,7 @@ OAUTH = {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": "OAUTHBE
         ({"neo4j_ca_file": "ca", "neo4j_uri": "bolt+ssc://h:1"}, "bolt\\+s"),
         ({"opensearch_ca_file": "ca"}, "https"),
         ({"embed_ca_file": "ca"}, "https"),
+        ({"opensearch_ca_file": "ca", "opensearch_url": "https://a,http://b"}, "https"),
     ],
 )
 def test_security_that_would_not_protect_or_not_connect_is_refused_in_one_sentence(file, assignments, words):
@@ -222,6 +223,31 @@ def test_no_traceback_shows_a_secret_that_was_refused(file, wrong):
     with pytest.raises(ValidationError) as error:
         Settings(_env_file=None, **wrong)
     assert "hush" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("hush", "Invalid JSON"),
+        ("[1]", "dictionary"),
+        ('{"number_of_shards": 3}', "number_of_shards: set opensearch_shards"),
+        ('{"index": {"auto_expand_replicas": "0-2"}}', "auto_expand_replicas: set opensearch_replicas"),
+        ('{"translog": {"durability": "async"}}', "translog.durability: a write must be on disk"),
+        ('{"index.blocks.write": true}', "blocks.write: workers write"),
+        ('{"replication.type": "SEGMENT"}', "replication.type: a refresh"),
+        ('{"refresh_interval": -1}', "never find new chunks"),
+    ],
+)
+def test_settings_of_an_index_that_would_lose_or_hide_chunks_are_refused(file, monkeypatch, given, words):
+    monkeypatch.setenv("STREAM_OPENSEARCH_INDEX_SETTINGS", given)
+    with pytest.raises(ConfigurationError, match=f"opensearch_index_settings: .*{words}"):
+        config.load()
+
+
+def test_settings_of_an_index_may_be_nested_and_have_their_prefix(file):
+    given = '{"index": {"refresh_interval": "5s"}, "index.codec": "zstd", "translog": {"flush_threshold_size": "1gb"}}'
+    expected = {"refresh_interval": "5s", "codec": "zstd", "translog.flush_threshold_size": "1gb"}
+    assert config.load(opensearch_index_settings=given).opensearch_index_settings == expected
 
 
 def test_whatever_sounds_secret_is_one():

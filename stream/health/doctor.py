@@ -76,13 +76,17 @@ async def kafka(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def stores(settings: Settings) -> AsyncIterator[Finding]:
-    """The server and the index of each store, and whether filters find all its chunks."""
+    """The server and the index of each store, what filters do not find, and settings that the index does not have.
+
+    Also each node, if several addresses are configured.
+    """
     for opened, start in ((Neo4jStore, START_NEO4J), (OpenSearchStore, START_OPENSEARCH)):
         try:
             async with opened(settings) as store:
                 with remedy(start):
                     said, missed = await store.examine(), await store.unfiltered()
                     version = await store.version()
+                    unlike = await store.unlike_settings() if isinstance(store, OpenSearchStore) else []
         except StreamError as error:
             yield Finding(opened.name, False, str(error))
             continue
@@ -95,3 +99,14 @@ async def stores(settings: Settings) -> AsyncIterator[Finding]:
                 "`stream reindex start` brings them over"
             )
             yield Finding(opened.name, True, warning, warning=True)
+        if unlike:
+            warning = f"{', '.join(unlike)}: `stream reindex start` makes an index with the configured settings"
+            yield Finding(opened.name, True, warning, warning=True)
+    if len(settings.opensearch_urls) > 1:
+        for address in settings.opensearch_urls:
+            yield await _found(f"OpenSearch {address}", _node, settings.model_copy(update={"opensearch_url": address}))
+
+
+async def _node(settings: Settings) -> str:
+    async with OpenSearchStore(settings) as store:
+        return await store.examine()

@@ -12,6 +12,7 @@ from stream.stores.opensearch import OpenSearchStore
 MOST_FIELDS = 30
 MOST_VALUES = 20  # of a field
 COUNTED = 2000  # the most frequent values of all fields, which are read from OpenSearch
+COUNTED_BY_SHARD = 10_000  # counts are exact if no shard has more values than this
 
 # Lucene's regular expressions of tokens; `stream.facets` says what a token is. They match a whole token.
 PATHS = r"(metadata|facet_json)\.[^=<@]*"
@@ -52,7 +53,7 @@ async def choices(store: OpenSearchStore, condition: Filter | None, generation: 
 
 
 def _terms(pattern: str, size: int) -> dict[str, Any]:
-    return {"terms": {"field": "facets", "include": pattern, "size": size}}
+    return {"terms": {"field": "facets", "include": pattern, "size": size, "shard_size": COUNTED_BY_SHARD}}
 
 
 def _choices(paths: Iterable[Mapping[str, Any]], values: Iterable[Mapping[str, Any]]) -> Choices:

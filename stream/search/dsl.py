@@ -100,8 +100,8 @@ def heavy_and_light(weights: Mapping[str, float]) -> tuple[dict[str, float], dic
 
 
 def rows(answer: Mapping[str, Any]) -> list[Row]:
-    """The hits of a response, the best first."""
-    return [
+    """The hits of a response, the best first; equal scores are in the order of the chunk IDs."""
+    found = [
         Row(
             chunk_id=hit["fields"]["chunk_id"][0],
             doc_id=hit["fields"]["doc_id"][0],
@@ -110,6 +110,7 @@ def rows(answer: Mapping[str, Any]) -> list[Row]:
         )
         for hit in answer["hits"]["hits"]
     ]
+    return sorted(found, key=lambda row: (-row.score, row.chunk_id))
 
 
 def explaining(tokens: Sequence[str], weights: Mapping[str, float], chunk_ids: Sequence[str]) -> Query:

@@ -24,7 +24,8 @@ async def shares(stores: Stores, legs: Legs, ranking: Ranking, chunk_ids: Sequen
     tokens = await stores.opensearch.tokens(dsl.fitting(query), ranking.generation) if "bm25" in ranking.found else []
     terms = await legs.terms(ranking.request) if "splade" in ranking.found else {}
     body = dsl.explaining(tokens, terms, chunk_ids)
-    return dsl.explained(await stores.opensearch.search(body, ranking.generation, **NAMED), legs.normalised)
+    answer = await stores.opensearch.search(body, ranking.generation, preference=query, **NAMED)
+    return dsl.explained(answer, legs.normalised)
 
 
 async def why(stores: Stores, legs: Legs, ranking: Ranking, chunk_id: str) -> Why:
@@ -57,11 +58,12 @@ async def _standing(stores: Stores, legs: Legs, ranking: Ranking, leg: Leg, chun
         cosines = await stores.neo4j.cosines(vector, [chunk_id], generation)
         return Standing(ranking.found[leg].rank(chunk_id), cosines.get(chunk_id))
     query = await legs.query(request, leg)
-    alone = dsl.rows(await stores.opensearch.search(dsl.body([query], dsl.among([chunk_id]), 1), generation))
+    body = dsl.body([query], dsl.among([chunk_id]), 1)
+    alone = dsl.rows(await stores.opensearch.search(body, generation, preference=request.query))
     if not alone:
         return Standing(None, None)
     better = dsl.better(query, opensearch_condition(request), alone[0].score)
-    answer = await stores.opensearch.search(better, generation)
+    answer = await stores.opensearch.search(better, generation, preference=request.query)
     return Standing(1 + answer["hits"]["total"]["value"], alone[0].score)
 
 

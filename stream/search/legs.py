@@ -68,7 +68,7 @@ class Legs:
     async def _bm25(self, request: Request, generation: int, clock: Clock) -> Found:
         body = dsl.body([dsl.words(request.query)], opensearch_condition(request), request.depth)
         with clock.step("search bm25"):
-            return _found(await self._stores.opensearch.search(body, generation))
+            return _found(await self._stores.opensearch.search(body, generation, preference=request.query))
 
     async def _splade(self, request: Request, generation: int, clock: Clock) -> Found:
         with clock.step("encode splade"):
@@ -77,9 +77,9 @@ class Legs:
         with clock.step("search splade"):
             quick = dsl.in_two_phases(terms, self.normalised, condition, depth)
             whole = dsl.body([dsl.terms(terms, self.normalised)], condition, depth)
-            found = _found(await self._stores.opensearch.search(quick, generation))
+            found = _found(await self._stores.opensearch.search(quick, generation, preference=request.query))
             if len(found.hits) < depth and quick != whole:  # then chunks with light terms only are hits too
-                found = _found(await self._stores.opensearch.search(whole, generation))
+                found = _found(await self._stores.opensearch.search(whole, generation, preference=request.query))
         return found
 
     async def _lexical(self, request: Request, generation: int, clock: Clock) -> Outcome:
@@ -94,7 +94,7 @@ class Legs:
         ]
         body = dsl.body(queries, opensearch_condition(request), request.depth)
         with clock.step("search bm25 and splade"):
-            rows = dsl.rows(await self._stores.opensearch.search(body, generation, **NAMED))
+            rows = dsl.rows(await self._stores.opensearch.search(body, generation, preference=request.query, **NAMED))
         documents = {row.chunk_id: row.doc_id for row in rows}
         found: dict[Leg, Found] = {}
         for leg in request.legs:

@@ -36,6 +36,7 @@ from stream.stores.base import (
     require_first,
     require_version,
 )
+from stream.stores.nodes import COOLDOWN, FewestUnanswered, Node
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +65,9 @@ ADDED = {  # added to an index of an earlier release when a worker starts
     "position": {"type": "object", "enabled": False},  # of the record from which the document was made
     "facets": {"type": "keyword"},  # one field for all keys: a field for each would make the mapping grow without end
 }
-INDEX: dict[str, Any] = {
-    "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1"}},
-    "mappings": {"dynamic": "strict", "properties": FIELDS | ADDED},
-}
-LOADING = {"refresh_interval": "-1", "auto_expand_replicas": False}  # until a generation is searched
+MAPPINGS: dict[str, Any] = {"dynamic": "strict", "properties": FIELDS | ADDED}
+# Until a generation is searched. OpenSearch's own default is one replica.
+LOADING = {"refresh_interval": "-1", "auto_expand_replicas": False, "number_of_replicas": 0}
 DELETED = {"term": {"deleted": True}}
 ALIVE = {"bool": {"must_not": DELETED}}
 
@@ -105,20 +104,27 @@ class OpenSearchStore:
         self._prefix = settings.opensearch_alias
         self._alias = self.alias(settings.flow)
         self._target = self.index(settings.generation) if settings.generation else self._alias
-        encrypted = settings.opensearch_url.startswith("https:")
+        addresses = settings.opensearch_urls
+        encrypted = any(address.startswith("https:") for address in addresses)
         self._client = AsyncOpenSearch(
-            hosts=[settings.opensearch_url],
+            hosts=addresses,
+            connection_class=Node,
+            selector_class=FewestUnanswered,
+            dead_timeout=COOLDOWN,
             ssl_context=tls.context(settings.opensearch_ca_file) if encrypted else None,
             headers=_authorization(settings),
             timeout=settings.store_timeout,
-            max_retries=0,
+            max_retries=len(addresses) - 1,
         )
 
     async def __aenter__(self) -> "OpenSearchStore":
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+        transport = self._client.transport
+        transport.max_retries = 0  # a request that nobody waits for would open connections again
+        for node in transport.seed_connections:  # the client closes only those that have not failed
+            await node.close()
 
     def alias(self, flow: str) -> str:
         """The alias that points to the flow's live index."""
@@ -149,21 +155,36 @@ class OpenSearchStore:
         """Creates the generation's index; False if it exists. Of several concurrent calls only one returns True."""
         try:
             await self._make()
-        except Outage:
-            if not await self._exists(self.index(self._settings.generation or FIRST)):
-                raise
-            return False
+        except Outage as outage:
+            if await self._exists(self.index(self._settings.generation or FIRST)):
+                return False
+            cause = outage.__cause__
+            if isinstance(cause, TransportError) and cause.status_code == 400:
+                raise ConfigurationError(
+                    f"OpenSearch does not create the index: {_reason(cause)}; correct STREAM_OPENSEARCH_SHARDS, "
+                    "STREAM_OPENSEARCH_REPLICAS or STREAM_OPENSEARCH_INDEX_SETTINGS"
+                ) from outage
+            raise
         return True
 
     async def _make(self) -> None:
-        mappings = INDEX["mappings"] | {"_meta": {"flow": self._settings.flow}}
+        mappings = MAPPINGS | {"_meta": {"flow": self._settings.flow}}
         if self._settings.generation is None:
             require_first(self._settings)
-            body = {"settings": INDEX["settings"], "mappings": mappings, "aliases": {self._alias: {}}}
+            body = {"settings": self._wanted, "mappings": mappings, "aliases": {self._alias: {}}}
             await self._call("PUT", f"/{self.index(FIRST)}", body=body)
         else:
-            body = {"settings": {"index": INDEX["settings"]["index"] | LOADING}, "mappings": mappings}
-            await self._call("PUT", f"/{self._target}", body=body)
+            await self._call("PUT", f"/{self._target}", body={"settings": self._wanted | LOADING, "mappings": mappings})
+
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        """The configured settings of an index."""
+        replicas = self._settings.opensearch_replicas
+        copies: dict[str, Any] = {"auto_expand_replicas": "0-1"}
+        if replicas is not None:
+            copies = {"auto_expand_replicas": False, "number_of_replicas": replicas}
+        shards = {"number_of_shards": self._settings.opensearch_shards}
+        return shards | copies | self._settings.opensearch_index_settings
 
     async def generations(self) -> list[Generation]:
         """The generations of all flows, by number."""
@@ -179,8 +200,8 @@ class OpenSearchStore:
     async def settle(self, generation: int) -> None:
         """Reverts the settings for fast loading: writes are searchable within a second and replicated from now on."""
         index = self.index(generation)
-        settled = INDEX["settings"]["index"] | {"refresh_interval": None}
-        await self._call("PUT", f"/{index}/_settings", body={"index": {n: settled[n] for n in LOADING}})
+        settled = {"refresh_interval": None, **self._wanted}
+        await self._call("PUT", f"/{index}/_settings", body={n: settled[n] for n in LOADING if n in settled})
         await self._call("POST", f"/{index}/_refresh")
         await self._call("GET", f"/_cluster/health/{index}", wait_for_status="yellow")
 
@@ -234,6 +255,17 @@ class OpenSearchStore:
         creator = "`stream reindex start`" if self._settings.flow else "the index worker"
         indexes = ", ".join(await self._indexes()) if exists else f"nothing yet, {creator} creates it"
         return f"OpenSearch {version}, {self._target} points to {indexes}"
+
+    async def unlike_settings(self) -> list[str]:
+        """What settings of the index are unlike the configured ones, in words; nothing if there is no index yet."""
+        params = {"flat_settings": "true", "ignore_unavailable": "true"}
+        indexes = await self._call("GET", f"/{self._target}/_settings", **params)
+        return [
+            f"{name} of {index} is {found}, not {value}"
+            for index, settings in indexes.items()
+            for name, value in self._wanted.items()
+            if (found := settings["settings"].get(f"index.{name}")) != _as_opensearch_shows(value)
+        ]
 
     async def _indexes(self) -> list[str]:
         """The alias's indexes, or the generation's; raises `ConfigurationError` for another flow or wrong fields."""
@@ -364,8 +396,18 @@ class OpenSearchStore:
             )
         return int(numbers[0])
 
-    async def search(self, body: Mapping[str, Any], generation: int, **params: Any) -> dict[str, Any]:
-        """Sends a query to a generation's index and returns OpenSearch's response."""
+    async def search(
+        self, body: Mapping[str, Any], generation: int, preference: str = "", **params: Any
+    ) -> dict[str, Any]:
+        """Sends a query to a generation's index and returns OpenSearch's response.
+
+        Words are counted in all shards, so scores do not depend on the shard. They differ a little between the replicas
+        of a shard, which count deleted documents until they merge them: searches with the same `preference` read the
+        same replicas.
+        """
+        params["search_type"] = "dfs_query_then_fetch"  # no further step in an index of one shard
+        if preference:  # as a digest, because some names have a meaning
+            params["preference"] = hashlib.sha256(preference.encode()).hexdigest()
         answer: dict[str, Any] = await self._read("POST", self.index(generation), "_search", body, **params)
         return answer
 
@@ -409,10 +451,13 @@ class OpenSearchStore:
             raise nothing_yet(self._settings, f"OpenSearch's index {index}", "STREAM_OPENSEARCH_ALIAS") from None
 
     async def _call(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
-        """Raises `Refused` for a request that is too large, `Outage` for an error that no document causes."""
-        where = self._settings.opensearch_url
+        """Raises `Refused` for a request that is too large, `Outage` for an error that no document causes.
+
+        An answer that lacks what a shard holds is an `Outage` too.
+        """
+        where = ", ".join(self._settings.opensearch_urls)
         try:
-            return await self._client.transport.perform_request(method, path, params=params, body=body)
+            answer = await self._client.transport.perform_request(method, path, params=params, body=body)
         except OpenSearchConnectionError as error:
             if refusal := tls.refusal(error):
                 raise ConfigurationError(
@@ -439,6 +484,9 @@ class OpenSearchStore:
             raise Outage(f"the response of OpenSearch at {where} cannot be parsed: {error}", "opensearch") from error
         finally:
             progress.made()
+        if isinstance(answer, dict) and (reason := _incomplete(answer)):
+            raise Outage(f"OpenSearch at {where} answers without all shards: {reason}", "opensearch")
+        return answer
 
 
 def _called(flow: str) -> str:
@@ -452,6 +500,31 @@ def _authorization(settings: Settings) -> dict[str, str]:
         return {}
     login = f"{user}:{password.get_secret_value()}".encode()
     return {"authorization": f"Basic {base64.b64encode(login).decode()}"}
+
+
+def _reason(error: TransportError) -> str:
+    described = error.info.get("error") if isinstance(error.info, dict) else None
+    return str(described["reason"] if isinstance(described, dict) else error.error)
+
+
+def _as_opensearch_shows(value: Any) -> Any:
+    if isinstance(value, list):
+        return [*map(_as_opensearch_shows, value)]
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _incomplete(answer: Mapping[str, Any]) -> str | None:
+    """Why an answer lacks what a shard holds, if it does: its status is 200, and it has what the other shards hold."""
+    shards = answer.get("_shards", {})
+    lacking = shards.get("failed")
+    if (
+        "skipped" in shards
+    ):  # a search, which does not count shards as failed that are on no node; others count replicas
+        lacking = shards["total"] - shards["successful"]
+    if lacking:
+        return f"{lacking} of {shards['total']} are missing"
+    errors = (document["error"]["type"] for document in answer.get("docs", ()) if "error" in document)
+    return next((error for error in errors if error != "index_not_found_exception"), None)
 
 
 def _rejection(result: Mapping[str, Any]) -> Rejected | None:
