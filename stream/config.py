@@ -315,6 +315,11 @@ class Settings(BaseSettings):
     opensearch_ca_file: Path | None = Field(
         None, description="CA bundle (PEM) that verifies OpenSearch's certificate; needs https."
     )
+    opensearch_aws_region: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9-]+$",
+        description="Region of an Amazon OpenSearch Service domain; requests are signed with AWS credentials.",
+    )
     opensearch_alias: str = Field(
         "chunks",
         pattern=IDENTIFIER,
@@ -382,6 +387,8 @@ class Settings(BaseSettings):
     def _user_and_password(self) -> Self:
         if (self.opensearch_user is None) != (self.opensearch_password is None):
             raise ValueError("opensearch_user and opensearch_password must be set together")
+        if self.opensearch_user and self.opensearch_aws_region:
+            raise ValueError("opensearch_user and opensearch_aws_region exclude each other: a request has one login")
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from pythonjsonlogger.json import JsonFormatter
 from stream.config import Settings
 from stream.terminal import printable
 
-CHATTY = ("faust", "mode", "aiokafka", "httpx", "opensearch", "neo4j", "mcp", "uvicorn")
+CHATTY = ("faust", "botocore", "mode", "aiokafka", "httpx", "opensearch", "neo4j", "mcp", "uvicorn")
 REPEAT_AFTER = 60.0  # seconds
 
 _logged: TTLCache[tuple[str, str], bool] = TTLCache(maxsize=1000, ttl=REPEAT_AFTER)

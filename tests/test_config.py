@@ -157,6 +157,7 @@ OAUTH = {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": "OAUTHBE
         ({"opensearch_ca_file": "ca"}, "https"),
         ({"embed_ca_file": "ca"}, "https"),
         ({"opensearch_ca_file": "ca", "opensearch_url": "https://a,http://b"}, "https"),
+        ({"opensearch_user": "a", "opensearch_password": "hush", "opensearch_aws_region": "r"}, "aws_region"),
     ],
 )
 def test_security_that_would_not_protect_or_not_connect_is_refused_in_one_sentence(file, assignments, words):

@@ -7,14 +7,17 @@ cluster that is overloaded.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from opensearchpy.connection.http_async import AIOHttpConnection
 from opensearchpy.connection_pool import ConnectionSelector
 from opensearchpy.exceptions import ConnectionTimeout
 
 COOLDOWN = 10.0  # seconds without requests after a failure; twice as many after each further one
+
+Sign = Callable[[str, str, bytes | None], Awaitable[Mapping[str, str]]]  # method, URL and body; returns headers
 
 
 class Node(AIOHttpConnection):  # type: ignore[misc]
@@ -23,19 +26,25 @@ class Node(AIOHttpConnection):  # type: ignore[misc]
     A request whose caller has stopped waiting counts for `COOLDOWN` seconds more: the node may hang.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, sign: Sign | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.unanswered = 0
         self.asked = 0.0  # when it got its last request
+        self._sign = sign
 
-    async def perform_request(self, *request: Any, **options: Any) -> Any:
-        """As the library calls it."""
+    async def perform_request(
+        self, method: str, url: str, params: Any = None, body: bytes | None = None, **options: Any
+    ) -> Any:
+        """As the library calls it. With `sign`, its headers are added."""
         loop = asyncio.get_running_loop()
         self.asked = loop.time()
         self.unanswered += 1
         hanging = False
         try:
-            return await super().perform_request(*request, **options)
+            if self._sign:
+                query = f"?{urlencode(params)}" if params else ""
+                options["headers"] = await self._sign(method, f"{self.host}{self.url_prefix}{url}{query}", body)
+            return await super().perform_request(method, url, params, body, **options)
         except (asyncio.CancelledError, ConnectionTimeout):
             hanging = True
             raise

@@ -24,6 +24,7 @@ from stream.bisection import isolate
 from stream.config import Settings
 from stream.errors import ConfigurationError, Outage, Refused
 from stream.records import Placed, Position, Rejected, Tombstone
+from stream.stores import aws
 from stream.stores.base import (
     FIRST,
     Generation,
@@ -113,6 +114,7 @@ class OpenSearchStore:
             dead_timeout=COOLDOWN,
             ssl_context=tls.context(settings.opensearch_ca_file) if encrypted else None,
             headers=_authorization(settings),
+            sign=aws.signer(settings.opensearch_aws_region) if settings.opensearch_aws_region else None,
             timeout=settings.store_timeout,
             max_retries=len(addresses) - 1,
         )
@@ -472,6 +474,13 @@ class OpenSearchStore:
                 raise ConfigurationError(
                     f"OpenSearch at {where}: authentication failed (401 {error.error}): set STREAM_OPENSEARCH_USER and "
                     "STREAM_OPENSEARCH_PASSWORD"
+                ) from error
+            described = error.info if isinstance(error.info, dict) else {}
+            if error.status_code == 403 and self._settings.opensearch_aws_region and "message" in described:
+                reason = described["message"].partition("\n")[0]  # the lines after it quote the session's token
+                raise ConfigurationError(
+                    f"OpenSearch at {where} refuses what is signed for AWS (403 {reason}): check the credentials, "
+                    "STREAM_OPENSEARCH_AWS_REGION, and the policies of the domain and of the role"
                 ) from error
             if error.status_code == 404 and error.error == "index_not_found_exception":
                 raise Outage(
