@@ -32,6 +32,9 @@ test-producers: .venv/installed ## Run the examples for Go and Node of docs/prod
 test-compose: .venv/installed .local/docker-compose/installed ## Run compose/ with a Docker engine of its own: needs root, docker.io, slirp4netns
 	$(BIN)/pytest -x --durations=5 --confcutdir=tests/compose tests/compose/compose.py
 
+test-cluster: .venv/installed ## Kill a node of three of OpenSearch under load, with real workers and a reindex
+	$(BIN)/pytest -s tests/cluster/cluster.py
+
 test-gpu: .venv/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
 
@@ -138,4 +141,4 @@ endif
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down check test test-gpu test-image test-matrix vllm clients prometheus chromium screenshots faults lint types docs site lock clean test-producers test-compose
+.PHONY: help demo down check test test-gpu test-image test-matrix vllm clients prometheus chromium screenshots faults lint types docs site lock clean test-producers test-compose test-cluster
