@@ -65,6 +65,7 @@ def _fits_a_header(secret: SecretStr) -> SecretStr:
     return secret
 
 
+HttpAddress = Annotated[str, _address("http", "https")]
 HttpAddresses = Annotated[str, _address("http", "https", several=True)]
 BoltAddress = Annotated[str, _address("bolt", "bolt+s", "bolt+ssc", "neo4j", "neo4j+s", "neo4j+ssc")]
 
