@@ -235,6 +235,10 @@ class Settings(BaseSettings):
     embed_ca_file: Path | None = Field(
         None, description="CA bundle (PEM) that verifies the vLLM server's certificate; needs https."
     )
+    embed_cert_file: Path | None = Field(None, description="Client certificate (PEM) for the vLLM server; needs https.")
+    embed_key_file: Path | None = Field(
+        None, description="Private key of the client certificate (PEM, without a passphrase)."
+    )
     embed_timeout: float = Field(120, gt=0, description="Request timeout of the vLLM server, in seconds.")
     embed_request_tokens: int = Field(
         2**18,
@@ -282,6 +286,12 @@ class Settings(BaseSettings):
     neo4j_ca_file: Path | None = Field(
         None, description="CA bundle (PEM) that verifies Neo4j's certificate; needs bolt+s or neo4j+s."
     )
+    neo4j_cert_file: Path | None = Field(
+        None, description="Client certificate (PEM) for Neo4j; needs bolt+s or neo4j+s."
+    )
+    neo4j_key_file: Path | None = Field(
+        None, description="Private key of the client certificate (PEM, without a passphrase)."
+    )
     neo4j_database: str = Field("neo4j", pattern=DATABASE, description="Neo4j's database.")
     neo4j_index: str = Field("chunk_qwen_idx", pattern=IDENTIFIER, description="Neo4j's vector index.")
     neo4j_hnsw_m: int | None = Field(
@@ -315,6 +325,10 @@ class Settings(BaseSettings):
     opensearch_password: SecretStr | None = Field(None, description="OpenSearch's password.")
     opensearch_ca_file: Path | None = Field(
         None, description="CA bundle (PEM) that verifies OpenSearch's certificate; needs https."
+    )
+    opensearch_cert_file: Path | None = Field(None, description="Client certificate (PEM) for OpenSearch; needs https.")
+    opensearch_key_file: Path | None = Field(
+        None, description="Private key of the client certificate (PEM, without a passphrase)."
     )
     opensearch_aws_region: str | None = Field(
         None,
@@ -419,22 +433,29 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _complete_security(self) -> Self:
         protocol = self.kafka_security_protocol
-        if not protocol.endswith("SSL") and any((self.kafka_ca_file, self.kafka_cert_file, self.kafka_key_file)):
-            raise ValueError(
-                "kafka_ca_file, kafka_cert_file and kafka_key_file need the kafka_security_protocol SSL "
-                f"or SASL_SSL; it is {protocol}"
-            )
-        if (self.kafka_cert_file is None) != (self.kafka_key_file is None):
-            raise ValueError("kafka_cert_file and kafka_key_file must be set together")
         if self.kafka_oauth_ca_file and not (self.kafka_oauth_url or "").startswith("https:"):
             raise ValueError("kafka_oauth_ca_file needs a kafka_oauth_url of https://")
-        if self.neo4j_ca_file and not self.neo4j_uri.startswith(("bolt+s:", "neo4j+s:")):
-            raise ValueError("neo4j_ca_file needs a neo4j_uri of bolt+s:// or neo4j+s://")
-        if self.opensearch_ca_file and not all(address.startswith("https:") for address in self.opensearch_urls):
-            raise ValueError("opensearch_ca_file needs an opensearch_url of https://")
-        if self.embed_ca_file and not all(address.startswith("https:") for address in self.embed_urls):
-            raise ValueError("embed_ca_file needs an embed_url of https://")
+        encrypted = {  # what the files of a server need, and whether it is so
+            "kafka": ("the kafka_security_protocol SSL or SASL_SSL", protocol.endswith("SSL")),
+            "neo4j": ("a neo4j_uri of bolt+s:// or neo4j+s://", self.neo4j_uri.startswith(("bolt+s:", "neo4j+s:"))),
+            "opensearch": (
+                "an opensearch_url of https://",
+                all(url.startswith("https:") for url in self.opensearch_urls),
+            ),
+            "embed": ("an embed_url of https://", all(url.startswith("https:") for url in self.embed_urls)),
+        }
+        for server, (needed, met) in encrypted.items():
+            ca, cert, key = self.tls_files(server)
+            if (cert is None) != (key is None):
+                raise ValueError(f"{server}_cert_file and {server}_key_file must be set together")
+            if (ca or cert) and not met:
+                raise ValueError(f"{server}_ca_file, {server}_cert_file and {server}_key_file need {needed}")
         return self
+
+    def tls_files(self, server: str) -> tuple[Path | None, Path | None, Path | None]:
+        """The CA bundle, the client certificate and its key for kafka, neo4j, opensearch or embed."""
+        ca, cert, key = (getattr(self, f"{server}_{kind}_file") for kind in ("ca", "cert", "key"))
+        return ca, cert, key
 
     @property
     def embed_urls(self) -> list[str]:

@@ -30,9 +30,11 @@ def certificate(folder: Path, name: str) -> tuple[Path, Path]:
     return cert, key
 
 
-def serving(cert: Path, key: Path) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+def serving(cert: Path, key: Path, clients: Path | None = None) -> ssl.SSLContext:
+    """The context of a server. With `clients`, it requires a client certificate that this bundle verifies."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=clients)
     context.load_cert_chain(cert, key)
+    context.verify_mode = ssl.CERT_REQUIRED if clients else ssl.CERT_NONE
     return context
 
 

@@ -158,6 +158,12 @@ OAUTH = {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_mechanism": "OAUTHBE
         ({"embed_ca_file": "ca"}, "https"),
         ({"opensearch_ca_file": "ca", "opensearch_url": "https://a,http://b"}, "https"),
         ({"opensearch_user": "a", "opensearch_password": "hush", "opensearch_aws_region": "r"}, "aws_region"),
+        ({"neo4j_cert_file": "c", "neo4j_key_file": "k"}, "bolt\\+s"),
+        ({"opensearch_cert_file": "c", "opensearch_key_file": "k"}, "https"),
+        ({"embed_cert_file": "c", "embed_key_file": "k", "embed_url": "https://a:1,http://b:1"}, "https"),
+        ({"neo4j_key_file": "k", "neo4j_uri": "neo4j+s://h:1"}, "neo4j_cert_file"),
+        ({"opensearch_cert_file": "c", "opensearch_url": "https://h:1"}, "opensearch_key_file"),
+        ({"embed_cert_file": "c", "embed_url": "https://h:1"}, "embed_key_file"),
     ],
 )
 def test_security_that_would_not_protect_or_not_connect_is_refused_in_one_sentence(file, assignments, words):

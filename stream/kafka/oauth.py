@@ -86,10 +86,8 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
                     self._url, auth=self._login, data={"grant_type": "client_credentials", **self._scope}
                 )
         except httpx.RequestError as error:
-            if cause := tls.refusal(error):
-                raise ConfigurationError(
-                    f"the token endpoint {self._url} cannot be reached, {cause}: set STREAM_KAFKA_OAUTH_CA_FILE"
-                ) from None
+            if cause := tls.refusal(error, "STREAM_KAFKA_OAUTH", has_cert=False):
+                raise ConfigurationError(f"the token endpoint {self._url} cannot be reached, {cause}") from None
             raise Outage(
                 f"the token endpoint {self._url} does not answer ({type(error).__name__}): start it, or set "
                 "STREAM_KAFKA_OAUTH_URL"

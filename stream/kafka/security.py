@@ -34,7 +34,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
     )
     found: dict[str, Any] = {"security_protocol": protocol}
     if protocol.endswith("SSL"):
-        found["ssl_context"] = tls.context(settings.kafka_ca_file, settings.kafka_cert_file, settings.kafka_key_file)
+        found["ssl_context"] = tls.context(*settings.tls_files("kafka"))
     if mechanism == "OAUTHBEARER":
         found |= {"sasl_mechanism": mechanism, "sasl_oauth_token_provider": oauth.provider(settings)}
     elif password:
@@ -72,11 +72,8 @@ async def startup_error(settings: Settings) -> StreamError:
                 f"Kafka at {host}:{port}: authentication failed ({type(error).__name__}): set STREAM_KAFKA_{login} "
                 "and STREAM_KAFKA_SASL_MECHANISM"
             )
-        if cause := tls.refusal(error):
-            return ConfigurationError(
-                f"Kafka at {host}:{port} cannot be reached with {ours}, {cause}: "
-                "set STREAM_KAFKA_CA_FILE, STREAM_KAFKA_CERT_FILE and STREAM_KAFKA_KEY_FILE"
-            )
+        if cause := tls.refusal(error, "STREAM_KAFKA"):
+            return ConfigurationError(f"Kafka at {host}:{port} cannot be reached with {ours}, {cause}")
     if closed:
         return Outage(
             f"Kafka at {settings.kafka_servers} accepts a connection with {ours} and closes it: wait until it has "

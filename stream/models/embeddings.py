@@ -59,7 +59,7 @@ class EmbeddingClient:
             headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
             timeout=httpx.Timeout(settings.embed_timeout, connect=5),
             limits=httpx.Limits(keepalive_expiry=60),
-            verify=tls.context(settings.embed_ca_file),
+            verify=tls.context(*settings.tls_files("embed")),
             trust_env=False,  # HTTP_PROXY is ignored: the server is internal
             transport=transport,
         )
@@ -255,10 +255,8 @@ def _count(state: RetryCallState) -> None:
 
 
 def _unreachable(address: str, error: httpx.HTTPError | ssl.SSLError) -> StreamError:
-    if refusal := tls.refusal(error):
-        return ConfigurationError(
-            f"the embedding server cannot be reached at {address}, {refusal}: set STREAM_EMBED_CA_FILE"
-        )
+    if refusal := tls.refusal(error, "STREAM_EMBED"):
+        return ConfigurationError(f"the embedding server cannot be reached at {address}, {refusal}")
     cause = "time-out" if isinstance(error, httpx.TimeoutException) else "connection"
     return _RequestFailed(f"the embedding server at {address} does not answer: {error!r}", cause)
 

@@ -338,8 +338,9 @@ class Neo4jStore:
         password = settings.neo4j_password
         uri = settings.neo4j_uri
         security: dict[str, Any] = {}
-        if settings.neo4j_ca_file:  # the driver accepts an SSL context only for a scheme without +s
-            uri, security = uri.replace("+s://", "://", 1), {"ssl_context": tls.context(settings.neo4j_ca_file)}
+        files = settings.tls_files("neo4j")
+        if any(files):  # the driver accepts an SSL context only for a scheme without +s
+            uri, security = uri.replace("+s://", "://", 1), {"ssl_context": tls.context(*files)}
         self._driver = neo4j.AsyncGraphDatabase.driver(
             uri,
             **security,
@@ -733,10 +734,8 @@ class Neo4jStore:
                     f"another application has nodes :{self._settings.neo4j_label} in Neo4j, or constraints or indexes "
                     f"of their names ({sentence}): set STREAM_NEO4J_LABEL to another label"
                 ) from error
-            if refusal := tls.refusal(error):
-                raise ConfigurationError(
-                    f"Neo4j cannot be reached at {self._settings.neo4j_uri}, {refusal}; set STREAM_NEO4J_CA_FILE"
-                ) from error
+            if refusal := tls.refusal(error, "STREAM_NEO4J"):
+                raise ConfigurationError(f"Neo4j cannot be reached at {self._settings.neo4j_uri}, {refusal}") from error
             raise Outage(f"Neo4j at {self._settings.neo4j_uri} is not available ({sentence})", "neo4j") from error
         finally:
             progress.made()

@@ -112,7 +112,7 @@ class OpenSearchStore:
             connection_class=Node,
             selector_class=FewestUnanswered,
             dead_timeout=COOLDOWN,
-            ssl_context=tls.context(settings.opensearch_ca_file) if encrypted else None,
+            ssl_context=tls.context(*settings.tls_files("opensearch")) if encrypted else None,
             headers=_authorization(settings),
             sign=aws.signer(settings.opensearch_aws_region) if settings.opensearch_aws_region else None,
             timeout=settings.store_timeout,
@@ -461,10 +461,8 @@ class OpenSearchStore:
         try:
             answer = await self._client.transport.perform_request(method, path, params=params, body=body)
         except OpenSearchConnectionError as error:
-            if refusal := tls.refusal(error):
-                raise ConfigurationError(
-                    f"OpenSearch cannot be reached at {where}, {refusal}; set STREAM_OPENSEARCH_CA_FILE"
-                ) from error
+            if refusal := tls.refusal(error, "STREAM_OPENSEARCH"):
+                raise ConfigurationError(f"OpenSearch cannot be reached at {where}, {refusal}") from error
             raise Outage(
                 f"OpenSearch at {where} does not answer: {error.error or repr(error.info)}", "opensearch"
             ) from error
