@@ -453,13 +453,24 @@ class OpenSearchStore:
             raise nothing_yet(self._settings, f"OpenSearch's index {index}", "STREAM_OPENSEARCH_ALIAS") from None
 
     async def _call(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
-        """Raises `Refused` for a request that is too large, `Outage` for an error that no document causes.
+        """As `_request`. An answer that lacks what a shard holds is an `Outage` too, if the second one lacks it too.
 
-        An answer that lacks what a shard holds is an `Outage` too.
+        A search is made in steps. It lacks a shard whose node dies between two of them, although another node has a
+        copy.
         """
+        for _ in range(2):
+            answer = await self._request(method, path, body, params)
+            reason = _incomplete(answer) if isinstance(answer, dict) else None
+            if reason is None:
+                return answer
+        where = ", ".join(self._settings.opensearch_urls)
+        raise Outage(f"OpenSearch at {where} answers without all shards: {reason}", "opensearch")
+
+    async def _request(self, method: str, path: str, body: Any, params: Mapping[str, Any]) -> Any:
+        """Raises `Refused` for a request that is too large, `Outage` for an error that no document causes."""
         where = ", ".join(self._settings.opensearch_urls)
         try:
-            answer = await self._client.transport.perform_request(method, path, params=params, body=body)
+            return await self._client.transport.perform_request(method, path, params=params, body=body)
         except OpenSearchConnectionError as error:
             if refusal := tls.refusal(error, "STREAM_OPENSEARCH"):
                 raise ConfigurationError(f"OpenSearch cannot be reached at {where}, {refusal}") from error
@@ -491,9 +502,6 @@ class OpenSearchStore:
             raise Outage(f"the response of OpenSearch at {where} cannot be parsed: {error}", "opensearch") from error
         finally:
             progress.made()
-        if isinstance(answer, dict) and (reason := _incomplete(answer)):
-            raise Outage(f"OpenSearch at {where} answers without all shards: {reason}", "opensearch")
-        return answer
 
 
 def _called(flow: str) -> str:

@@ -210,7 +210,7 @@ async def test_a_node_that_dies_costs_nothing(flow: Settings, stores: Stores, no
                 return await stores.opensearch.count() >= BEFORE and bool(searches.seconds)
 
             await until(enough, LONGEST)
-            lap("300 searchable")
+            lap(f"{BEFORE} searchable")
             manager = (await stores.opensearch._call("GET", "/_cat/cluster_manager", format="json"))[0]["node"]
             dying = next(node for node in nodes if node.name == manager)
             left = next(node for node in nodes if node is not dying)
@@ -218,7 +218,7 @@ async def test_a_node_that_dies_costs_nothing(flow: Settings, stores: Stores, no
             await until_cluster(left, "yellow", COUNT - 1)
             lap("another cluster manager")
             await publisher.until_more(AFTER)
-            lap("300 more published")
+            lap(f"{AFTER} more published")
         await clean(flow, stores, publisher.published)
         lap("all indexed, verify clean without the node")
 
@@ -232,6 +232,9 @@ async def test_a_node_that_dies_costs_nothing(flow: Settings, stores: Stores, no
         lap("the node is back, green")
         await clean(flow, stores, publisher.published)
         lap("verify clean")
+        assert [worker.process.poll() for worker in workers] == [None] * len(STAGES)
+        retries = (await workers[-1].metrics()).get("stream_retries_total", 0)
+    print(f"{retries:.0f} batches of the index worker were retried")
     print(f"{publisher.published} chunks; {len(searches.seconds)} searches, the longest {max(searches.seconds):.1f} s")
     print(*(f"{what}: {seconds:.1f} s" for what, seconds in took.items()), sep="\n")
 

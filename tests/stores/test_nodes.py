@@ -32,6 +32,7 @@ class Server:
     def __init__(self) -> None:
         self.status = 200
         self.answer: object = ANSWER
+        self.first: list[object] = []  # answers that come before it
         self.hangs = False
         self.requests = 0
         self.url = ""
@@ -40,7 +41,8 @@ class Server:
         self.requests += 1
         if self.hangs:
             await asyncio.Event().wait()
-        return web.json_response(self.answer if self.status == 200 else {"error": "none"}, status=self.status)
+        answer = self.first.pop(0) if self.first else self.answer
+        return web.json_response(answer if self.status == 200 else {"error": "none"}, status=self.status)
 
 
 @asynccontextmanager
@@ -144,3 +146,10 @@ async def test_an_answer_without_all_shards_is_an_outage():
         servers[0].answer = WITHOUT_A_SHARD["stored"]
         with pytest.raises(Outage, match="no_shard_available"):
             await store.stored(["a"])
+
+
+async def test_a_search_that_lost_a_shard_on_its_way_is_made_again():
+    """A search is made in steps: after a node dies between two of them, OpenSearch does not ask another node."""
+    async with cluster(1) as (store, servers):
+        servers[0].first = [WITHOUT_A_SHARD["unfiltered"]]
+        assert await store.unfiltered() == 7
