@@ -532,9 +532,7 @@ def _incomplete(answer: Mapping[str, Any]) -> str | None:
     """Why an answer lacks what a shard holds, if it does: its status is 200, and it has what the other shards hold."""
     shards = answer.get("_shards", {})
     lacking = shards.get("failed")
-    if (
-        "skipped" in shards
-    ):  # a search, which does not count shards as failed that are on no node; others count replicas
+    if "skipped" in shards:  # a search does not count shards as failed that are on no node; others count replicas
         lacking = shards["total"] - shards["successful"]
     if lacking:
         return f"{lacking} of {shards['total']} are missing"
