@@ -80,12 +80,12 @@ lock: $(UV) ## Pin the newest versions that pyproject.toml allows (UPGRADE=1 als
 	  --overrides tests/contract/vllm-overrides.txt tests/contract/vllm.in -o tests/contract/vllm.txt
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) tests/clients/clients.in -o tests/clients/clients.txt
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra traces --extra serve \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra aws --extra traces --extra serve \
 	  --custom-compile-command "make lock" --constraints requirements.txt pyproject.toml -o compose/requirements.txt
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra traces --extra serve \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra aws --extra traces --extra serve \
 	  --custom-compile-command "make lock" --constraints requirements.txt --overrides compose/cpu-overrides.txt \
 	  pyproject.toml -o compose/requirements-cpu.txt
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra traces --extra serve \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --extra aws --extra traces --extra serve \
 	  --custom-compile-command "make lock" --constraints requirements.txt --overrides compose/lean-overrides.txt \
 	  pyproject.toml -o compose/requirements-lean.txt
 	echo hatchling | $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
