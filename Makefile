@@ -35,6 +35,9 @@ test-compose: .venv/installed .local/docker-compose/installed ## Run compose/ wi
 test-cluster: .venv/installed ## Kill a node of three of OpenSearch under load, with real workers and a reindex
 	$(BIN)/pytest -s tests/cluster/cluster.py
 
+test-secured: .venv/installed ## Run the tests against OpenSearch with its security plugin
+	$(BIN)/pytest tests/secured/secured.py
+
 test-gpu: .venv/installed ## Run the tests that need a CUDA GPU
 	$(BIN)/pytest --confcutdir=tests/gpu tests/gpu
 
@@ -141,4 +144,4 @@ endif
 	$(PYTHON) -m venv .local/uv
 	.local/uv/bin/pip install --quiet --disable-pip-version-check uv
 
-.PHONY: help demo down check test test-gpu test-image test-matrix vllm clients prometheus chromium screenshots faults lint types docs site lock clean test-producers test-compose test-cluster
+.PHONY: help demo down check test test-gpu test-image test-matrix vllm clients prometheus chromium screenshots faults lint types docs site lock clean test-producers test-compose test-cluster test-secured

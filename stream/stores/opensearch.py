@@ -76,6 +76,7 @@ ALIVE = {"bool": {"must_not": DELETED}}
 FIRST_TIMESTAMP = 10**11
 CONFLICT = 409  # the index has a higher version
 CONFLICTING = re.compile(r"current version \[(\d+)\]")
+FORBIDDEN = re.compile(r"no permissions for \[(.+?)\] and User \[name=([^,\]]+)")  # the security plugin's reason
 
 Write = tuple[int, int]  # `_seq_no` and `_primary_term` of a document's last write
 
@@ -137,7 +138,7 @@ class OpenSearchStore:
         return f"{self._prefix}-{generation}"
 
     async def set_up(self) -> None:
-        """Creates the index if there is none, the first one with its alias, and waits for its primary shard.
+        """Creates the index if there is none, the first one with its alias.
 
         Raises `ConfigurationError` if the index has other fields (it would reject every document) or belongs to another
         flow, or if the first index exists and is not live.
@@ -149,7 +150,6 @@ class OpenSearchStore:
                 f"OpenSearch's index {self.index(FIRST)} exists, but the alias {self._alias} does not point to it: "
                 "`stream reindex status` shows its flow, `stream reindex start` continues with it or creates another"
             )
-        await self._call("GET", f"/_cluster/health/{self._target}", wait_for_status="yellow")
         await self._indexes()
         await self._call("PUT", f"/{self._target}/_mapping", body={"properties": ADDED})
 
@@ -191,7 +191,7 @@ class OpenSearchStore:
     async def generations(self) -> list[Generation]:
         """The generations of all flows, by number."""
         found = []
-        for name, index in (await self._call("GET", f"/{self._prefix}-*", ignore_unavailable="true")).items():
+        for name, index in (await self._described(f"{self._prefix}-*")).items():
             number = name.removeprefix(f"{self._prefix}-")
             if number.isdecimal():
                 flow = index["mappings"].get("_meta", {}).get("flow", "")
@@ -205,7 +205,6 @@ class OpenSearchStore:
         settled = {"refresh_interval": None, **self._wanted}
         await self._call("PUT", f"/{index}/_settings", body={n: settled[n] for n in LOADING if n in settled})
         await self._call("POST", f"/{index}/_refresh")
-        await self._call("GET", f"/_cluster/health/{index}", wait_for_status="yellow")
 
     async def go_live(self, generation: int) -> None:
         """Points the alias to this generation: readers and writers use it from their next request."""
@@ -236,10 +235,10 @@ class OpenSearchStore:
         }
         await self._call("POST", f"/{self.index(than)}/_refresh")
         while hits := (await self._call("POST", f"/{self.index(than)}/_search", body=page))["hits"]["hits"]:
-            ids = [hit["_id"] for hit in hits]
-            answer = await self._call("POST", f"/{self.index(generation)}/_mget", body={"ids": ids}, _source="false")
-            for hit, document in zip(hits, answer["docs"], strict=True):
-                shown, version = hit["_version"], document.get("_version")
+            documents = await self._get([hit["_id"] for hit in hits], self.index(generation), _source="false")
+            versions = {document["_id"]: document["_version"] for document in documents}
+            for hit in hits:
+                shown, version = hit["_version"], versions.get(hit["_id"])
                 gone = version is None and "deleted" in hit["fields"]
                 if not gone and shown > (-1 if version is None else version):
                     found[hit["fields"]["chunk_id"][0]] = shown, version
@@ -253,9 +252,8 @@ class OpenSearchStore:
     async def examine(self) -> str:
         """Version and index, in one line; raises a `StreamError` if one is wrong. Creates nothing."""
         require_version(self.name, version := await self.version(), OLDEST)
-        exists = await self._exists(self._target)
         creator = "`stream reindex start`" if self._settings.flow else "the index worker"
-        indexes = ", ".join(await self._indexes()) if exists else f"nothing yet, {creator} creates it"
+        indexes = ", ".join(await self._indexes()) or f"nothing yet, {creator} creates it"
         return f"OpenSearch {version}, {self._target} points to {indexes}"
 
     async def unlike_settings(self) -> list[str]:
@@ -271,8 +269,8 @@ class OpenSearchStore:
 
     async def _indexes(self) -> list[str]:
         """The alias's indexes, or the generation's; raises `ConfigurationError` for another flow or wrong fields."""
-        mappings = await self._call("GET", f"/{self._target}/_mapping")
-        for index, found in mappings.items():
+        described = await self._described(self._target)
+        for index, found in described.items():
             flow = found["mappings"].get("_meta", {}).get("flow", "")
             if flow != self._settings.flow:
                 raise ConfigurationError(
@@ -286,10 +284,18 @@ class OpenSearchStore:
                         f"OpenSearch's index {index} has no field {name} of type {field['type']}: another "
                         "application made it, set STREAM_OPENSEARCH_ALIAS to another name"
                     )
-        return list(mappings)
+        return list(described)
 
     async def _exists(self, name: str) -> bool:
-        return bool(await self._call("HEAD", f"/{name}"))
+        return bool(await self._described(name))
+
+    async def _described(self, name: str, **params: str) -> dict[str, Any]:
+        """Mappings and aliases of the index, or of those of an alias or a pattern; empty if there is none.
+
+        It is the only request for metadata, so a role needs one permission for all of them.
+        """
+        described: dict[str, Any] = await self._call("GET", f"/{name}", ignore_unavailable="true", **params)
+        return described
 
     async def write(self, writes: Sequence[Put | Tombstone]) -> dict[str, Rejected]:
         """One `_bulk` request. A document is rejected alone; an overloaded or blocked index is an `Outage`."""
@@ -318,7 +324,7 @@ class OpenSearchStore:
         results = [item["index"] for item in answer["items"]]
         metrics.outranked.labels(self.name).inc(sum(result["status"] == CONFLICT for result in results))
         _warn_of_two_schemes(writes, results)
-        return [_rejection(result) for result in results]
+        return [_rejection(result, self._target) for result in results]
 
     async def count(self) -> int:
         """Chunks that are not deleted, after a refresh; 0 if there is no index yet."""
@@ -349,7 +355,9 @@ class OpenSearchStore:
         if not chunk_ids:
             return {}
         names = {document_id(chunk_id): chunk_id for chunk_id in chunk_ids}
-        documents, searched = await asyncio.gather(self._get(names, _source="false"), self._doc_values(chunk_ids))
+        documents, searched = await asyncio.gather(
+            self._get(names, self._target, _source="false"), self._doc_values(chunk_ids)
+        )
         found, unseen = {}, []
         for document in documents:
             chunk_id = names[document["_id"]]
@@ -359,13 +367,16 @@ class OpenSearchStore:
             else:
                 unseen.append(document["_id"])
         wanted = "version,text_sha256,splade_terms,deleted"
-        for document in await self._get(unseen, _source_includes=wanted) if unseen else ():
+        for document in await self._get(unseen, self._target, _source_includes=wanted) if unseen else ():
             found[names[document["_id"]]] = _stored(document["_source"])
         return found
 
-    async def _get(self, ids: Iterable[str], **params: str) -> list[dict[str, Any]]:
-        """Those of these documents that exist, all finished writes included."""
-        answer = await self._call("POST", f"/{self._target}/_mget", body={"ids": list(ids)}, **params)
+    async def _get(self, ids: Iterable[str], index: str, **params: str) -> list[dict[str, Any]]:
+        """Those of these documents that exist, all finished writes included; none if the index does not exist."""
+        answer = await self._call("POST", f"/{index}/_mget", body={"ids": list(ids)}, **params)
+        for document in answer["docs"]:
+            if forbidden := _forbidden(index, document.get("error", {}).get("reason")):
+                raise forbidden
         return [document for document in answer["docs"] if document.get("found")]
 
     async def _doc_values(self, chunk_ids: Sequence[str]) -> dict[str, tuple[Write, dict[str, Any]]]:
@@ -389,7 +400,9 @@ class OpenSearchStore:
         """The configured generation, or the one to which the alias points."""
         if self._settings.generation:
             return self._settings.generation
-        indexes = await self._read("GET", self._alias, "_alias")
+        indexes = await self._described(self._alias, filter_path="*.aliases")
+        if not indexes:
+            raise self._nothing_yet(self._alias)
         numbers = [index.removeprefix(f"{self._prefix}-") for index in indexes]
         if len(numbers) != 1 or not numbers[0].isdecimal():
             raise ConfigurationError(
@@ -410,23 +423,22 @@ class OpenSearchStore:
         params["search_type"] = "dfs_query_then_fetch"  # no further step in an index of one shard
         if preference:  # as a digest, because some names have a meaning
             params["preference"] = hashlib.sha256(preference.encode()).hexdigest()
-        answer: dict[str, Any] = await self._read("POST", self.index(generation), "_search", body, **params)
+        answer: dict[str, Any] = await self._read(self.index(generation), "_search", body, **params)
         return answer
 
     async def tokens(self, text: str, generation: int) -> list[str]:
         """The tokens that OpenSearch makes of a query for the field `text`, in order."""
         body = {"field": "text", "text": text}
-        answer = await self._read("POST", self.index(generation), "_analyze", body)
+        answer = await self._read(self.index(generation), "_analyze", body)
         return [token["token"] for token in answer["tokens"]]
 
     async def shown(self, chunk_ids: Sequence[str], generation: int) -> dict[str, Shown]:
         """All finished writes included."""
         if not chunk_ids:
             return {}
-        body = {"ids": [document_id(chunk_id) for chunk_id in chunk_ids]}
         fields = ("chunk_id", "doc_id", "version", "text", "metadata", "facet_json")
-        answer = await self._read("POST", self.index(generation), "_mget", body, _source_includes=",".join(fields))
-        sources = [document["_source"] for document in answer["docs"] if document.get("found")]
+        ids, index = map(document_id, chunk_ids), self.index(generation)
+        sources = [found["_source"] for found in await self._get(ids, index, _source_includes=",".join(fields))]
         return {
             source["chunk_id"]: Shown(*(source.get(field) for field in fields))
             for source in sources
@@ -435,22 +447,25 @@ class OpenSearchStore:
 
     async def origin(self, chunk_id: str, generation: int) -> Origin | None:
         """All finished writes included."""
-        body, fields = {"ids": [document_id(chunk_id)]}, "version,splade_provenance,position"
-        answer = await self._read("POST", self.index(generation), "_mget", body, _source_includes=fields)
-        found = answer["docs"][0].get("_source", {})
-        if "splade_provenance" not in found:  # there is no such chunk, or it was deleted
-            return None
-        position = found.get("position")
-        return Origin(found["version"], found["splade_provenance"], Position(**position) if position else None)
+        fields = "version,splade_provenance,position"
+        for document in await self._get([document_id(chunk_id)], self.index(generation), _source_includes=fields):
+            found = document["_source"]
+            if "splade_provenance" in found:  # else the chunk was deleted
+                position = found.get("position")
+                return Origin(found["version"], found["splade_provenance"], Position(**position) if position else None)
+        return None
 
-    async def _read(self, method: str, index: str, what: str, body: Any = None, **params: Any) -> Any:
-        """Raises `ConfigurationError` if the index or alias does not exist."""
+    async def _read(self, index: str, what: str, body: Any, **params: Any) -> Any:
+        """Raises `ConfigurationError` if the index does not exist."""
         try:
-            return await self._call(method, f"/{index}/{what}", body=body, **params)
+            return await self._call("POST", f"/{index}/{what}", body=body, **params)
         except Outage:
             if await self._exists(index):
                 raise
-            raise nothing_yet(self._settings, f"OpenSearch's index {index}", "STREAM_OPENSEARCH_ALIAS") from None
+            raise self._nothing_yet(index) from None
+
+    def _nothing_yet(self, index: str) -> ConfigurationError:
+        return nothing_yet(self._settings, f"OpenSearch's index {index}", "STREAM_OPENSEARCH_ALIAS")
 
     async def _call(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
         """As `_request`. An answer that lacks what a shard holds is an `Outage` too, if the second one lacks it too.
@@ -484,6 +499,8 @@ class OpenSearchStore:
                     f"OpenSearch at {where}: authentication failed (401 {error.error}): set STREAM_OPENSEARCH_USER and "
                     "STREAM_OPENSEARCH_PASSWORD"
                 ) from error
+            if error.status_code == 403 and (forbidden := _forbidden(f"{method} {path}", error.info)):
+                raise forbidden from error
             described = error.info if isinstance(error.info, dict) else {}
             if error.status_code == 403 and self._settings.opensearch_aws_region and "message" in described:
                 reason = described["message"].partition("\n")[0]  # the lines after it quote the session's token
@@ -536,15 +553,28 @@ def _incomplete(answer: Mapping[str, Any]) -> str | None:
         lacking = shards["total"] - shards["successful"]
     if lacking:
         return f"{lacking} of {shards['total']} are missing"
-    errors = (document["error"]["type"] for document in answer.get("docs", ()) if "error" in document)
-    return next((error for error in errors if error != "index_not_found_exception"), None)
+    for error in (document["error"] for document in answer.get("docs", ()) if "error" in document):
+        if error["type"] != "index_not_found_exception" and not FORBIDDEN.search(error["reason"]):
+            return str(error["type"])
+    return None
 
 
-def _rejection(result: Mapping[str, Any]) -> Rejected | None:
-    """The rejection of one line of a bulk request, if any; raises `Outage` if the line is not the cause."""
+def _forbidden(what: str, said: object) -> ConfigurationError | None:
+    """The error for the security plugin's refusal of a request, or of an item of one; None for another refusal."""
+    refusal = FORBIDDEN.search(str(said))
+    return refusal and ConfigurationError(
+        f"OpenSearch's user {refusal[2]} has no permission {refusal[1]} for {what}: add it to the user's role; "
+        "docs/security.md has roles with all permissions that are needed"
+    )
+
+
+def _rejection(result: Mapping[str, Any], index: str) -> Rejected | None:
+    """The rejection of one line of a bulk request, if any; raises a `StreamError` if the line is not the cause."""
     status, error = result["status"], result.get("error")
     if error is None or status == CONFLICT:
         return None
+    if status == 403 and (forbidden := _forbidden(index, error["reason"])):
+        raise forbidden
     cause = error.get("caused_by", {}).get("reason", "")
     sentence = f"{error['type']}: {error['reason']} {cause}".strip()
     if status != 400:

@@ -4,6 +4,7 @@ import pytest
 from prometheus_client import REGISTRY
 from support import expanded
 
+from stream.errors import Outage
 from stream.records import Tombstone
 from stream.stores.base import Put, Stored
 from stream.stores.opensearch import OpenSearchStore
@@ -36,12 +37,20 @@ def fetched(store, monkeypatch) -> list[str]:
     names: list[str] = []
     get = store._get
 
-    async def noted(ids, **params):
+    async def noted(ids, index, **params):
         names.extend([] if params.get("_source") == "false" else ids)
-        return await get(ids, **params)
+        return await get(ids, index, **params)
 
     monkeypatch.setattr(store, "_get", noted)
     return names
+
+
+async def test_documents_that_cannot_be_read_now_are_an_outage(store):
+    """Otherwise `verify` reports chunks as lost, and a search returns hits without a text."""
+    await store.write([put("c")])
+    await store._call("POST", f"/{store._target}/_close")
+    with pytest.raises(Outage, match="index_closed_exception"):
+        await store.stored(["c"])
 
 
 async def test_what_no_search_shows_yet_is_stored_all_the_same(store):
