@@ -258,13 +258,11 @@ class OpenSearchStore:
 
     async def unlike_settings(self) -> list[str]:
         """What settings of the index are unlike the configured ones, in words; nothing if there is no index yet."""
-        params = {"flat_settings": "true", "ignore_unavailable": "true"}
-        indexes = await self._call("GET", f"/{self._target}/_settings", **params)
         return [
             f"{name} of {index} is {found}, not {value}"
-            for index, settings in indexes.items()
+            for index, described in (await self._described(self._target, flat_settings="true")).items()
             for name, value in self._wanted.items()
-            if (found := settings["settings"].get(f"index.{name}")) != _as_opensearch_shows(value)
+            if (found := described["settings"].get(f"index.{name}")) != _as_opensearch_shows(value)
         ]
 
     async def _indexes(self) -> list[str]:
