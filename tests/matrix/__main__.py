@@ -25,7 +25,8 @@ UV = shutil.which("uv") or str(ROOT / ".local" / "uv" / "bin" / "uv")
 PAGE = ROOT / "docs" / "versions.md"
 
 FLOW = ("tests/integration/test_end_to_end.py", "tests/integration/test_bad_input.py")
-KAFKA = (*FLOW, "tests/kafka", "tests/worker", "tests/integration/test_compaction.py", "tests/operate/test_replay.py")
+KAFKA = (*FLOW, "tests/kafka", "tests/integration/test_compaction.py", "tests/operate/test_replay.py")
+PYTHON = (*FLOW, "tests/models", "tests/worker")
 STORES = (*FLOW, "tests/stores", "tests/search/test_searching.py", "tests/operate/test_reindex.py")
 
 HEAD = """\
@@ -66,8 +67,8 @@ CELLS = [
     server("OpenSearch", "3.8.0", STORES, jre="21"),
     Cell("Java", "21", (*FLOW, "tests/local"), jre="21"),
     Cell("Java", "25", (*FLOW, "tests/local"), jre="25"),
-    Cell("Python", "3.12", (*FLOW, "tests/models", "tests/worker", "tests/serve", "tests/cli")),
-    Cell("Python", "3.13", (*FLOW, "tests/models", "tests/worker", "tests/serve", "tests/cli")),
+    Cell("Python", "3.12", PYTHON),
+    Cell("Python", "3.13", PYTHON),
     Cell("vLLM", "0.26.0", ("tests/contract",)),
 ]
 
