@@ -77,7 +77,7 @@ async def test_bad_lines_are_named_by_number_and_the_good_ones_are_in_the_topic(
     result = await stream("publish", "-", stdin=stdin)
     assert result.exit_code == 1
     first, second, summary = result.stderr.splitlines()
-    assert first.startswith("line 2: not JSON")
+    assert first.startswith("line 2: the record is not JSON")
     assert second.startswith("line 4: text")
     assert summary == "published 2 chunks, 2 bad lines"
     assert {r.key for r in await read(flow, flow.topic)} == {b"a", b"c"}
@@ -97,7 +97,7 @@ def test_a_file_is_validated_where_there_is_no_kafka(settings, tmp_path):
     (tmp_path / "chunks.jsonl").write_bytes(lines(chunk("a")) + b"{not json\n")
     ended = process("validate", str(tmp_path / "chunks.jsonl"), STREAM_KAFKA_SERVERS=CLOSED)
     assert (ended.code, ended.err) == (1, "")
-    assert ended.out.splitlines()[0].startswith("line 2: not JSON")
+    assert ended.out.splitlines()[0].startswith("line 2: the record is not JSON")
     assert ended.out.splitlines()[1] == "1 good chunks, 1 bad lines"
     ended = process("validate", str(tmp_path / "chunks.jsonl"), "--json", STREAM_KAFKA_SERVERS=CLOSED)
     found = json.loads(ended.out)
