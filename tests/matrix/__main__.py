@@ -32,10 +32,10 @@ STORES = (*FLOW, "tests/stores", "tests/search/test_searching.py", "tests/operat
 HEAD = """\
 # Versions
 
-The tests ran with these versions. `make test` runs all of them with {usual}.
+`make test` runs all tests with {usual}.
 Each row changes one version, and `make test-matrix` runs the tests that it concerns. `stream doctor` warns if your
 Neo4j, OpenSearch, vLLM or Python is none of these; Kafka does not say its version. A version that is not here may work:
-nobody has tried it.
+nobody has tried it. `STREAM_LOCAL_NEO4J_VERSION=2026.08.1 make demo` runs the demo with another version of a server.
 
 | what | version | tests passed | minutes | on |
 | --- | --- | ---: | ---: | --- |
