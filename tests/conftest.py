@@ -51,7 +51,7 @@ PORTS = 1000  # of each process, below those that the kernel gives to clients
 FIRST_PORT = 20_000 + PORTS * int(PROCESS.removeprefix("gw") or 9)
 
 # The default is deterministic. `HYPOTHESIS_PROFILE=nightly` draws new examples and prints how to repeat a failure.
-hypothesis.settings.register_profile("default", derandomize=True, max_examples=60, deadline=None)
+hypothesis.settings.register_profile("default", derandomize=True, max_examples=90, deadline=None)
 hypothesis.settings.register_profile("nightly", derandomize=False, max_examples=400, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

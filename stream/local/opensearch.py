@@ -43,7 +43,7 @@ grant codeBase "${codebase.httpasyncclient}" { permission java.net.NetPermission
 
 def install(profile: Profile, on_event: java.Event) -> None:
     """Assembles OpenSearch and writes its configuration. As root, it makes `nobody` the owner of the server's data."""
-    folder = java.assemble(profile, _pom(), on_event, _complete)
+    folder = java.assemble(profile, pom(), on_event, _complete)
     data = _data(profile)
     for part in ("config", "data", "logs", "tmp"):
         (data / part).mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def install(profile: Profile, on_event: java.Event) -> None:
         _give_to_nobody(data)
 
 
-def _pom() -> str:
+def pom() -> str:
     """The POM of the version in `STREAM_LOCAL_OPENSEARCH_VERSION`, else of the version that fits this Java."""
     runtime, wanted = java.find(), os.environ.get(variable(f"{NAME}_version"))
     if wanted is None:
@@ -71,7 +71,7 @@ def _pom() -> str:
 def program(profile: Profile) -> Program:
     """OpenSearch as a supervised program. It is ready when its cluster is at least yellow."""
     runtime = java.find()
-    data, folder = _data(profile), java.distribution(profile, _pom())
+    data, folder = _data(profile), java.distribution(profile, pom())
     return Program(
         name=NAME,
         command=[

@@ -123,7 +123,8 @@ def servers(folder: Path) -> Path:
     shutil.copytree(Path(__file__).parent / "servers", folder / "servers")
     for server, files in ((kafka, "lib"), (neo4j, "lib"), (opensearch, ".")):
         server.install(profile, print)
-        shutil.copytree(java.distribution(profile, server.NAME) / files, folder / "servers" / server.NAME)
+        pom = opensearch.pom() if server is opensearch else server.NAME
+        shutil.copytree(java.distribution(profile, pom) / files, folder / "servers" / server.NAME)
     return folder / "servers"
 
 

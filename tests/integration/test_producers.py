@@ -8,6 +8,8 @@ import pytest
 from conftest import ROOT
 from examples import PARTITIONS, WRITTEN, example, published, run
 
+from stream.local import java
+
 pytestmark = pytest.mark.servers
 
 CLIENT = ROOT / ".local" / "artifacts"
@@ -34,7 +36,7 @@ def compiles() -> bool:
 @pytest.mark.skipif(not compiles(), reason="this Java has no compiler")
 async def test_java(flow, tmp_path):
     (tmp_path / "Publish.java").write_text(example("java", flow))
-    (library,) = CLIENT.glob("kafka-*/lib")
+    library = CLIENT / f"kafka-{java.version('kafka')}" / "lib"
     await run("java", "-cp", f"{library}/*", "Publish.java", folder=tmp_path)
     assert await published(flow) == WRITTEN
 

@@ -25,8 +25,8 @@ from stream.local.supervisor import down, up
 VERSION = "2.19.1"  # the newest one whose security plugin is a zip on Maven Central
 PASSWORD = "a long enough Kennwort 7"
 PLUGIN = """<artifactItem>
-  <groupId>org.opensearch.plugin</groupId><artifactId>opensearch-security</artifactId><version>{version}.0</version>
-  <type>zip</type><outputDirectory>${{home}}/plugins/opensearch-security</outputDirectory>
+  <groupId>org.opensearch.plugin</groupId><artifactId>opensearch-security</artifactId><version>${project.version}.0</version>
+  <type>zip</type><outputDirectory>${home}/plugins/opensearch-security</outputDirectory>
 </artifactItem>"""
 AUTHENTICATION = {  # the common name of a client's certificate is the user; a client without one gives a password
     name: {
@@ -75,8 +75,8 @@ def running(home: Path, client_certificates: str = "OPTIONAL") -> Iterator[Node]
     artifacts = ROOT / ".local" / "secured" / "artifacts"
     profile = Profile(home / "node", artifacts, opensearch_port=port, opensearch_transport_port=transport)
     made = Node(f"https://{HOST}:{port}", certificates)
-    (home / "opensearch.xml").write_text(_pom())
-    with patch.object(java, "POMS", home):
+    (home / "opensearch-2.xml").write_text(_pom())
+    with patch.object(java, "POMS", home), patch.dict(os.environ, {"STREAM_LOCAL_OPENSEARCH_VERSION": VERSION}):
         profile.make()
         opensearch.install(profile, print)
         _secure(profile, certificates, client_certificates)
@@ -130,11 +130,9 @@ def neo4j_requiring_a_client_certificate(home: Path) -> Iterator[dict[str, str]]
 
 
 def _pom() -> str:
-    """The POM of the local profile's OpenSearch, of this version and with the plugin."""
-    pom = (java.POMS / "opensearch.xml").read_text()
-    version = pom.partition("<version>")[2].partition("</version>")[0]
+    """The POM of the local profile's OpenSearch, with the plugin."""
     items = "<artifactItems>"
-    return pom.replace(version, VERSION, 1).replace(items, items + PLUGIN.format(version=VERSION), 1)
+    return (java.POMS / "opensearch-2.xml").read_text().replace(items, items + PLUGIN, 1)
 
 
 def _secure(profile: Profile, certificates: dict[str, tuple[Path, Path]], client_certificates: str) -> None:
