@@ -161,12 +161,16 @@ def main() -> None:
         key = cell.what, cell.version
         known[key] = {"what": cell.what, "version": cell.version}  # or the doctor, which the tests call, would warn
         write(known)
-        if row := run(cell):
-            known[key] = row
-        else:
-            del known[key]
-            failed.append(str(cell))
-        write(known)
+        row = None
+        try:
+            row = run(cell)
+        finally:
+            if row:
+                known[key] = row
+            else:
+                del known[key]
+                failed.append(str(cell))
+            write(known)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
