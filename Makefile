@@ -21,7 +21,7 @@ check: lint types prometheus chromium ## Style, types and the tests that need no
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not servers"
 
 test: lint types vllm clients prometheus chromium ## Run every test, including those against real servers
-	$(BIN)/pytest -n 5 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-image: .venv/installed ## Build the image and run it, without a daemon: needs root, buildah and debootstrap
 	$(BIN)/pytest --confcutdir=tests/image tests/image/image.py
