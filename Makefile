@@ -123,7 +123,8 @@ clean: ## Remove what was installed and the data of the local servers
 .local/docker-compose/installed:
 	@mkdir -p .local/docker-compose/lists/partial .local/docker-compose/cache
 	cd .local/docker-compose && echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
-	  http://deb.debian.org/debian trixie main" > sources && apt-get -qq $(APT) $(SOURCES) update \
+	  $$(apt-get indextargets --format '$$(REPO_URI)' 'Created-By: Packages' | grep -m 1 '/debian/$$') trixie main" > sources \
+	  && apt-get -qq $(APT) $(SOURCES) update \
 	  && apt-get -qq $(APT) $(SOURCES) download docker-compose && dpkg-deb --extract docker-compose_*.deb .
 	@touch $@
 
