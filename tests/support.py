@@ -95,6 +95,12 @@ async def forget_facets(stores: Stores, chunk_id: str) -> None:
     await stores.opensearch._call("PUT", path, body=source, refresh="true", version=1, version_type="external_gte")
 
 
+def changed_properties(written: str, changes: Mapping[str, object]) -> str:
+    """A configuration of Kafka with these values in place of its own."""
+    kept = [line for line in written.splitlines() if line.partition("=")[0] not in changes]
+    return "\n".join([*kept, *(f"{name}={value}" for name, value in changes.items())]) + "\n"
+
+
 async def create_topics(settings: Settings, configs: Mapping[str, str]) -> None:
     """The topics of the flow as the product creates them, but with these settings for all except dead letters."""
     definitions = topics.definitions

@@ -34,12 +34,15 @@ def install(profile: Profile, on_event: java.Event) -> None:
     if not data.exists():
         data.parent.mkdir(exist_ok=True)
         conf.write_text(_properties(PART, profile))
-        # A random UUID in Kafka's format. A leading "-" would be read as an option.
-        cluster = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=").replace("-", "A")
-        tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster, "-c", str(conf)]
+        tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster_id(), "-c", str(conf)]
         java.run(runtime, [*LOG_FORMAT, "-cp", f"{folder}/lib/*", *tool], profile.home)
         (profile.home / PART).rename(data)
     conf.write_text(_properties(DATA, profile))
+
+
+def cluster_id() -> str:
+    """A random UUID in Kafka's format. It has no "-", because a leading one would be read as an option."""
+    return urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=").replace("-", "A")
 
 
 def program(profile: Profile) -> Program:

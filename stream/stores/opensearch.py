@@ -107,6 +107,7 @@ class OpenSearchStore:
         self._alias = self.alias(settings.flow)
         self._target = self.index(settings.generation) if settings.generation else self._alias
         addresses = settings.opensearch_urls
+        self._where = ", ".join(addresses)
         encrypted = any(address.startswith("https:") for address in addresses)
         self._client = AsyncOpenSearch(
             hosts=addresses,
@@ -476,12 +477,11 @@ class OpenSearchStore:
             reason = _incomplete(answer) if isinstance(answer, dict) else None
             if reason is None:
                 return answer
-        where = ", ".join(self._settings.opensearch_urls)
-        raise Outage(f"OpenSearch at {where} answers without all shards: {reason}", "opensearch")
+        raise Outage(f"OpenSearch at {self._where} answers without all shards: {reason}", "opensearch")
 
     async def _request(self, method: str, path: str, body: Any, params: Mapping[str, Any]) -> Any:
         """Raises `Refused` for a request that is too large, `Outage` for an error that no document causes."""
-        where = ", ".join(self._settings.opensearch_urls)
+        where = self._where
         try:
             return await self._client.transport.perform_request(method, path, params=params, body=body)
         except OpenSearchConnectionError as error:

@@ -3,12 +3,12 @@
 Workers are in the rack of one broker, so they read from followers while that broker is up.
 """
 
-import secrets
-from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+from support import changed_properties
 
 from stream.local import java, kafka
 from stream.local.profile import HOST, Profile
@@ -30,7 +30,7 @@ class Cluster(Profile):
 
 def install(cluster: Cluster) -> None:
     """Writes each broker's configuration and formats its storage. The jars are those of the local profile."""
-    uuid = "A" + urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")[1:]
+    uuid = kafka.cluster_id()
     jars = java.distribution(cluster, kafka.NAME) / "lib"
     for number in range(1, len(cluster.brokers) + 1):
         conf = _conf(cluster, number)
@@ -75,5 +75,4 @@ def _properties(cluster: Cluster, number: int) -> str:
         "broker.rack": f"rack-{number}",
         "replica.selector.class": SELECTOR,
     }
-    kept = [line for line in kafka._properties("", cluster).splitlines() if line.partition("=")[0] not in changed]
-    return "\n".join([*kept, *(f"{name}={value}" for name, value in changed.items())]) + "\n"
+    return changed_properties(kafka._properties("", cluster), changed)

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, free_ports
 from guards import TokenEndpoint, certificate, login_before, serving, tls_before
 from pydantic import SecretStr
-from support import LONGEST, Worker, chunk, read, send, until
+from support import LONGEST, Worker, changed_properties, chunk, read, send, until
 from typer.testing import CliRunner
 
 from stream.cli import app
@@ -135,11 +135,9 @@ def secured(profile, addresses, certificates):
             f"{package}.oauthbearer.internals.unsecured.OAuthBearerUnsecuredValidatorCallbackHandler"
         )
     changed["listener.name.sasl_plaintext.oauthbearer.connections.max.reauth.ms"] = "60000"  # or a token's lifetime
-    written = local_kafka._properties("data", profile)
-    kept = [line for line in written.splitlines() if line.partition("=")[0] not in changed]
     path = local_kafka._conf(profile)
     path.parent.mkdir(parents=True)
-    path.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in changed.items())]) + "\n")
+    path.write_text(changed_properties(local_kafka._properties("data", profile), changed))
     return path
 
 
