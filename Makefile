@@ -20,7 +20,9 @@ down: ## Stop what `make demo` started; keep its data
 check: lint types prometheus chromium ## Style, types and the tests that need no server: for the minute before a commit
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not servers"
 
-test: lint types vllm clients prometheus chromium ## Run every test, including those against real servers
+test: export PYTHONDONTWRITEBYTECODE :=
+test: .venv/installed ## Run every test, including those against real servers
+	$(MAKE) --jobs=3 --output-sync lint types vllm clients prometheus chromium
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-image: .venv/installed ## Build the image and run it, without a daemon: needs root, buildah and debootstrap
@@ -106,7 +108,7 @@ clean: ## Remove what was installed and the data of the local servers
 
 .local/vllm/installed: tests/contract/vllm.txt | $(UV)
 	@test -x .local/vllm/bin/python || $(UV) venv --quiet --python '>=3.11,<3.14' .local/vllm
-	$(UV) pip sync --quiet --compile-bytecode --python .local/vllm/bin/python --require-hashes tests/contract/vllm.txt
+	$(UV) pip sync --quiet --python .local/vllm/bin/python --require-hashes tests/contract/vllm.txt
 	@touch $@
 
 .local/clients/installed: tests/clients/clients.txt | $(UV)

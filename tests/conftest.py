@@ -11,9 +11,8 @@ import socket
 import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import cycle, islice
 from pathlib import Path
 
 import hypothesis
@@ -21,6 +20,7 @@ import pytest
 from dotenv import dotenv_values
 from faults import cluster
 from filelock import FileLock
+from ports import PROCESS, free_ports
 from processes import Process
 from support import DIMENSIONS, LOGS, empty_neo4j, wait_until
 
@@ -36,6 +36,7 @@ from stream.local.supervisor import Program, down, status, up
 from stream.stores import Stores, open_stores
 
 ROOT = Path(__file__).parent.parent
+LONG = ("test_faults.py", "test_swap.py", "test_embedding_server.py", "test_reindex.py", "test_quality.py")
 MODELS = ROOT / ".local" / "test-models"  # built and downloaded once
 STAND_INS = {  # an embedder that hashes words, and a SPLADE that was computed
     "STREAM_EMBED_MODEL": "Qwen/Qwen3-Embedding-8B",
@@ -46,14 +47,16 @@ STAND_INS = {  # an embedder that hashes words, and a SPLADE that was computed
     "STREAM_SPLADE_MODEL": str(MODELS / "splade"),
     "STREAM_SPLADE_REVISION": "development",
 }
-PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "")  # "gw0", "gw1", … with `pytest -n`, else nothing
-PORTS = 1000  # of each process, below those that the kernel gives to clients
-FIRST_PORT = 20_000 + PORTS * int(PROCESS.removeprefix("gw") or 9)
 
 # The default is deterministic. `HYPOTHESIS_PROFILE=nightly` draws new examples and prints how to repeat a failure.
 hypothesis.settings.register_profile("default", derandomize=True, max_examples=90, deadline=None)
 hypothesis.settings.register_profile("nightly", derandomize=False, max_examples=400, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first: a file runs in one process of `pytest -n`, and the others should not wait for its end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @contextmanager
@@ -146,21 +149,6 @@ def environment(profile: Profile | None) -> dict[str, str]:
     """STREAM_… variables of running servers."""
     variables = profile.environment() if profile else dotenv_values(os.environ["STREAM_TEST_ENV_FILE"])
     return {name: value for name, value in variables.items() if value is not None} | STAND_INS
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, and that no other process of `pytest -n` takes."""
-    found: list[int] = []
-    with ExitStack() as stack:
-        while len(found) < count:
-            port = next(_ports)
-            with suppress(OSError):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-                found.append(port)
-    return found
-
-
-_ports = islice(cycle(range(FIRST_PORT, FIRST_PORT + PORTS)), os.getpid() % PORTS, None)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import httpx
 import orjson
-from conftest import free_ports
+from ports import free_ports
 from processes import Process
 from support import LOGS, LONGEST, until
 

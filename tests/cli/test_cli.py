@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import processes
 import pytest
 from click.testing import Result
-from conftest import free_ports
+from ports import free_ports
 from support import DIMENSIONS, chunk, expanded, read, send
 from typer.testing import CliRunner
 

@@ -17,7 +17,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from click.testing import Result
-from conftest import free_ports
+from ports import free_ports
 from support import Worker, chunk, read, send
 from typer.testing import CliRunner
 

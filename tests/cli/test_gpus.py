@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import free_ports
+from ports import free_ports
 from support import LOGS, until
 
 from stream.worker.gpus import PORTS_APART

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import orjson
 import pytest
-from conftest import ROOT, free_ports
+from conftest import ROOT
+from ports import free_ports
 from processes import child
 from serving import Server
 from support import LONGEST, Worker, chunk, send, until

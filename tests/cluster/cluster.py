@@ -15,7 +15,8 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 import httpx
 import orjson
 import pytest
-from conftest import ROOT, free_ports
+from conftest import ROOT
+from ports import free_ports
 from support import LONGEST, Worker, chunk, expanded, send, until
 
 from stream import corpus

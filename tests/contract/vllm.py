@@ -47,11 +47,11 @@ def random_model(folder: Path) -> Path:
     shape = Qwen3Config(
         vocab_size=end + 8,
         hidden_size=4096,
-        intermediate_size=1024,
+        intermediate_size=128,
         num_hidden_layers=1,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=128,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
         max_position_embeddings=32_768,
         tie_word_embeddings=True,
     )

@@ -20,7 +20,7 @@ from stream.stores import Stores
 
 NEW = 0.25  # the share of records that make a new chunk; the others have a newer version than before
 TOMBSTONES = 0.1
-PUBLISHED_A_SECOND = 60
+PUBLISHED_A_SECOND = 30
 PUBLISHED_SLOWLY = 10  # a second
 TRANSACTIONS_A_SECOND = 2
 ABORTED = 0.4  # the share of transactions

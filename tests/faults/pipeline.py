@@ -8,9 +8,10 @@ from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 from typing import Self
 
-from conftest import free_ports, programs
+from conftest import programs
 from faults.history import History
 from faults.proxy import Proxy
+from ports import free_ports
 from support import EAGER, LOGS, Worker, create_topics, empty_neo4j, until
 
 from stream.config import STAGES, Settings, StageName

@@ -10,7 +10,7 @@ from typing import Any, Self
 import aiohttp
 import orjson
 from aiohttp import web
-from conftest import free_ports
+from ports import free_ports
 from support import until
 
 

@@ -4,8 +4,8 @@ import asyncio
 import json
 
 import pytest
-from conftest import free_ports
 from faults.proxy import Proxy
+from ports import free_ports
 from support import LONGEST, Worker, send, until
 
 from stream.operate.status import caught_up, stages

@@ -9,7 +9,7 @@ import orjson
 import pytest
 from aiohttp import web
 from aiokafka.admin import NewPartitions
-from conftest import free_ports
+from ports import free_ports
 from support import Worker, chunk, read, until
 
 from stream import metrics

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import aiohttp
 import pytest
-from conftest import free_ports
+from ports import free_ports
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream import metrics

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from conftest import free_ports
+from ports import free_ports
 from support import Worker, chunk, expanded, read, send
 
 from stream.contracts import problem

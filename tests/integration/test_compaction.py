@@ -11,7 +11,7 @@ from itertools import count
 import orjson
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
-from conftest import free_ports
+from ports import free_ports
 from support import FORGETFUL, LONGEST, Worker, chunk, compacted, create_topics, expanded, names, read, transactional
 
 from stream.config import Settings

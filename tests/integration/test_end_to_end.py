@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack, aclosing
 from itertools import islice
 
 import pytest
-from conftest import embedding_server, free_ports
+from conftest import embedding_server
+from ports import free_ports
 from support import LONGEST, Worker
 
 from stream import corpus

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from conftest import free_ports
+from ports import free_ports
 from support import LONGEST, Worker, read
 
 from stream import corpus

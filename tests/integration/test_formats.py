@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import orjson
 import pytest
-from conftest import free_ports
+from ports import free_ports
 from registry import FIRST_MESSAGE, IN_A_HEADER, as_json, as_protobuf
 from support import Worker, chunk, read
 

@@ -14,8 +14,9 @@ from traceback import format_exception
 from typing import Any
 
 import pytest
-from conftest import ROOT, free_ports
+from conftest import ROOT
 from guards import TokenEndpoint, certificate, login_before, serving, tls_before
+from ports import free_ports
 from pydantic import SecretStr
 from support import LONGEST, Worker, changed_properties, chunk, read, send, until
 from typer.testing import CliRunner

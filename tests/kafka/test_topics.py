@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from conftest import free_ports
+from ports import free_ports
 from support import Worker, until
 
 from stream.config import STAGES, Settings

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 import uvicorn
-from conftest import free_ports
+from ports import free_ports
 from serving import fake_service
 from support import wait_until
 from typer.testing import CliRunner

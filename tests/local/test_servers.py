@@ -8,7 +8,8 @@ from shutil import which
 import httpx
 import pytest
 import yaml
-from conftest import free_ports, programs
+from conftest import programs
+from ports import free_ports
 from support import wait_until
 
 from stream.errors import ConfigurationError, Outage

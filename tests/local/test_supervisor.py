@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import free_ports
+from ports import free_ports
 from support import wait_until
 
 from stream.errors import ConfigurationError, Outage

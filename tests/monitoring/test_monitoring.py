@@ -16,7 +16,7 @@ import httpx
 import orjson
 import pytest
 import yaml
-from conftest import free_ports
+from ports import free_ports
 from serving import Server
 from support import LOGS, LONGEST, Worker, chunk, send, until
 from typer.testing import CliRunner

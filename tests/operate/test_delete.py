@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 import orjson
 import pytest
-from conftest import free_ports
+from ports import free_ports
 from support import Worker, chunk, names, read, send
 from typer.testing import CliRunner
 

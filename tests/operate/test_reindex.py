@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import orjson
 import pytest
-from conftest import free_ports
+from ports import free_ports
 from processes import child
 from support import LONGEST, Worker, chunk, forget_facets, read, send, until
 from typer.testing import CliRunner

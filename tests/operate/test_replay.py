@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import orjson
 import pytest
-from conftest import free_ports
+from ports import free_ports
 from support import Worker, chunk, read, record, until
 from typer.testing import CliRunner
 

@@ -18,8 +18,9 @@ import processes
 import pytest
 from axe_playwright_python.async_playwright import Axe
 from browsing import PHONE, WIDE, Visitor
-from conftest import free_ports, isolated
+from conftest import isolated
 from playwright.async_api import Browser, Page, expect
+from ports import free_ports
 from processes import Process
 from support import LOGS, Worker, empty_neo4j, send, until
 

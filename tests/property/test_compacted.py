@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 import hypothesis
 import pytest
 from aiokafka import AIOKafkaProducer
-from conftest import free_ports
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import free_ports
 from support import FORGETFUL, Worker, chunk, compacted, create_topics, expanded, transactional
 
 from stream.config import Settings

@@ -17,9 +17,9 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 from checker import check, check_stores
-from conftest import free_ports
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import free_ports
 from strategies import Case, batches, kinds_of, numbered
 from support import Worker, read, transactional
 

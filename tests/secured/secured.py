@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, free_ports, isolated
+from conftest import ROOT, isolated
+from ports import free_ports
 from processes import run
 from secured.servers import PASSWORD, Node, neo4j_requiring_a_client_certificate, running
 from serving import client

@@ -12,10 +12,11 @@ from unittest.mock import patch
 
 import httpx
 import yaml
-from conftest import ROOT, free_ports
+from conftest import ROOT
 from guards import certificate
 from neo4j import GraphDatabase
 from neo4j.exceptions import DriverError, Neo4jError
+from ports import free_ports
 
 from stream import tls
 from stream.local import java, neo4j, opensearch

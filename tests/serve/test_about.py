@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import free_ports
+from ports import free_ports
 from searchable import COUNT, Encoder
 from serving import TEAM, client, problem
 from support import LONGEST, expanded

@@ -13,7 +13,7 @@ import httpx
 import orjson
 import pytest
 import uvicorn
-from conftest import free_ports
+from ports import free_ports
 from serving import client, fake_service, problem
 from support import LONGEST, send
 

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from conftest import free_ports, isolated
+from conftest import isolated
+from ports import free_ports
 from processes import run
 from searchable import searchable
 from serving import Server

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import orjson
 import pytest
-from conftest import free_ports
+from ports import free_ports
 from support import Worker, chunk, expanded, send
 
 from stream.config import STAGES

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from aiohttp import web
-from conftest import free_ports
+from ports import free_ports
 
 from stream import config
 from stream.errors import Outage

@@ -8,7 +8,7 @@ import time
 import aiohttp
 import pytest
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
-from conftest import free_ports
+from ports import free_ports
 from support import chunk, until
 
 from stream import progress

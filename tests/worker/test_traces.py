@@ -11,13 +11,13 @@ from threading import Thread
 
 import orjson
 import pytest
-from conftest import free_ports
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from ports import free_ports
 from support import LONGEST, Worker, chunk, record
 
 from stream.config import STAGES
