@@ -22,7 +22,7 @@ check: lint types prometheus chromium ## Style, types and the tests that need no
 
 test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/installed ## Run every test, including those against real servers
-	$(MAKE) --jobs=3 --output-sync lint types vllm clients prometheus chromium
+	$(MAKE) --no-print-directory --jobs=3 --output-sync lint types vllm clients prometheus chromium
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-image: .venv/installed ## Build the image and run it, without a daemon: needs root, buildah and debootstrap
