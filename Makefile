@@ -20,6 +20,7 @@ down: ## Stop what `make demo` started; keep its data
 check: lint types prometheus chromium ## Style, types and the tests that need no server: for the minute before a commit
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not servers"
 
+# A module is compiled once, not in each process that imports it.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/installed ## Run every test, including those against real servers
 	$(MAKE) --no-print-directory --jobs=3 --output-sync lint types vllm clients prometheus chromium

@@ -21,8 +21,8 @@ from stream.stores import Stores
 NEW = 0.25  # the share of records that make a new chunk; the others have a newer version than before
 TOMBSTONES = 0.1
 PUBLISHED_A_SECOND = 30
-PUBLISHED_SLOWLY = 10  # a second
 TRANSACTIONS_A_SECOND = 2
+SLOWER = 6  # times fewer of both, when they are published slowly
 ABORTED = 0.4  # the share of transactions
 OPEN = 0.1  # seconds that a transaction stays open and blocks later records
 KAFKA_AWAY = 30.0  # seconds that a transaction may take
@@ -80,7 +80,7 @@ class History:
         self._settings = settings
         self._random = random.Random(seed)
         self._version = 0
-        self._rate = PUBLISHED_A_SECOND
+        self._slower = 1
         self._chunks: Counter[str] = Counter()  # by the first letter of chunk_id
         self._on_their_way: set[asyncio.Task[None]] = set()
         self._plain, self._transactional = asyncio.Lock(), asyncio.Lock()  # each held during one step
@@ -116,11 +116,11 @@ class History:
     @contextmanager
     def slowly(self) -> Iterator[None]:
         """Publishes slowly enough for a stage to catch up, also on a busy machine."""
-        self._rate = PUBLISHED_SLOWLY
+        self._slower = SLOWER
         try:
             yield
         finally:
-            self._rate = PUBLISHED_A_SECOND
+            self._slower = 1
 
     async def transaction(
         self, producer: AIOKafkaProducer, *, commit: bool, records: int, seconds: float = OPEN, own: str = "t"
@@ -149,7 +149,7 @@ class History:
                 noting = asyncio.create_task(self._note(change, await self._send(producer, change)))
                 self._on_their_way.add(noting)
                 noting.add_done_callback(self._on_their_way.discard)
-            await asyncio.sleep(1 / self._rate)
+            await asyncio.sleep(self._slower / PUBLISHED_A_SECOND)
 
     async def _publish_in_transactions(self) -> None:
         while True:
@@ -161,7 +161,7 @@ class History:
                         async with self._transactional, asyncio.timeout(KAFKA_AWAY):
                             commit, records = self._random.random() > ABORTED, self._random.randrange(1, 12)
                             await self.transaction(producer, commit=commit, records=records)
-                        await asyncio.sleep(PUBLISHED_A_SECOND / self._rate / TRANSACTIONS_A_SECOND)
+                        await asyncio.sleep(self._slower / TRANSACTIONS_A_SECOND)
             await asyncio.sleep(1)
 
     def _draw(self, letter: str) -> Change:

@@ -274,13 +274,14 @@ async def test_a_store_that_is_down_is_named_and_kafka_is_still_shown(flow, stor
 
 async def letters(settings: Settings, *made: tuple[str, bytes | None, str]) -> list[Record]:
     """Writes dead letters of embed: key, value and reason, a millisecond apart; returns their records."""
-    topic, sent, now = topics.dead_letters(settings, "embed"), [], int(time.time() * 1000)
+    topic, sent = topics.dead_letters(settings, "embed"), []
+    first = int(time.time() * 1000) - len(made)
     async with clients.letter_producer(settings) as producer:
         for n, (key, value, reason) in enumerate(made):
             record = Record(settings.topic, 1, n, key.encode(), value, 1000)
             headers = letter_headers(record, "embed", Rejected(reason, f"because of {reason}"))  # type: ignore[arg-type]
             at = await producer.send_and_wait(
-                topic, key=record.key, value=value, headers=headers, timestamp_ms=now - len(made) + n
+                topic, key=record.key, value=value, headers=headers, timestamp_ms=first + n
             )
             sent.append(replace(record, topic=topic, partition=at.partition, offset=at.offset, headers=headers))
     return sent
