@@ -19,7 +19,7 @@ import hypothesis
 import pytest
 from dotenv import dotenv_values
 from faults import cluster
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from ports import PROCESS, free_ports
 from processes import Process
 from support import DIMENSIONS, LOGS, empty_neo4j, wait_until
@@ -60,12 +60,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @contextmanager
+def only_run(home: Path) -> Iterator[None]:
+    """Keeps other runs of the tests out of a folder: each would stop the other's servers."""
+    try:
+        lock = FileLock(f"{home}.lock").acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(f"another run of the tests has its servers in {home}: wait until it ends") from None
+    with lock:
+        yield
+
+
+@contextmanager
 def own_servers(brokers: int = 1) -> Iterator[Profile]:
     """Servers on free ports, with nothing in them, in a folder that only its owner may enter; stopped at the end.
 
-    With several brokers the profile is a `Cluster`.
-
-    Each process of `pytest -n` has its own.
+    With several brokers the profile is a `Cluster`. Each process of `pytest -n` has its own.
     """
     ports = ("kafka", "kafka_controller", "neo4j", "opensearch", "opensearch_transport", "embedder")
     profile = Profile(
@@ -76,22 +85,23 @@ def own_servers(brokers: int = 1) -> Iterator[Profile]:
     if brokers > 1:
         own, controllers = free_ports(brokers), free_ports(brokers)
         profile = cluster.Cluster(**vars(profile), brokers=tuple(zip(own, controllers, strict=True)))
-    down(profile)
-    shutil.rmtree(profile.home, ignore_errors=True)
-    profile.home.mkdir(parents=True, mode=0o700)
-    try:
-        install(profile, print)
-        if isinstance(profile, cluster.Cluster):
-            cluster.install(profile)
-        MODELS.mkdir(exist_ok=True)
-        with FileLock(MODELS / "lock"):
-            splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(STAND_INS["STREAM_SPLADE_MODEL"]))
-        up(profile, programs(profile), print)
-        yield profile
-    finally:
-        running = [program.pid for program in status(profile) if program.pid]
+    with only_run(profile.home):
         down(profile)
-        assert [pid for pid in running if Path(f"/proc/{pid}").exists()] == []
+        shutil.rmtree(profile.home, ignore_errors=True)
+        profile.home.mkdir(parents=True, mode=0o700)
+        try:
+            install(profile, print)
+            if isinstance(profile, cluster.Cluster):
+                cluster.install(profile)
+            MODELS.mkdir(exist_ok=True)
+            with FileLock(MODELS / "lock"):
+                splade_model.build((chunk["text"] for chunk in corpus.chunks()), Path(STAND_INS["STREAM_SPLADE_MODEL"]))
+            up(profile, programs(profile), print)
+            yield profile
+        finally:
+            running = [program.pid for program in status(profile) if program.pid]
+            down(profile)
+            assert [pid for pid in running if Path(f"/proc/{pid}").exists()] == []
 
 
 def programs(profile: Profile) -> list[Program]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 HOME = Path(os.environ.get("STREAM_TEST_VLLM_HOME") or Path(__file__).parents[2] / ".local" / "vllm")
 LOG = HOME / "log"
 END = "<|endoftext|>"
-PATIENCE = 600  # seconds until vLLM answers; on two idle cores it takes 50
+PATIENCE = 600  # seconds until vLLM starts or answers; on two idle cores it starts within 50
 
 
 @dataclass(frozen=True)
