@@ -64,6 +64,7 @@ class EmbeddingClient:
             transport=transport,
         )
         self._replicas = Replicas(settings.embed_urls)
+        self._contexts: dict[str, int | None] = {}  # the model's context length, by server; None where it is not known
         for cause in CAUSES:
             metrics.embed_retries.labels(cause)
         self._pause = wait_random_exponential(multiplier=0.2, max=5)
@@ -150,6 +151,7 @@ class EmbeddingClient:
         wanted = self._settings.embed_model
         if wanted not in served:
             raise Outage(f"the embedding server at {address} serves {', '.join(served) or 'nothing'}, not {wanted}")
+        self._contexts[address] = served[wanted]
         return f"{wanted}, at most {served[wanted]} tokens a text"
 
     async def version(self, address: str) -> str | None:
@@ -189,7 +191,7 @@ class EmbeddingClient:
             "endianness": "little",
         }
         if self._settings.embed_long_texts == "truncate":
-            body["truncate_prompt_tokens"] = TRUNCATE_TO_CONTEXT
+            body["truncate_prompt_tokens"] = await self._longest(address)
         try:
             response = await self._http.post(
                 f"{address}/v1/embeddings", content=orjson.dumps(body), headers={"Content-Type": "application/json"}
@@ -206,6 +208,17 @@ class EmbeddingClient:
             message = f"the embedding server at {address} answers {status}: {_message(response)}"
             raise _RequestFailed(message, str(status), retryable=status != 404, retry_after=_retry_after(response))
         return self._checked(response.content, len(texts))
+
+    async def _longest(self, address: str) -> int:
+        """The number of tokens to which this server cuts a text: one less than the model reads.
+
+        vLLM before 0.32 does not answer for a text of exactly the context length that it reads in several steps
+        (github.com/vllm-project/vllm/issues/47971).
+        """
+        if address not in self._contexts:
+            await self.examine(address)
+        context = self._contexts[address]
+        return context - 1 if context else TRUNCATE_TO_CONTEXT
 
     def _wait(self, state: RetryCallState) -> float:
         fault = state.outcome.exception() if state.outcome else None

@@ -199,11 +199,17 @@ async def test_retries_are_counted_by_cause_and_tokens_as_the_server_says():
     assert value("embed_in_flight") == 0
 
 
-@pytest.mark.parametrize(("policy", "sent"), [("reject", None), ("truncate", -1)])
-async def test_a_long_text_is_cut_only_if_that_is_wanted(policy, sent):
+@pytest.mark.parametrize(
+    ("policy", "context", "sent"), [("reject", 100, None), ("truncate", 100, 99), ("truncate", None, -1)]
+)
+async def test_a_long_text_is_cut_only_if_that_is_wanted(policy, context, sent):
     bodies = []
 
     def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": SETTINGS.embed_model, "max_model_len": context}]})
+        if request.url.path == "/health":
+            return httpx.Response(200)
         bodies.append(orjson.loads(request.content))
         return vectors(1)
 
