@@ -72,7 +72,8 @@ REASON_LENGTH = 200  # characters; a reason may quote the record
 class _Batch:
     deliveries: Sequence[Delivery]
     outcomes: "asyncio.Task[list[tuple[Record, Outcome]]]"
-    started: float
+    started: float  # as `time.monotonic`
+    began: int  # nanoseconds since 1970
     span: trace.Span
 
 
@@ -194,11 +195,12 @@ class BatchLoop:
         if not current:
             self._room.release()
             return
-        span = traces.begin(self.stage.name)
+        began = time.time_ns()
+        span = traces.begin(self.stage.name, began)
         with trace.use_span(span):
             work = asyncio.create_task(self._process([delivery.record for delivery in current]))
         self._count(+1)
-        self._started.put_nowait(_Batch(current, work, time.monotonic(), span))
+        self._started.put_nowait(_Batch(current, work, time.monotonic(), began, span))
 
     # Step 2: process
 
@@ -419,7 +421,7 @@ class BatchLoop:
                 metrics.end_to_end_seconds.observe(age(record))
         with trace.use_span(batch.span):
             log.info("batch of %d in %.3f s, %d rejected", len(outcomes), seconds, len(left["rejected"]))
-        traces.end(batch.span, stage, seconds, outcomes)
+        traces.end(batch.span, stage, batch.began, outcomes)
 
 
 def age(record: Record) -> float:

@@ -22,13 +22,13 @@ _tracer = trace.get_tracer("stream")
 _propagator = TraceContextTextMapPropagator()
 
 
-def begin(stage: str) -> Span:
-    """Starts the span of a batch; `end` ends it."""
-    return _tracer.start_span(f"{stage} batch", kind=SpanKind.CONSUMER)
+def begin(stage: str, began: int) -> Span:
+    """The span of a batch that began at this time (nanoseconds since 1970); `end` ends it."""
+    return _tracer.start_span(f"{stage} batch", kind=SpanKind.CONSUMER, start_time=began)
 
 
-def end(batch: Span, stage: str, seconds: float, outcomes: Sequence[tuple[Record, Outcome]]) -> None:
-    """Ends the span of a batch that took `seconds`, and makes a span for each of its traced records."""
+def end(batch: Span, stage: str, began: int, outcomes: Sequence[tuple[Record, Outcome]]) -> None:
+    """Ends the span of a batch that began at this time, and makes a span of the same time for each traced record."""
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # no provider is set
         return
     now = time.time_ns()
@@ -53,7 +53,7 @@ def end(batch: Span, stage: str, seconds: float, outcomes: Sequence[tuple[Record
                 "messaging.kafka.message.key": (record.key or b"").decode("utf-8", "replace"),
             },
             links=[Link(batch.get_span_context())],
-            start_time=now - round(seconds * 1e9),
+            start_time=began,
         )
         if isinstance(outcome, Rejected):
             span.set_status(Status(StatusCode.ERROR, outcome.reason))

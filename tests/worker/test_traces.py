@@ -29,6 +29,7 @@ from stream.worker import traces
 TRACE, PRODUCER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"  # of the W3C's own example
 SAMPLED = ("traceparent", f"00-{TRACE}-{PRODUCER}-01".encode())
 NOT_SAMPLED = ("traceparent", f"00-{TRACE}-{PRODUCER}-00".encode())
+BEGAN = 1_700_000_000_000_000_000  # nanoseconds since 1970
 SECRET = "a text that nobody else needs to see"
 
 
@@ -108,14 +109,15 @@ def test_a_rejected_record_is_an_error_in_its_trace_and_broken_context_is_nobody
     broken = [("traceparent", b"\xff"), ("traceparent", b"00-0-0-01"), ("traceparent", None)]
     outcomes = [(record({}, headers=[SAMPLED]), Rejected("schema", SECRET)), (record({}, headers=[SAMPLED]), Done())]
     outcomes += [(record({}, headers=[one]), Done()) for one in broken]
-    traces.end(traces.begin("embed"), "embed", 1.5, outcomes)
+    traces.end(traces.begin("embed", BEGAN), "embed", BEGAN, outcomes)
     rejected, done, batch = exporter.get_finished_spans()
     assert (rejected.status.description, done.status.is_ok) == ("schema", True)
     assert (rejected.name, done.name, batch.name) == ("embed", "embed", "embed batch")
-    assert done.end_time - done.start_time == 1.5e9
+    assert done.start_time == batch.start_time == BEGAN
+    assert done.end_time == batch.end_time > BEGAN
     assert SECRET not in "".join(span.to_json() for span in exporter.get_finished_spans())
 
 
 def test_without_a_provider_nothing_is_parsed(monkeypatch):
     monkeypatch.setattr(traces, "_propagator", None)
-    traces.end(traces.begin("embed"), "embed", 1, [(record({}, headers=[SAMPLED]), Done())])
+    traces.end(traces.begin("embed", BEGAN), "embed", BEGAN, [(record({}, headers=[SAMPLED]), Done())])
