@@ -49,7 +49,7 @@ STAND_INS = {  # an embedder that hashes words, and a SPLADE that was computed
 }
 
 # The default is deterministic. `HYPOTHESIS_PROFILE=nightly` draws new examples and prints how to repeat a failure.
-hypothesis.settings.register_profile("default", derandomize=True, max_examples=90, deadline=None)
+hypothesis.settings.register_profile("default", derandomize=True, max_examples=70, deadline=None)
 hypothesis.settings.register_profile("nightly", derandomize=False, max_examples=400, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
